@@ -1,0 +1,56 @@
+# Everything runs in one virtual environment, which is kept until the files that describe it change.
+#
+#   make demo    score the sample table with the sample model
+#   make test    run the test suite
+#   make lint    check style and types
+#   make clean   remove the environment and everything that was built
+#
+# Another interpreter: make test PYTHON=python3.13. Another environment: make test VENV=/tmp/venv.
+
+PYTHON ?= python3
+VENV ?= .venv
+BIN := $(VENV)/bin
+PIP := $(BIN)/python -m pip --disable-pip-version-check
+INSTALL := $(PIP) install --quiet --constraint constraints.txt
+DESCRIPTION := pyproject.toml setup.py constraints.txt
+
+.PHONY: help demo test lint clean
+
+help:
+	@sed -n 's/^#   make/make/p' Makefile
+
+demo: $(VENV)/.core
+	@mkdir -p build
+	$(BIN)/pabee-fast score examples/sample.csv --model examples/sample-model --text-column text --output build/demo.csv --overwrite
+	@head -n 6 build/demo.csv
+
+# The suite reads no model hub; offline, a forgotten look-up fails at once instead of waiting for the network.
+test: $(VENV)/.test
+	HF_HUB_OFFLINE=1 $(BIN)/python -m pytest
+
+lint: $(VENV)/.test
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+clean:
+	rm -rf $(VENV) build dist .benchmarks .hypothesis .mypy_cache .pytest_cache .ruff_cache *.egg-info
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +
+
+$(VENV)/.made:
+	@$(PYTHON) -c 'import sys; sys.exit("Python 3.11 or newer is needed and $(PYTHON) is %d.%d: name another one with PYTHON=..." % sys.version_info[:2] if sys.version_info < (3, 11) else 0)'
+	$(PYTHON) -m venv --clear $(VENV)
+	@touch $@
+
+# Build tools first, pinned, so that the package is built by them: an isolated build would take the newest.
+$(VENV)/.tools: constraints.txt $(VENV)/.made
+	$(INSTALL) --upgrade pip setuptools
+	@touch $@
+
+$(VENV)/.core: $(DESCRIPTION) $(VENV)/.tools
+	$(INSTALL) --no-build-isolation --editable .
+	@touch $@
+
+$(VENV)/.test: $(DESCRIPTION) $(VENV)/.tools
+	$(INSTALL) --no-build-isolation --editable '.[test]'
+	@touch $(VENV)/.core $@
