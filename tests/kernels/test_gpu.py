@@ -1,0 +1,74 @@
+"""The kernels compiled and run on a GPU: the interpreter's cases, in float32 and in bfloat16."""
+
+from collections.abc import Iterator
+from types import ModuleType
+
+import pytest
+import torch
+
+from tests.kernels import cases
+
+pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no CUDA device")]
+
+by_dtype = pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+
+
+@pytest.fixture(scope="module")
+def exit_step() -> ModuleType:
+    pytest.importorskip("triton", reason="Triton is not installed, as on Windows")
+    from pabee_fast.kernels import exit_step
+
+    return exit_step
+
+
+@pytest.fixture(scope="module")
+def compact() -> ModuleType:
+    pytest.importorskip("triton", reason="Triton is not installed, as on Windows")
+    from pabee_fast.kernels import compact
+
+    return compact
+
+
+@by_dtype
+@pytest.mark.parametrize("case", cases.EXIT_CASES, ids=str)
+def test_exit_step_equals_its_reference(exit_step: ModuleType, case: cases.ExitCase, dtype: torch.dtype) -> None:
+    cases.check_exit_step(exit_step.exit_step, case, dtype, "cuda")
+
+
+@by_dtype
+@pytest.mark.parametrize("case", cases.FLOAT_CASES, ids=str)
+def test_exit_step_sums_in_float32(exit_step: ModuleType, case: cases.ExitCase, dtype: torch.dtype) -> None:
+    cases.check_exit_step(exit_step.exit_step, case, dtype, "cuda", integers=False)
+
+
+@pytest.mark.parametrize("case", cases.COMPACT_CASES, ids=str)
+def test_compaction_equals_indexing(compact: ModuleType, case: cases.CompactCase) -> None:
+    cases.check_compact(compact, case, "cuda")
+
+
+def test_a_batch_shrinks_to_one_row_and_to_none(compact: ModuleType) -> None:
+    cases.check_shrinking_batch(compact, "cuda")
+
+
+@pytest.fixture
+def waiting_is_an_error() -> Iterator[None]:
+    torch.cuda.set_sync_debug_mode("error")
+    yield
+    torch.cuda.set_sync_debug_mode("default")
+
+
+def test_no_launch_waits_for_the_device(exit_step: ModuleType, compact: ModuleType, waiting_is_an_error: None) -> None:
+    rows, classes, hidden_size = 5, 3, 48
+    with torch.device("cuda"):
+        keep, streak = torch.ones(rows, dtype=torch.int8), torch.zeros(rows, dtype=torch.int32)
+        answer, row_ids = torch.zeros(rows, 1, dtype=torch.int32), torch.arange(rows)
+        cu_seqlens = torch.arange(rows + 1, dtype=torch.int32)
+        hidden, weight = torch.zeros(rows, hidden_size), torch.zeros(classes, hidden_size)
+        logits, exit_layers = torch.zeros(rows, classes), torch.zeros(rows, dtype=torch.int64)
+    exit_step.exit_step(
+        hidden, weight, None, keep, streak, answer, row_ids, logits, exit_layers,
+        starts=cu_seqlens[:-1], layer=1, kind="label", rule="streak", patience=9,
+    )  # fmt: skip
+    found = compact.plan(keep, cu_seqlens, row_ids, streak, answer)
+    moved = compact.gather(hidden, found.starts, found.cu_seqlens, rows=rows, tokens=rows, longest=1)
+    assert moved.shape == hidden.shape

@@ -1,0 +1,250 @@
+"""What a call is checked for, and what a launch is made of; nothing here runs a kernel."""
+
+import inspect
+import subprocess
+import sys
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import pytest
+import torch
+
+from pabee_fast.kernels import launch, reference
+
+ROWS, CLASSES, HIDDEN_SIZE, RESULTS = 4, 3, 8, 6
+
+
+def exit_step_arguments(rows: int = ROWS, **changes: Any) -> dict[str, Any]:
+    arguments: dict[str, Any] = dict(
+        features=torch.zeros(rows, HIDDEN_SIZE),
+        weight=torch.zeros(CLASSES, HIDDEN_SIZE),
+        bias=torch.zeros(CLASSES),
+        keep=torch.ones(rows, dtype=torch.int8),
+        streak=torch.zeros(rows, dtype=torch.int32),
+        answer=torch.zeros(rows, 1, dtype=torch.int32),
+        row_ids=torch.arange(rows),
+        logits=torch.zeros(RESULTS, CLASSES),
+        exit_layers=torch.zeros(RESULTS, dtype=torch.int64),
+        starts=None,
+        layer=1,
+        kind="label",
+        rule="streak",
+        patience=1,
+        threshold=0.0,
+        exit_at=None,
+    )
+    return arguments | changes
+
+
+def plan_arguments(rows: int = ROWS, **changes: Any) -> dict[str, Any]:
+    arguments: dict[str, Any] = dict(
+        keep=torch.ones(rows, dtype=torch.int8),
+        cu_seqlens=torch.arange(rows + 1, dtype=torch.int32),
+        row_ids=torch.arange(rows),
+        streak=torch.zeros(rows, dtype=torch.int32),
+        answer=torch.zeros(rows, 1, dtype=torch.int32),
+    )
+    return arguments | changes
+
+
+def gather_arguments(**changes: Any) -> dict[str, Any]:
+    arguments: dict[str, Any] = dict(
+        hidden=torch.zeros(9, HIDDEN_SIZE),
+        starts=torch.tensor([0, 3], dtype=torch.int32),
+        cu_seqlens=torch.tensor([0, 2, 5], dtype=torch.int32),
+        rows=2,
+        tokens=5,
+        longest=3,
+    )
+    return arguments | changes
+
+
+WRONG_FOR_EXIT_STEP: list[tuple[dict[str, Any], str]] = [
+    (
+        {"features": torch.zeros(ROWS, HIDDEN_SIZE, dtype=torch.float64)},
+        r"features is torch.float64; convert it to one",
+    ),
+    ({"features": torch.zeros(1, ROWS, HIDDEN_SIZE)}, r"features is \[1, 4, 8\]; give it the shape \[lines"),
+    (
+        {"features": torch.zeros(ROWS + 1, HIDDEN_SIZE)},
+        r"features is \[5, 8\]; give it .*\[rows, hidden_size\], here \[4",
+    ),
+    ({"features": torch.zeros(HIDDEN_SIZE, ROWS).T}, r"features is not contiguous; make it so"),
+    ({"weight": torch.zeros(CLASSES, HIDDEN_SIZE + 1)}, r"weight is \[3, 9\]; give it .*here \[3, 8\]"),
+    ({"weight": torch.zeros(CLASSES, HIDDEN_SIZE).half()}, r"weight is torch.float16; convert it to torch.float32"),
+    ({"weight": torch.zeros(0, HIDDEN_SIZE), "logits": torch.zeros(RESULTS, 0)}, r"weight is \[0, 8\]; .* one class"),
+    ({"weight": torch.zeros(CLASSES, HIDDEN_SIZE, device="meta")}, r"weight is on meta; move it to cpu"),
+    ({"bias": torch.zeros(CLASSES + 1)}, r"bias is \[4\]; .*here \[3\]"),
+    ({"keep": torch.ones(ROWS, dtype=torch.bool)}, r"keep is torch.bool; convert it to torch.int8"),
+    ({"streak": torch.zeros(ROWS, dtype=torch.int64)}, r"streak is torch.int64; convert it to torch.int32"),
+    ({"answer": torch.zeros(ROWS, 2, dtype=torch.int32)}, r"answer is \[4, 2\]; .*\[rows, words\], here \[4, 1\]"),
+    ({"row_ids": torch.arange(ROWS + 1)}, r"row_ids is \[5\]"),
+    ({"logits": torch.zeros(RESULTS, CLASSES).half()}, r"logits is torch.float16"),
+    ({"exit_layers": torch.zeros(RESULTS + 1, dtype=torch.int64)}, r"exit_layers is \[7\]"),
+    ({"starts": torch.arange(ROWS)}, r"starts is torch.int64; convert it to torch.int32"),
+    ({"layer": 0}, r"layer is 0; layers are counted from 1"),
+    ({"kind": "class"}, r"kind is 'class'; choose one of 'label', 'value', 'label_set'"),
+    ({"kind": "value"}, r"kind is 'value' and weight has 3 classes"),
+    ({"rule": "entropy"}, r"rule is 'entropy'; choose one of 'streak', 'given', 'all'"),
+    ({"patience": 0}, r"patience is 0; rule 'streak' needs at least 1"),
+    ({"rule": "given"}, r"exit_at is None and rule is 'given'"),
+    ({"exit_at": torch.zeros(RESULTS, dtype=torch.int64)}, r"exit_at is a tensor and rule is 'streak'"),
+    ({"rule": "given", "exit_at": torch.zeros(ROWS, dtype=torch.int64)}, r"exit_at is \[4\]; .*here \[6\]"),
+    (
+        {"kind": "value", "weight": torch.zeros(1, HIDDEN_SIZE), "bias": None, "logits": torch.zeros(RESULTS, 1)},
+        r"threshold is 0.0; kind 'value' by rule 'streak' needs one above 0",
+    ),
+]
+WRONG_FOR_PLAN: list[tuple[dict[str, Any], str]] = [
+    ({"keep": torch.ones(ROWS, 1, dtype=torch.int8)}, r"keep is \[4, 1\]; give it the shape \[rows\]"),
+    ({"cu_seqlens": torch.arange(ROWS, dtype=torch.int32)}, r"cu_seqlens is \[4\]; .*\[rows \+ 1\], here \[5\]"),
+    ({"row_ids": torch.arange(ROWS).int()}, r"row_ids is torch.int32; convert it to torch.int64"),
+    ({"streak": torch.zeros(2 * ROWS, dtype=torch.int32)[::2]}, r"streak is not contiguous"),
+    ({"answer": torch.zeros(ROWS, dtype=torch.int32)}, r"answer is \[4\]; give it the shape \[rows, words\]"),
+]
+WRONG_FOR_GATHER: list[tuple[dict[str, Any], str]] = [
+    ({"hidden": torch.zeros(())}, r"hidden has no dimensions"),
+    ({"hidden": torch.zeros(HIDDEN_SIZE, 9).T}, r"hidden is not contiguous"),
+    ({"starts": torch.tensor([0, 3])}, r"starts is torch.int64; convert it to torch.int32"),
+    ({"cu_seqlens": torch.zeros(1, 3, dtype=torch.int32)}, r"cu_seqlens is \[1, 3\]"),
+    ({"rows": 3}, r"rows is 3, starts has 2 entries and cu_seqlens 3"),
+    ({"tokens": 10}, r"tokens is 10, longest 3, rows 2 and hidden has 9 tokens"),
+    ({"longest": 2}, r"tokens is 5, longest 2"),
+]
+
+
+@pytest.mark.parametrize(("changes", "message"), WRONG_FOR_EXIT_STEP, ids=lambda value: str(value)[:40])
+def test_exit_step_names_what_is_wrong_and_changes_nothing(changes: dict[str, Any], message: str) -> None:
+    arguments = exit_step_arguments(**changes)
+    with pytest.raises(ValueError, match=message):
+        reference.exit_step(**arguments)
+    assert arguments["keep"].all()
+
+
+@pytest.mark.parametrize(("changes", "message"), WRONG_FOR_PLAN, ids=lambda value: str(value)[:40])
+def test_plan_names_what_is_wrong(changes: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        reference.plan(**plan_arguments(**changes))
+
+
+@pytest.mark.parametrize(("changes", "message"), WRONG_FOR_GATHER, ids=lambda value: str(value)[:40])
+def test_gather_names_what_is_wrong(changes: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        reference.gather(**gather_arguments(**changes))
+
+
+# The package's own __init__ is left out: it brings transformers, and this room knows tensors alone.
+IMPORT = """
+import sys, types
+sys.modules["triton"] = None
+package = sys.modules["pabee_fast"] = types.ModuleType("pabee_fast")
+package.__path__ = ["pabee_fast"]
+from pabee_fast.kernels import launch, reference
+"""
+
+
+def test_the_reference_imports_without_triton() -> None:
+    root = Path(__file__).resolve().parents[2]
+    done = subprocess.run([sys.executable, "-c", IMPORT], cwd=root, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+
+
+@pytest.fixture(scope="module")
+def kernels() -> dict[str, ModuleType]:
+    """The module of every function that has a kernel."""
+    pytest.importorskip("triton", reason="Triton is not installed, as on macOS and Windows")
+    from pabee_fast.kernels import compact, exit_step
+
+    return {"exit_step": exit_step, "plan": compact, "gather": compact}
+
+
+ARGUMENTS = {"exit_step": exit_step_arguments, "plan": plan_arguments, "gather": gather_arguments}
+by_function = pytest.mark.parametrize("name", ARGUMENTS)
+
+
+@by_function
+def test_kernel_and_reference_have_one_signature(kernels: dict[str, ModuleType], name: str) -> None:
+    kernel, plain = getattr(kernels[name], name), getattr(reference, name)
+    assert inspect.signature(kernel) == inspect.signature(plain)
+
+
+@by_function
+def test_the_kernel_makes_the_reference_s_checks(
+    kernels: dict[str, ModuleType], name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(*args: Any, **kwargs: Any) -> None:
+        raise ValueError("refused")
+
+    monkeypatch.setattr(kernels[name], f"check_{name}", refuse)
+    with pytest.raises(ValueError, match="refused"):
+        getattr(kernels[name], name)(**ARGUMENTS[name]())
+
+
+@by_function
+def test_a_compiled_kernel_refuses_tensors_on_a_cpu(kernels: dict[str, ModuleType], name: str) -> None:
+    with pytest.raises(ValueError, match=r"is on cpu .* move it to a CUDA device, or call .*kernels.reference"):
+        getattr(kernels[name], name)(**ARGUMENTS[name]())
+
+
+def test_nothing_is_launched_for_no_rows(kernels: dict[str, ModuleType], monkeypatch: pytest.MonkeyPatch) -> None:
+    # What is no JITFunction passes for interpreted, and None cannot be launched.
+    for name, module in kernels.items():
+        monkeypatch.setattr(module, f"{name}_kernel", None)
+    kernels["exit_step"].exit_step(**exit_step_arguments(rows=0))
+    found = kernels["plan"].plan(**plan_arguments(rows=0))
+    assert (found.cu_seqlens.tolist(), found.counts.tolist()) == ([0], [0, 0, 0])
+    with pytest.raises(TypeError):
+        kernels["plan"].plan(**plan_arguments())
+    assert kernels["gather"].gather(**gather_arguments(rows=0, tokens=0, longest=0)).shape == (0, HIDDEN_SIZE)
+
+
+def test_a_head_too_wide_for_one_program_is_refused(kernels: dict[str, ModuleType]) -> None:
+    with pytest.raises(ValueError, match=r"weight has 1025 classes; the kernel takes up to 1024"):
+        launch.exit_step_blocks(HIDDEN_SIZE, launch.MAX_CLASSES + 1, torch.float32)
+
+
+def test_a_batch_that_shrinks_compiles_nothing_new(kernels: dict[str, ModuleType]) -> None:
+    first = exit_step_arguments(rows=16)
+    fresh = kernels["exit_step"].exit_step_launch(**first).specialisation()
+    for rows in (1, 5):
+        # A prefix, as compaction leaves it, and a part that is not aligned.
+        for part in (slice(0, rows), slice(1, rows + 1)):
+            state = {name: first[name][part] for name in ("keep", "streak", "answer", "row_ids")}
+            later = first | state | {"features": first["features"][:rows], "layer": 7, "patience": 5, "threshold": 2.0}
+            assert kernels["exit_step"].exit_step_launch(**later).specialisation() == fresh
+
+    result = reference.plan(**plan_arguments(rows=16))
+    whole = kernels["plan"].plan_launch(**plan_arguments(rows=16), result=result).specialisation()
+    rest = {name: tensor[1:] for name, tensor in plan_arguments(rows=16).items()}
+    assert kernels["plan"].plan_launch(**rest, result=result).specialisation() == whole
+
+    places = {"starts": result.starts, "cu_seqlens": result.cu_seqlens}
+    hidden = torch.zeros(64, HIDDEN_SIZE)
+    launches = [
+        kernels["gather"].gather_launch(hidden, hidden, **places, rows=rows, longest=longest).specialisation()
+        for rows, longest in ((16, 4), (1, 1), (3, 16))
+    ]
+    assert launches[0] == launches[1] == launches[2]
+
+
+@pytest.mark.parametrize(
+    ("rows", "longest", "grid"),
+    [
+        (1, 1, (1, 1)),
+        (4096, 10, (4096, 2)),
+        (4096, 512, (4096, 4)),
+        (10**6, 512, (10**6, 1)),
+    ],
+)
+def test_gather_gives_a_row_as_many_programs_as_it_has_blocks_or_as_the_device_can_use(
+    rows: int, longest: int, grid: tuple[int, int]
+) -> None:
+    assert launch.gather_grid(rows, longest, 768, 4096) == grid
+
+
+def test_a_label_set_s_words_hold_every_class() -> None:
+    assert [launch.answer_words("label_set", classes) for classes in (1, 32, 33, 1000)] == [1, 1, 2, 32]
+    assert launch.answer_words("label", 1000) == launch.answer_words("value", 1) == 1
+    with pytest.raises(ValueError, match="kind is 'labels'"):
+        launch.answer_words("labels", 3)

@@ -1,0 +1,247 @@
+"""What exit_step, plan and gather mean: logits that are small exact integers, PABEE's own loop, and plain indexing."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from torch import Tensor
+
+from pabee_fast.kernels import reference
+from tests.kernels import cases
+
+NAN, INF = float("nan"), float("inf")
+UNWRITTEN = -7
+
+
+@dataclass
+class Rows:
+    """A few rows under way whose head is the identity, so that features are logits."""
+
+    classes: int
+    keep: Tensor
+    streak: Tensor
+    answer: Tensor
+    row_ids: Tensor
+    logits: Tensor
+    exit_layers: Tensor
+    layer: int = 0
+
+    @classmethod
+    def fresh(cls, rows: int, classes: int, words: int = 1, row_ids: list[int] | None = None) -> "Rows":
+        results = rows + 2
+        return cls(
+            classes=classes,
+            keep=torch.ones(rows, dtype=torch.int8),
+            streak=torch.full((rows,), -1, dtype=torch.int32),
+            answer=torch.zeros((rows, words), dtype=torch.int32),
+            row_ids=torch.tensor(range(rows) if row_ids is None else row_ids, dtype=torch.int64),
+            logits=torch.full((results, classes), NAN),
+            exit_layers=torch.full((results,), UNWRITTEN),
+        )
+
+    def give(
+        self, logits: Sequence[Sequence[float]], *, kind: str = "label", rule: str = "streak", **options: Any
+    ) -> None:
+        """Give every row one more layer, whose head answers `logits`."""
+        self.layer += 1
+        reference.exit_step(
+            torch.tensor(logits, dtype=torch.float32).view(-1, self.classes),
+            torch.eye(self.classes),
+            None,
+            self.keep,
+            self.streak,
+            self.answer,
+            self.row_ids,
+            self.logits,
+            self.exit_layers,
+            **{"starts": None, "layer": self.layer, "kind": kind, "rule": rule, "patience": 99} | options,
+        )
+
+
+def test_the_lowest_class_wins_a_tie() -> None:
+    rows = Rows.fresh(4, 3)
+    rows.give([[1, 3, 3], [2, 2, 2], [-1, 0, 0], [0, -0.0, -5]])
+    assert rows.answer[:, 0].tolist() == [1, 0, 1, 0]
+
+
+def test_a_streak_counts_layers_that_kept_the_answer_and_starts_over_when_it_changes() -> None:
+    rows, streaks = Rows.fresh(1, 2), []
+    for label in (0, 0, 1, 1, 1, 0):
+        rows.give([[1 - label, label]])
+        streaks += rows.streak.tolist()
+    assert streaks == [0, 1, 0, 1, 2, 0]
+
+
+def published_exit_layer(labels: list[int], patience: int) -> int | None:
+    """The loop of the published code, for one row."""
+    counter, previous = 0, None
+    for layer, label in enumerate(labels, start=1):
+        counter = counter + 1 if previous is not None and label == previous else 0
+        previous = label
+        if counter == patience:
+            return layer
+    return None
+
+
+@given(
+    table=st.lists(st.lists(st.integers(0, 2), min_size=9, max_size=9), min_size=1, max_size=5),
+    patience=st.integers(1, 9),
+)
+def test_every_row_leaves_where_pabee_leaves_it_alone(table: list[list[int]], patience: int) -> None:
+    rows = Rows.fresh(len(table), 3)
+    for layer in range(9):
+        rows.give([[float(label == labels[layer]) for label in range(3)] for labels in table], patience=patience)
+    expected = [published_exit_layer(labels, patience) for labels in table]
+    assert rows.exit_layers[: len(table)].tolist() == [UNWRITTEN if layer is None else layer for layer in expected]
+    assert rows.keep.tolist() == [int(layer is None) for layer in expected]
+
+
+def test_results_are_written_at_the_row_ids_of_rows_that_leave_and_nowhere_else() -> None:
+    rows = Rows.fresh(3, 2, row_ids=[4, 0, 2])
+    rows.give([[1, 0], [1, 0], [1, 0]], patience=1)
+    assert rows.exit_layers.tolist() == [UNWRITTEN] * 5
+    rows.give([[5, 0], [0, 1], [7, 0]], patience=1)
+    assert rows.exit_layers.tolist() == [UNWRITTEN, UNWRITTEN, 2, UNWRITTEN, 2]
+    assert rows.logits[[4, 2]].tolist() == [[5, 0], [7, 0]]
+    assert rows.logits[[0, 1, 3]].isnan().all()
+    assert rows.keep.tolist() == [0, 1, 0]
+
+
+def test_a_row_that_has_left_is_left_alone_entirely() -> None:
+    rows = Rows.fresh(2, 2)
+    rows.keep[0], rows.streak[0], rows.answer[0] = 0, 5, 1
+    rows.give([[NAN, 0], [0, 1]], rule="all")
+    assert (rows.keep.tolist(), rows.streak.tolist(), rows.answer[:, 0].tolist()) == ([0, 0], [5, 0], [1, 1])
+    assert rows.exit_layers.tolist() == [UNWRITTEN, 1, UNWRITTEN, UNWRITTEN]
+    assert rows.logits[0].isnan().all()
+
+
+@pytest.mark.parametrize("number", [NAN, INF, -INF])
+@pytest.mark.parametrize(("kind", "classes"), [("label", 2), ("label_set", 2), ("value", 1)])
+def test_a_logit_that_is_not_finite_ends_the_streak_and_settles_nothing(kind: str, classes: int, number: float) -> None:
+    rows, sound = Rows.fresh(1, classes), [1.0] * classes
+    streaks = []
+    for logits in (sound, [number, 1.0][:classes], [number, 1.0][:classes], sound, sound):
+        rows.give([logits], kind=kind, patience=1, threshold=0.5)
+        streaks += rows.streak.tolist()
+        if len(streaks) == 1:
+            first = rows.answer.clone()
+        assert torch.equal(rows.answer, first)
+    assert streaks == [0, -1, -1, 0, 1]
+    assert rows.exit_layers[0] == 5
+
+
+def test_a_row_without_a_valid_answer_still_leaves_when_all_do() -> None:
+    rows = Rows.fresh(1, 2)
+    rows.give([[INF, 1]], rule="all")
+    assert rows.exit_layers[0] == 1
+    assert rows.logits[0, 0] == INF
+    assert (rows.keep.tolist(), rows.streak.tolist()) == ([0], [-1])
+
+
+def test_values_are_the_same_strictly_below_the_threshold() -> None:
+    rows, streaks = Rows.fresh(1, 1), []
+    for value in (1.0, 1.5, 1.25, 0.75, 0.5):
+        rows.give([[value]], kind="value", threshold=0.5)
+        streaks += rows.streak.tolist()
+    assert streaks == [0, 0, 1, 0, 1]
+    assert rows.answer.view(torch.float32).tolist() == [[0.5]]
+
+
+def test_a_threshold_means_the_float32_number_nearest_to_it() -> None:
+    rows, tenth = Rows.fresh(1, 1), torch.tensor(0.1).item()
+    assert tenth > 0.1
+    for value in (0.0, tenth):
+        rows.give([[value]], kind="value", threshold=0.1)
+    assert rows.streak.tolist() == [0]
+
+
+def test_a_label_set_holds_one_bit_for_every_logit_above_zero() -> None:
+    classes = [0, 30, 31, 32, 39]
+    rows = Rows.fresh(1, 40, words=2)
+    rows.give([[1.0 if number in classes else -float(number % 2) for number in range(40)]], kind="label_set")
+    bits = [(word >> bit) & 1 for word in rows.answer[0].tolist() for bit in range(32)]
+    assert [number for number, bit in enumerate(bits) if bit] == classes
+
+
+def test_label_sets_are_the_same_when_every_class_is_and_the_empty_one_counts() -> None:
+    rows, streaks = Rows.fresh(1, 3), []
+    for logits in ([-1, 0, -1], [0, 0, 0], [0, 0, 1], [5, 0, 1], [1, -2, 3]):
+        rows.give([logits], kind="label_set")
+        streaks += rows.streak.tolist()
+    assert streaks == [0, 1, 0, 0, 1]
+
+
+def test_rows_with_given_exits_leave_there_and_their_streaks_run() -> None:
+    rows = Rows.fresh(3, 2, row_ids=[2, 0, 1])
+    exit_at = torch.tensor([1, 3, 2, 9, 9])
+    for _ in range(3):
+        rows.give([[1, 0]] * 3, rule="given", exit_at=exit_at)
+    assert rows.exit_layers[:3].tolist() == [1, 3, 2]
+    assert rows.streak.tolist() == [1, 0, 2]
+
+
+def test_a_given_exit_that_has_passed_is_taken_at_the_next_tested_layer() -> None:
+    rows = Rows.fresh(1, 2)
+    rows.give([[1, 0]], rule="given", exit_at=torch.tensor([2, 9, 9]), layer=5)
+    assert rows.exit_layers[0] == 5
+
+
+def test_logits_are_the_float32_sums_of_half_precision_products() -> None:
+    # 257 needs nine bits, and bfloat16 has eight.
+    logits, exit_layers = torch.full((1, 1), NAN), torch.zeros(1, dtype=torch.int64)
+    reference.exit_step(
+        torch.tensor([[256.0, 1.0]], dtype=torch.bfloat16),
+        torch.ones((1, 2), dtype=torch.bfloat16),
+        torch.tensor([0.5], dtype=torch.bfloat16),
+        torch.ones(1, dtype=torch.int8),
+        torch.zeros(1, dtype=torch.int32),
+        torch.zeros((1, 1), dtype=torch.int32),
+        torch.zeros(1, dtype=torch.int64),
+        logits,
+        exit_layers,
+        starts=None,
+        layer=1,
+        kind="label",
+        rule="all",
+    )
+    assert logits.tolist() == [[257.5]]
+
+
+def test_a_packed_row_reads_the_line_where_it_starts_and_no_graph_is_kept() -> None:
+    logits, weight = torch.full((2, 2), NAN), torch.eye(2, requires_grad=True)
+    reference.exit_step(
+        torch.tensor([[1.0, 2.0], [NAN, NAN], [3.0, 4.0]]),
+        weight,
+        None,
+        torch.ones(2, dtype=torch.int8),
+        torch.full((2,), -1, dtype=torch.int32),
+        torch.zeros((2, 1), dtype=torch.int32),
+        torch.arange(2),
+        logits,
+        torch.zeros(2, dtype=torch.int64),
+        starts=torch.tensor([0, 2], dtype=torch.int32),
+        layer=1,
+        kind="label",
+        rule="all",
+    )
+    assert logits.tolist() == [[1, 2], [3, 4]]
+    assert not logits.requires_grad
+
+
+@pytest.mark.parametrize("case", cases.COMPACT_CASES, ids=str)
+def test_compaction_equals_indexing(case: cases.CompactCase) -> None:
+    cases.check_compact(reference, case, "cpu")
+
+
+@given(rows=st.lists(st.tuples(st.integers(0, 5), st.integers(0, 1)), max_size=9), words=st.integers(1, 3))
+def test_any_compaction_equals_indexing(rows: list[tuple[int, int]], words: int) -> None:
+    cases.check_compaction(reference, [length for length, _ in rows], [kept for _, kept in rows], words=words)
+
+
+def test_a_batch_shrinks_to_one_row_and_to_none() -> None:
+    cases.check_shrinking_batch(reference, "cpu")
