@@ -1,0 +1,30 @@
+"""ALBERT: layers share weights in groups, embeddings are narrower than the layers, the pooler is a bare linear."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from pabee_fast.models.family import Family, Pooler
+
+
+class Albert(Family):
+    model_type = "albert"
+
+    def embed(self, model: Any, **inputs: Tensor) -> Tensor:
+        return self.backbone(model).encoder.embedding_hidden_mapping_in(super().embed(model, **inputs))
+
+    def layers(self, model: Any) -> Sequence[nn.Module]:
+        config, groups = model.config, self.backbone(model).encoder.albert_layer_groups
+        # The stock forward picks the group by the same truncated division.
+        return [groups[int(i / (config.num_hidden_layers / len(groups)))] for i in range(config.num_hidden_layers)]
+
+    def pooler(self, model: Any) -> Pooler:
+        dense = self.backbone(model).pooler
+        return Pooler(dense.weight, dense.bias, torch.tanh)
+
+    def layer_outputs(self, model: Any, hidden_states: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+        # A group of several inner layers is one layer of the published model, and records one state for each.
+        inner = model.config.inner_group_num
+        return hidden_states[inner::inner]

@@ -1,0 +1,244 @@
+"""Internal classifiers on a Hugging Face model: attach, save, load.
+
+A model with heads is an instance of a subclass of its own class that keeps the class's name, so that pickle, deepcopy,
+`isinstance`, pipelines and `save_pretrained` see the model they know. The last head is the model's own classifier;
+the n - 1 others live in `model.exit_heads` and in the same safetensors files. The config entry `pabee_fast` holds
+their shapes and a hash of their values.
+"""
+
+import functools
+import hashlib
+import json
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeVar
+
+import torch
+from safetensors import safe_open
+from torch import Tensor, nn
+from transformers import AutoConfig, AutoModelForSequenceClassification, PreTrainedModel
+from transformers.utils import cached_file
+
+from pabee_fast.errors import CheckpointError, InputError, UnsupportedError
+from pabee_fast.models import family_of
+from pabee_fast.policies import AnswerKind, Policy
+
+CONFIG_ENTRY = "pabee_fast"
+HEADS = "exit_heads"
+FORMAT = 1
+
+Model = TypeVar("Model", bound=PreTrainedModel)
+
+
+class EarlyExitModel(PreTrainedModel if TYPE_CHECKING else object):  # type: ignore[misc]
+    """What `attach_heads` and `accelerate` mix into a model's class; the stock class stands next in the order."""
+
+    accepts_loss_kwargs = False  # The loss is a mean: Trainer must divide it by the accumulation steps itself.
+    exit_policy: Policy | None = None
+    token_budget: int | None = None
+
+    def __init__(self, config: Any, *args: Any, **kwargs: Any) -> None:
+        super().__init__(config, *args, **kwargs)
+        if hasattr(config, CONFIG_ENTRY):
+            setattr(self, HEADS, _new_heads(self))
+
+    def save_pretrained(self, save_directory: Any, *args: Any, **kwargs: Any) -> Any:
+        """As the model's own, with the config entry brought up to date with the heads that are written."""
+        if has_heads(self):
+            state = kwargs.get("state_dict") or self.state_dict()
+            heads = {name: t for name, t in state.items() if name.startswith(f"{HEADS}.")}
+            setattr(self.config, CONFIG_ENTRY, _config_entry(heads))
+        settings = self.config.__dict__
+        ignored = settings.pop(key := "keys_to_ignore_at_inference", None)  # accelerate's, not the model's
+        try:
+            return super().save_pretrained(save_directory, *args, **kwargs)
+        finally:
+            if ignored is not None:
+                settings[key] = ignored
+
+    def __reduce_ex__(self, protocol: Any) -> Any:
+        return _empty_instance, (stock_class(type(self)),), self.__dict__
+
+
+def early_exit_class(stock: Any) -> Any:
+    """The subclass of a stock model class that can leave early; the same one at every call."""
+    return stock if issubclass(stock, EarlyExitModel) else _early_exit_class(stock)
+
+
+@functools.cache
+def _early_exit_class(stock: Any) -> Any:
+    from pabee_fast.runtime.forward import forward
+
+    @functools.wraps(stock.forward)  # keeps the signature, by which Trainer chooses the columns it passes
+    def early_exit_forward(self: Any, *args: Any, **kwargs: Any) -> Any:
+        return forward(self, functools.partial(stock.forward, self), *args, **kwargs)
+
+    body = {"forward": early_exit_forward, "__module__": stock.__module__, "__qualname__": stock.__qualname__}
+    return type(stock.__name__, (EarlyExitModel, stock), body)
+
+
+def stock_class(cls: Any) -> Any:
+    """The Hugging Face class below an early-exit class."""
+    return cls.__mro__[2] if issubclass(cls, EarlyExitModel) else cls
+
+
+def _empty_instance(stock: Any) -> Any:
+    """Where pickle and deepcopy start from: their `__setstate__` fills it, so its forward is bound to the copy."""
+    cls = early_exit_class(stock)
+    return cls.__new__(cls)
+
+
+def has_heads(model: Any) -> bool:
+    """Whether the model carries internal classifiers."""
+    return getattr(model, HEADS, None) is not None
+
+
+def heads_of(model: PreTrainedModel) -> list[nn.Linear]:
+    """One linear head a layer, the model's own classifier last.
+
+    Raises:
+        InputError: the model has no heads.
+    """
+    if not has_heads(model):
+        raise InputError(
+            f"{type(model).__name__} has no heads: train some with `pabee-fast train` or pf.attach_heads(model) and "
+            "transformers' Trainer, or use FullDepth()"
+        )
+    return [*getattr(model, HEADS), family_of(model).classifier(model)]
+
+
+def answer_kind(model: PreTrainedModel) -> AnswerKind:
+    """What an answer of the model is: a label, one output's value, or a set of labels.
+
+    Raises:
+        UnsupportedError: a regression with several outputs, which has no answer that could settle.
+    """
+    config = model.config
+    if config.num_labels == 1:
+        return "value"
+    if config.problem_type == "multi_label_classification":
+        return "label_set"
+    if config.problem_type == "regression":
+        raise UnsupportedError(f"a regression with {config.num_labels} outputs: early exit serves one output")
+    return "label"
+
+
+def attach_heads(model: Model, head: str = "pabee") -> Model:
+    """Adds an untrained internal classifier after every layer but the last, in place.
+
+    In training mode the model's forward then returns the loss over all heads, sum_j j * L_j / sum_j j (PABEE,
+    section 3.3); in evaluation mode it answers as before. `save_pretrained` writes a normal model directory.
+
+    Args:
+        model: a live `*ForSequenceClassification` model of a supported family.
+        head: "pabee", one linear a layer behind the model's own pooler over the first token, shared by all layers.
+
+    Returns:
+        The same object.
+
+    Raises:
+        InputError: it has heads already, or another `head`.
+        UnsupportedError: no supported family.
+    """
+    family_of(model)
+    if head != "pabee":
+        raise InputError(f"head={head!r}: give 'pabee'")
+    if has_heads(model):
+        raise InputError("the model has heads already; load it without them to start anew")
+    setattr(model, HEADS, _new_heads(model))
+    setattr(model.config, CONFIG_ENTRY, _config_entry(getattr(model, HEADS).state_dict(prefix=f"{HEADS}.")))
+    model.__class__ = early_exit_class(type(model))
+    return model
+
+
+def _new_heads(model: PreTrainedModel) -> nn.ModuleList:
+    last = family_of(model).classifier(model)
+    like: dict[str, Any] = {"device": last.weight.device, "dtype": last.weight.dtype}
+    heads = [nn.Linear(last.in_features, last.out_features, **like) for _ in range(model.config.num_hidden_layers - 1)]
+    for head in heads:
+        nn.init.normal_(head.weight, std=getattr(model.config, "initializer_range", 0.02))
+        nn.init.zeros_(head.bias)
+    return nn.ModuleList(heads).train(model.training)
+
+
+def _config_entry(heads: Mapping[str, Tensor]) -> dict[str, Any]:
+    shapes = {name: list(tensor.shape) for name, tensor in sorted(heads.items())}
+    return {"format": FORMAT, "head": "pabee", "shapes": shapes, "sha256": _hash(heads)}
+
+
+def _hash(heads: Mapping[str, Tensor]) -> str:
+    """Over names and values; float32 holds every half-precision value, so widening on load changes nothing."""
+    digest = hashlib.sha256()
+    for name, tensor in sorted(heads.items()):
+        digest.update(name.encode() + tensor.detach().to("cpu", torch.float32).contiguous().numpy().tobytes())
+    return digest.hexdigest()
+
+
+def from_pretrained(path_or_id: str | Path, policy: Policy | None = None, **kwargs: Any) -> PreTrainedModel:
+    """Loads a Hugging Face model directory with heads.
+
+    Args:
+        path_or_id: a directory or hub id, as `AutoModelForSequenceClassification.from_pretrained` takes it.
+        policy: accelerates the model with it; None leaves the model at full depth.
+        **kwargs: passed on (dtype, device_map, revision, ...). Hub code is never run: `trust_remote_code` is refused.
+
+    Returns:
+        The model in evaluation mode.
+
+    Raises:
+        CheckpointError: no heads in it, heads that its config promises are absent, or they are not the config's.
+    """
+    if kwargs.pop("trust_remote_code", False):
+        raise InputError("trust_remote_code=True: only the families that pabee_fast names are loaded")
+    hub: dict[str, Any] = {
+        k: kwargs[k] for k in ("cache_dir", "revision", "token", "subfolder", "local_files_only") if k in kwargs
+    }
+    config = kwargs.pop("config", None) or AutoConfig.from_pretrained(path_or_id, **hub)
+    stock = AutoModelForSequenceClassification._model_mapping.get(type(config), None)
+    if stock is None:
+        raise UnsupportedError(f"{path_or_id}: transformers has no sequence classifier for {type(config).__name__}")
+    if not hasattr(config, CONFIG_ENTRY):
+        raise CheckpointError(
+            f"{path_or_id} has no heads (no {CONFIG_ENTRY!r} in its config): load it with transformers and add them by "
+            "`pf.attach_heads(model)` and training, or train some with `pabee-fast train`"
+        )
+    _check_heads(str(path_or_id), getattr(config, CONFIG_ENTRY), hub)
+    model = early_exit_class(stock).from_pretrained(path_or_id, config=config, **kwargs).eval()
+    if policy is not None:
+        from pabee_fast.runtime.forward import accelerate
+
+        accelerate(model, policy)
+    return model
+
+
+def _check_heads(path: str, entry: Mapping[str, Any], hub: Mapping[str, Any]) -> None:
+    """Holds the stored head tensors against the config entry that promises them."""
+    if entry.get("format") != FORMAT:
+        raise CheckpointError(f"{path}: heads of format {entry.get('format')!r}; this version reads {FORMAT}")
+    stored = {name: read() for name, read in _stored_tensors(path, hub) if name.startswith(f"{HEADS}.")}
+    absent = sorted(entry["shapes"].keys() - stored.keys())
+    if absent:
+        raise CheckpointError(
+            f"{path}: the config promises {len(entry['shapes'])} head tensors and {len(absent)} are absent "
+            f"({absent[0]}, ...): it was saved without pabee_fast, which drops heads; save it again from a model "
+            "loaded by pf.from_pretrained"
+        )
+    shapes = {name: list(tensor.shape) for name, tensor in stored.items()}
+    if shapes != entry["shapes"] or _hash(stored) != entry["sha256"]:
+        raise CheckpointError(f"{path}: its heads are not the ones its config describes; save or fit it again")
+
+
+def _stored_tensors(path: str, hub: Mapping[str, Any]) -> Iterator[tuple[str, Callable[[], Tensor]]]:
+    """Every tensor of a model directory's safetensors, one file or several, by name; read when called."""
+    lenient = {"_raise_exceptions_for_missing_entries": False, "_raise_exceptions_for_gated_repo": False}
+    index = cached_file(path, "model.safetensors.index.json", **lenient, **hub)
+    names = ["model.safetensors"]
+    if index is not None:
+        names = sorted(set(json.loads(Path(index).read_text())["weight_map"].values()))
+    for name in names:
+        file = cached_file(path, name, **lenient, **hub)
+        if file is None:
+            raise CheckpointError(f"{path} holds no {name}: weights are read from safetensors only")
+        with safe_open(file, framework="pt") as tensors:
+            for key in tensors.keys():  # noqa: SIM118 - safe_open is not a mapping
+                yield key, functools.partial(tensors.get_tensor, key)

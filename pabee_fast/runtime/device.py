@@ -1,0 +1,44 @@
+"""Which device and which precision, and why. Asked for by name, or chosen by what the machine has."""
+
+import torch
+
+from pabee_fast.errors import InputError
+
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+
+
+def choose_device(name: str = "auto") -> torch.device:
+    """The device for `auto`, `cpu` or `cuda`.
+
+    Raises:
+        InputError: another name, or cuda where there is none.
+    """
+    if name not in ("auto", "cpu", "cuda"):
+        raise InputError(f"device={name!r}: give auto, cpu or cuda")
+    has_cuda = torch.cuda.is_available()
+    if name == "cuda" and not has_cuda:
+        raise InputError("device='cuda': torch sees no CUDA device here; give cpu, or install torch's CUDA build")
+    return torch.device("cuda" if has_cuda and name != "cpu" else "cpu")
+
+
+def choose_dtype(name: str, device: torch.device) -> tuple[torch.dtype, str]:
+    """The precision of the layers, and the reason for it.
+
+    `auto` takes bfloat16 where the device multiplies it in hardware (CUDA from compute capability 8.0; CPUs with AMX),
+    float16 on older CUDA devices, and float32 elsewhere: without AMX a CPU's bfloat16 products are several times
+    slower than float32 ones.
+
+    Raises:
+        InputError: another name than auto, float32, bfloat16, float16.
+    """
+    if name in DTYPES:
+        return DTYPES[name], "asked for"
+    if name != "auto":
+        raise InputError(f"dtype={name!r}: give auto, {', '.join(DTYPES)}")
+    if device.type == "cuda":
+        if torch.cuda.get_device_capability(device) >= (8, 0):
+            return torch.bfloat16, "this GPU multiplies bfloat16 in hardware"
+        return torch.float16, "this GPU has no bfloat16 products"
+    if torch.cpu._is_amx_tile_supported():
+        return torch.bfloat16, "this CPU multiplies bfloat16 in hardware (AMX)"
+    return torch.float32, "this CPU has no bfloat16 products in hardware (AMX)"

@@ -1,0 +1,154 @@
+"""The layer loop: a packed batch in, every row's answer and exit layer out.
+
+It knows layers, waves and the exit step; it knows nothing of tokenisation, tables, or any policy by name.
+"""
+
+import logging
+import warnings
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import linear
+from transformers import PreTrainedModel
+
+from pabee_fast.models import family_of
+from pabee_fast.models.heads import answer_kind, has_heads, heads_of
+from pabee_fast.policies import Policy, require_whole
+from pabee_fast.runtime import ops
+from pabee_fast.runtime.attention import packed_attention_in
+from pabee_fast.runtime.packed import Layout, PackedBatch, cumulative
+from pabee_fast.runtime.schedule import GATHER_COST, pays, plan_waves
+from pabee_fast.runtime.state import Results, Wave
+
+logger = logging.getLogger(__name__)
+
+TOKEN_BUDGETS = {"cuda": 131_072, "cpu": 4_096}
+"""Tokens of a wave by default: enough to fill a large GPU; on a CPU few enough that activations stay in its cache."""
+
+
+class Engine:
+    """Runs packed batches through a model, each row to its own exit layer.
+
+    Args:
+        model: a `*ForSequenceClassification` model of a supported family, in evaluation mode.
+        token_budget: the most tokens of a wave; None: by device, see TOKEN_BUDGETS.
+        gather_cost: cost of moving one token at a compaction, in layers; 0 compacts whenever a row has left.
+
+    Raises:
+        InputError: a token budget below 1.
+        UnsupportedError: no supported family.
+    """
+
+    def __init__(
+        self, model: PreTrainedModel, *, token_budget: int | None = None, gather_cost: float = GATHER_COST
+    ) -> None:
+        self.model, self.family = model, family_of(model)
+        self.layers: Sequence[nn.Module] = self.family.layers(model)
+        own = self.family.classifier(model)
+        # Without heads, only the last layer can be tested.
+        self.heads = heads_of(model) if has_heads(model) else [own] * len(self.layers)
+        self.kind = answer_kind(model)
+        self.classes: int = model.config.num_labels
+        self.device, self.dtype = own.weight.device, own.weight.dtype
+        self.token_budget = token_budget if token_budget is not None else TOKEN_BUDGETS.get(self.device.type, 4_096)
+        require_whole("token_budget", self.token_budget, at_least=1)
+        self.gather_cost = gather_cost
+
+    def check(self, policy: Policy) -> None:
+        """Raises InputError where the policy does not fit the model or needs heads that it lacks; warns where it is of
+        no use. Meant for the moment a policy is chosen."""
+        policy.check(len(self.layers), self.kind)
+        if policy.needs_heads and not has_heads(self.model):
+            heads_of(self.model)  # says how to add them
+        if warning := policy.warning(len(self.layers)):
+            warnings.warn(warning, stacklevel=3)
+
+    @torch.no_grad()
+    def run(self, batch: PackedBatch, policy: Policy) -> Results:
+        """Every row's logits at its exit layer, in the order of `batch`.
+
+        Raises:
+            InputError: the policy does not fit the model or the rows, or a row is longer than the token budget.
+        """
+        rows = len(batch.lengths)
+        policy.check(len(self.layers), self.kind, rows)
+        results = Results.empty(rows, self.classes, self.device)
+        given = policy.exit_at()
+        exit_at = None if given is None else ops.to_device([np.array(given, dtype=np.int64)], self.device)[0]
+        waves = plan_waves(batch.lengths, self.token_budget)
+        with packed_attention_in(self.model.config):
+            while waves:
+                try:
+                    self._advance(self._embed(batch, waves[0]), policy, exit_at, results)
+                except torch.OutOfMemoryError:
+                    waves = self._smaller(waves, batch.lengths)
+                else:
+                    waves = waves[1:]
+        return results
+
+    def _smaller(self, waves: list[np.ndarray], lengths: np.ndarray) -> list[np.ndarray]:
+        """The waves still to run, cut anew to half the budget: called while an out-of-memory error is handled."""
+        tokens, longest = int(lengths[waves[0]].sum()), int(lengths[waves[0]].max())
+        if len(waves[0]) == 1:
+            raise
+        self.token_budget = max(longest, tokens // 2)
+        logger.warning("out of memory at a wave of %d tokens: the budget is now %d", tokens, self.token_budget)
+        rows = np.concatenate(waves)
+        return [rows[wave] for wave in plan_waves(lengths[rows], self.token_budget)]
+
+    def _embed(self, batch: PackedBatch, rows: np.ndarray) -> Wave:
+        part = batch.select(rows, self.device)
+        ends, row_ids = ops.to_device([cumulative(part.lengths), rows], self.device)
+        layout = Layout(ends, int(part.lengths.max()), part.key_mask)
+        hidden = self.family.embed(self.model, **{name: values[None] for name, values in part.inputs.items()})
+        return Wave.start(hidden, layout, row_ids, self.kind, self.classes)
+
+    def _advance(self, wave: Wave, policy: Policy, exit_at: Tensor | None, results: Results) -> None:
+        """The layer loop of one wave."""
+        layers = len(self.layers)
+        last, first_exit = policy.depth(layers), policy.first_exit(layers)
+        for layer in range(1, last + 1):
+            # 1. The layer, for the rows that are still in the batch.
+            wave.hidden = self._layer(layer, wave)
+            if not policy.tests(layer, layers):
+                continue
+            # 2. Head, answer, streak; rows that have settled write their results.
+            self._exit_step(wave, layer, policy, exit_at, results)
+            if layer == last or layer < first_exit:
+                continue
+            # 3. Where the survivors would go, and the one read-back: how many they are.
+            plan = wave.plan()
+            rows, tokens, longest = ops.read_back(plan.counts)
+            if rows == 0:
+                return
+            # 4. Settled rows are dropped where the layers saved cost more than the move.
+            if pays(wave.hidden.shape[1] - tokens, tokens, last - layer, self.gather_cost):
+                wave = wave.compact(plan, rows, tokens, longest)
+
+    def _layer(self, layer: int, wave: Wave) -> Tensor:
+        return self.layers[layer - 1](wave.hidden, layout=wave.layout)
+
+    def _exit_step(self, wave: Wave, layer: int, policy: Policy, exit_at: Tensor | None, results: Results) -> None:
+        rule, head = policy.rule(layer, len(self.layers)), self.heads[layer - 1]
+        weight, bias, activation = self.family.pooler(self.model)
+        pooled = activation(linear(wave.hidden[0].index_select(0, wave.starts), weight, bias)).to(head.weight.dtype)
+        ops.exit_step(
+            pooled,
+            head.weight,
+            head.bias,
+            wave.keep,
+            wave.streak,
+            wave.answer,
+            wave.row_ids,
+            results.logits,
+            results.exit_layers,
+            starts=None,
+            layer=layer,
+            kind=self.kind,
+            rule=rule.name,
+            patience=rule.patience,
+            threshold=rule.threshold,
+            exit_at=exit_at if rule.name == "given" else None,
+        )

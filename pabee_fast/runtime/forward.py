@@ -1,0 +1,143 @@
+"""The forward of an early-exit model at the Hugging Face edge, and the two verbs that swap it in and out."""
+
+import functools
+import inspect
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+from torch import Tensor
+from transformers import PretrainedConfig, PreTrainedModel
+from transformers.loss.loss_utils import ForSequenceClassificationLoss
+from transformers.modeling_outputs import SequenceClassifierOutput
+
+from pabee_fast.errors import InputError, UnsupportedError
+from pabee_fast.models.heads import EarlyExitModel, Model, early_exit_class, has_heads, stock_class
+from pabee_fast.policies import Policy
+from pabee_fast.runtime.engine import Engine
+from pabee_fast.runtime.packed import pack
+from pabee_fast.training.objective import multi_exit_loss
+
+IGNORED_BY_TRAINER = "exit_layers"
+
+
+@dataclass
+class EarlyExitOutput(SequenceClassifierOutput):
+    """transformers' output, plus `exit_layers` [rows] int64: the number of layers each row was given."""
+
+    exit_layers: Tensor | None = None
+
+
+def accelerate(model: Model, policy: Policy, *, token_budget: int | None = None) -> Model:
+    """Swaps the model's forward in place: in evaluation mode every row leaves at its own layer.
+
+    Args:
+        model: a `*ForSequenceClassification` model of a supported family; policies that can exit need heads.
+        policy: when a row has settled.
+        token_budget: the most tokens computed at once; None: by device.
+
+    Returns:
+        The same object; its outputs carry `exit_layers` [rows] int64.
+
+    Raises:
+        InputError: the policy does not fit the model, or needs heads that it lacks.
+        UnsupportedError: no supported family, or a model that is wrapped.
+    """
+    if not isinstance(policy, Policy):
+        raise InputError(f"policy={policy!r}: give a policy, pf.Patience(6) for instance")
+    Engine(model, token_budget=token_budget).check(policy)
+    model.__class__ = early_exit_class(type(model))
+    model.exit_policy, model.token_budget = policy, token_budget
+    if IGNORED_BY_TRAINER not in (ignored := _ignored(model.config)):  # or Trainer's predictions become a tuple
+        model.config.keys_to_ignore_at_inference = [*ignored, IGNORED_BY_TRAINER]
+    return model
+
+
+def restore(model: Model) -> Model:
+    """Undoes `accelerate`: the stock forward again (with heads attached: the loss over all heads in training).
+
+    Returns:
+        The same object. A model that was not accelerated is left as it is.
+    """
+    if not isinstance(model, EarlyExitModel):
+        return model
+    model.__dict__.pop("exit_policy", None)
+    model.__dict__.pop("token_budget", None)
+    before = [key for key in _ignored(model.config) if key != IGNORED_BY_TRAINER]
+    model.config.__dict__.pop("keys_to_ignore_at_inference", None)
+    if before != _ignored(model.config):
+        model.config.keys_to_ignore_at_inference = before
+    if not has_heads(model):
+        model.__class__ = stock_class(type(model))
+    return model
+
+
+def _ignored(config: PretrainedConfig) -> list[str]:
+    """What Trainer leaves out of predictions; the default is the one it takes itself."""
+    return list(getattr(config, "keys_to_ignore_at_inference", ["past_key_values"]))
+
+
+def forward(model: PreTrainedModel, stock_forward: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+    """What an early-exit model answers. Training: the loss over all heads. Evaluation: full depth, or early exit once
+    a policy is set."""
+    if model.training:
+        if not has_heads(model):
+            raise UnsupportedError(
+                "the model is in training mode and accelerated without heads: call model.eval() to score, "
+                "pf.restore(model) to train it as it is, or pf.attach_heads(model) to train exits"
+            )
+        return multi_exit_loss(model, stock_forward, *args, **kwargs)
+    if model.exit_policy is None:
+        return stock_forward(*args, **kwargs)
+    given = {k: v for k, v in _signature(stock_class(type(model))).bind(model, *args, **kwargs).arguments.items()}
+    del given["self"]
+    given |= given.pop("kwargs", {})
+    return _early_exit(model, **given)
+
+
+@functools.cache
+def _signature(cls: type[PreTrainedModel]) -> inspect.Signature:
+    return inspect.signature(cls.forward)
+
+
+def _early_exit(
+    model: PreTrainedModel,
+    input_ids: Tensor | None = None,
+    attention_mask: Tensor | None = None,
+    token_type_ids: Tensor | None = None,
+    position_ids: Tensor | None = None,
+    inputs_embeds: Tensor | None = None,
+    labels: Tensor | None = None,
+    return_dict: bool | None = None,
+    **unsupported: Any,
+) -> EarlyExitOutput | tuple[Tensor, ...]:
+    _refuse(model, unsupported)
+    engine = Engine(model, token_budget=model.token_budget)
+    batch = pack(
+        functools.partial(engine.family.position_ids, model),
+        attention_mask=attention_mask,
+        input_ids=input_ids,
+        inputs_embeds=inputs_embeds,
+        token_type_ids=token_type_ids,
+        position_ids=position_ids,
+    )
+    results = engine.run(batch, model.exit_policy)
+    logits = results.logits.to(engine.dtype)
+    loss = None if labels is None else ForSequenceClassificationLoss(labels, logits, model.config)
+    out = EarlyExitOutput(loss=loss, logits=logits, exit_layers=results.exit_layers)
+    return out if (model.config.return_dict if return_dict is None else return_dict) else out.to_tuple()
+
+
+def _refuse(model: PreTrainedModel, unsupported: dict[str, Any]) -> None:
+    """Raises for whatever early exit cannot honour; ignoring it would change the answer without a word."""
+    for name in ("output_attentions", "output_hidden_states"):
+        if unsupported.pop(name, None) or getattr(model.config, name, False):
+            raise UnsupportedError(
+                f"{name}: rows leave at different layers, so there is no such output; call pf.restore(model) first"
+            )
+    asked = [name for name, given in unsupported.items() if given is not None]
+    if asked:
+        raise UnsupportedError(
+            f"{', '.join(asked)}: early exit packs rows itself and cannot honour this; leave it out, or call "
+            "pf.restore(model) first"
+        )

@@ -1,0 +1,93 @@
+"""The loss over all heads, in the padded layout of the stock model. Differentiable; used by training alone."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn.functional import kl_div, log_softmax, logsigmoid, mse_loss
+from transformers import PreTrainedModel
+from transformers.loss.loss_utils import ForSequenceClassificationLoss
+from transformers.modeling_outputs import SequenceClassifierOutput
+
+from pabee_fast.models import family_of
+from pabee_fast.models.heads import HEADS, answer_kind
+from pabee_fast.policies import AnswerKind
+
+
+@dataclass(frozen=True)
+class Distillation:
+    """Knowledge distillation (Hinton et al. 2015, arXiv 1503.02531, section 2) of a teacher into every head.
+
+    A head's loss becomes (1 - alpha) * L_j + alpha * T^2 * KL(softmax(teacher / T) || softmax(head / T)); T^2 keeps the
+    size of the gradients. One output: the squared distance to the teacher's value in place of the second term. Label
+    sets: the divergence is summed over the labels, each of them a choice between yes and no.
+
+    Args:
+        alpha: the teacher's share, 0 to 1.
+        temperature: T, above 0.
+    """
+
+    alpha: float = 0.5
+    temperature: float = 2.0
+
+    def loss(self, label_loss: Tensor, logits: Tensor, teacher_logits: Tensor, kind: AnswerKind) -> Tensor:
+        """One head's loss from its loss by the labels, its logits and the teacher's, [rows, classes] both."""
+        return (1 - self.alpha) * label_loss + self.alpha * self._to_teacher(logits, teacher_logits, kind)
+
+    def _to_teacher(self, logits: Tensor, teacher_logits: Tensor, kind: AnswerKind) -> Tensor:
+        if kind == "value":
+            return mse_loss(logits, teacher_logits)
+        head, teacher = logits / self.temperature, teacher_logits / self.temperature
+        if kind == "label":
+            head, teacher = log_softmax(head, dim=-1), log_softmax(teacher, dim=-1)
+        else:
+            head, teacher = (torch.stack([logsigmoid(x), logsigmoid(-x)]) for x in (head, teacher))
+        divergence = kl_div(head, teacher, reduction="sum", log_target=True) / len(logits)
+        return divergence * self.temperature**2
+
+
+def multi_exit_loss(
+    model: PreTrainedModel,
+    stock_forward: Callable[..., Any],
+    *args: Any,
+    teacher_logits: Tensor | None = None,
+    distillation: Distillation = Distillation(),
+    **kwargs: Any,
+) -> SequenceClassifierOutput | tuple[Tensor, ...]:
+    """The stock forward with PABEE's joint loss in place of the last head's."""
+    labels = kwargs.pop("labels", None)
+    return_dict = kwargs.pop("return_dict", None)
+    out, all_logits = every_head(model, stock_forward, *args, **kwargs)
+    if labels is not None:
+        losses = [ForSequenceClassificationLoss(labels, logits, model.config) for logits in all_logits]
+        if teacher_logits is not None:
+            kind = answer_kind(model)
+            losses = [
+                distillation.loss(loss, logits, teacher_logits, kind)
+                for loss, logits in zip(losses, all_logits, strict=True)
+            ]
+        out.loss = weighted_mean(losses)
+    return out if (model.config.return_dict if return_dict is None else return_dict) else out.to_tuple()
+
+
+def every_head(
+    model: PreTrainedModel, stock_forward: Callable[..., Any], *args: Any, **kwargs: Any
+) -> tuple[SequenceClassifierOutput, list[Tensor]]:
+    """The stock output and every head's logits, [rows, classes] each, the model's own classifier last."""
+    wanted = kwargs.pop("output_hidden_states", None) or model.config.output_hidden_states
+    out = stock_forward(*args, **kwargs, output_hidden_states=True, return_dict=True)
+    family = family_of(model)
+    states = family.layer_outputs(model, out.hidden_states)
+    heads = getattr(model, HEADS)
+    logits = [head(family.pooled(model, state[:, 0])) for head, state in zip(heads, states, strict=False)]
+    if not wanted:
+        out.hidden_states = None
+    return out, [*logits, out.logits]
+
+
+def weighted_mean(losses: Sequence[Tensor]) -> Tensor:
+    """sum_j j * L_j / sum_j j over the heads j = 1..n (PABEE, section 3.3, equation 5)."""
+    weights = torch.arange(1, len(losses) + 1, dtype=losses[0].dtype, device=losses[0].device)
+    return torch.stack(list(losses)) @ weights / weights.sum()

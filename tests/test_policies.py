@@ -1,0 +1,122 @@
+"""Policies: which layers they test, from where a row may leave, what they refuse, and their spelling."""
+
+import pytest
+
+import pabee_fast as pf
+from pabee_fast.policies import COMMAND_LINE
+
+
+def layers_tested(policy: pf.Policy, layers: int) -> list[int]:
+    return [layer for layer in range(1, layers + 1) if policy.tests(layer, layers)]
+
+
+def test_patience_tests_every_layer_and_leaves_from_patience_plus_one() -> None:
+    policy = pf.Patience(3)
+    assert layers_tested(policy, 12) == list(range(1, 13))
+    assert policy.first_exit(12) == 4
+
+
+def test_first_layer_and_every_choose_the_tested_layers() -> None:
+    policy = pf.Patience(2, first_layer=4, every=3)
+    assert layers_tested(policy, 12) == [4, 7, 10, 12]
+    assert policy.first_exit(12) == 10
+
+
+@pytest.mark.parametrize("policy", [pf.Patience(12), pf.Patience(11), pf.Patience(3, first_layer=9), pf.FullDepth()])
+def test_a_policy_that_cannot_leave_early_runs_the_last_head_alone(policy: pf.Policy) -> None:
+    assert layers_tested(policy, 12) == [12]
+
+
+def test_fixed_depth_runs_one_head_at_its_depth() -> None:
+    assert pf.FixedDepth(5).depth(12) == 5
+    assert [layer for layer in range(1, 6) if pf.FixedDepth(5).tests(layer, 12)] == [5]
+
+
+def test_scheduled_runs_every_head_and_leaves_from_its_earliest_exit() -> None:
+    policy = pf.Scheduled((7, 4, 12))
+    assert layers_tested(policy, 12) == list(range(1, 13))
+    assert policy.first_exit(12) == 4
+    assert policy.select([2, 0]) == pf.Scheduled((12, 7))
+
+
+@pytest.mark.parametrize("patience", [0, -1, 1.5, True, "3"])
+def test_patience_below_one_or_not_whole_names_full_depth(patience: object) -> None:
+    with pytest.raises(pf.InputError, match="FullDepth"):
+        pf.Patience(patience)  # type: ignore[arg-type]
+
+
+def test_useless_patience_has_a_warning() -> None:
+    assert "no row will leave early" in str(pf.Patience(12).warning(12))
+    assert "before layer 13" in str(pf.Patience(4, first_layer=9).warning(12))
+    assert pf.Patience(10).warning(12) is None
+
+
+@pytest.mark.parametrize(
+    ("policy", "kind", "says"),
+    [
+        (pf.Patience(2), "value", "threshold=0.1"),
+        (pf.Patience(2, threshold=0.5), "label", "Patience\\(2\\)"),
+        (pf.FixedDepth(13), "label", "1 to 12"),
+        (pf.Scheduled((13,)), "label", "12 layers"),
+    ],
+)
+def test_a_policy_that_does_not_fit_the_model_is_refused(policy: pf.Policy, kind: str, says: str) -> None:
+    with pytest.raises(pf.InputError, match=says):
+        policy.check(12, kind)  # type: ignore[arg-type]
+
+
+def test_scheduled_of_another_length_is_a_value_error() -> None:
+    with pytest.raises(ValueError, match="2 exit layers for 3 rows"):
+        pf.Scheduled((4, 5)).check(12, "label", rows=3)
+
+
+@pytest.mark.parametrize("options", [{"first_layer": 0}, {"every": 0}, {"every": 1.0}])
+def test_grid_options_out_of_range_are_refused(options: dict[str, int]) -> None:
+    with pytest.raises(pf.InputError, match=next(iter(options))):
+        pf.Patience(3, **options)
+
+
+@pytest.mark.parametrize(
+    "policy",
+    [
+        pf.Patience(6),
+        pf.Patience(3, threshold=0.25),
+        pf.Patience(6, first_layer=4),
+        pf.Patience(2, threshold=0.5, every=2),
+        pf.FullDepth(),
+        pf.FixedDepth(4),
+    ],
+)
+def test_a_policy_reads_back_from_its_spelling(policy: pf.Policy) -> None:
+    assert pf.parse_policy(str(policy)) == policy
+
+
+@pytest.mark.parametrize("text", ["patience:6,first_layer=4", " Patience : patience=6 , first_layer=4 "])
+def test_the_command_lines_spelling_is_lenient_about_case_and_blanks(text: str) -> None:
+    assert pf.parse_policy(text) == pf.Patience(6, first_layer=4)
+
+
+@pytest.mark.parametrize(
+    ("text", "says"),
+    [
+        ("patient:6", "patience, full-depth, fixed-depth"),
+        ("patience:6,first=4", "first_layer"),
+        ("patience:6,patience=5", "each once"),
+        ("patience", "patience is missing"),
+        ("patience:six", "not a whole number"),
+        ("patience:3,threshold=much", "not a number"),
+        ("scheduled:4", "unknown name"),
+        ("full-depth:4", "cannot use"),
+        ("patience:0", "FullDepth"),
+    ],
+)
+def test_a_wrong_spelling_names_the_valid_ones(text: str, says: str) -> None:
+    with pytest.raises(pf.InputError, match=says):
+        pf.parse_policy(text)
+
+
+@pytest.mark.parametrize("cls", COMMAND_LINE)
+def test_policies_are_frozen(cls: type[pf.Policy]) -> None:
+    policy = pf.parse_policy(pf.policies._spelling(cls) + ("" if cls is pf.FullDepth else ":4"))
+    with pytest.raises(AttributeError):
+        policy.every = 2  # type: ignore[misc]
