@@ -1,0 +1,78 @@
+"""A scorer from a model directory, and in words what it runs on."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from transformers import AutoConfig, AutoModelForSequenceClassification, AutoTokenizer
+
+from pabee_fast.errors import InputError
+from pabee_fast.models.heads import CONFIG_ENTRY, from_pretrained
+from pabee_fast.policies import Policy
+from pabee_fast.runtime import ops
+from pabee_fast.runtime.attention import attention_in_use
+from pabee_fast.runtime.device import choose_device, choose_dtype
+from pabee_fast.scoring.scorer import Scorer
+
+
+@dataclass(frozen=True)
+class Setting:
+    """Device and precision, the reason for them, and what runs there."""
+
+    device: torch.device
+    dtype: torch.dtype
+    dtype_reason: str
+
+    @classmethod
+    def choose(cls, device: str = "auto", dtype: str = "auto") -> "Setting":
+        """By name, or by what the machine has; raises InputError for a name that is not known or not there."""
+        place = choose_device(device)
+        return cls(place, *choose_dtype(dtype, place))
+
+    @property
+    def device_name(self) -> str:
+        """The GPU's name, or how many CPU threads."""
+        if self.device.type == "cuda":
+            return torch.cuda.get_device_name(self.device)
+        return f"cpu ({torch.get_num_threads()} threads)"
+
+    @property
+    def dtype_name(self) -> str:
+        """float32, say."""
+        return str(self.dtype).removeprefix("torch.")
+
+    @property
+    def kernels(self) -> str:
+        """What runs exit step and compaction."""
+        return ops.kernels_in_use(self.device)
+
+    def attention(self, head_dim: int = 64) -> str:
+        """What runs attention for heads of this size."""
+        return attention_in_use(self.device, self.dtype, head_dim)
+
+
+def load_scorer(
+    model: str,
+    policy: Policy,
+    setting: Setting,
+    *,
+    max_length: int | None = None,
+    token_budget: int | None = None,
+) -> Scorer:
+    """A scorer for a model directory or hub id. One without heads serves policies that need none.
+
+    Raises:
+        CheckpointError: heads that are absent or broken.
+        InputError: no such directory, no tokenizer in it, or a policy that does not fit.
+    """
+    try:
+        config = AutoConfig.from_pretrained(model)
+        tokenizer = AutoTokenizer.from_pretrained(model)
+    except (OSError, ValueError) as error:
+        where = "it is a directory" if Path(model).is_dir() else "there is no such directory, nor a model of that name"
+        raise InputError(f"model {model!r} cannot be loaded ({where}): {error}") from error
+    if hasattr(config, CONFIG_ENTRY):
+        loaded = from_pretrained(model, dtype=setting.dtype)
+    else:
+        loaded = AutoModelForSequenceClassification.from_pretrained(model, dtype=setting.dtype).eval()
+    return Scorer(loaded.to(setting.device), tokenizer, policy=policy, max_length=max_length, token_budget=token_budget)

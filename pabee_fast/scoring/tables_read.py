@@ -1,0 +1,134 @@
+"""What a table is to the scorer, whatever its format.
+
+Knows rows, columns and texts; knows nothing of models, nor of how results are written. A row that cannot be scored is a
+row with an error: never an exception, never left out. Exceptions are for what spoils the table as a whole.
+"""
+
+import os
+import re
+from abc import ABC, abstractmethod
+from collections import Counter
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Protocol, TypeVar
+
+import pyarrow as pa
+
+from pabee_fast.errors import InputError
+
+FORMATS = {".csv": "csv", ".tsv": "tsv", ".jsonl": "jsonl", ".ndjson": "jsonl", ".parquet": "parquet"}
+# The most one csv record or JSON line may take: a quote that is never closed must not read the whole file into memory.
+ROW_SIZE = 64 * 2**20
+READ_BUFFER = 2**20
+SURROGATES = re.compile("[\ud800-\udfff]")
+
+
+class _Sized(Protocol):
+    @property
+    def size(self) -> int: ...
+
+
+Item = TypeVar("Item", bound=_Sized)
+
+
+@dataclass(frozen=True)
+class Chunk:
+    """Consecutive rows of a table, in input order.
+
+    batch   every input column
+    texts   per row one str per text column; all None where the row has an error
+    errors  per row None, or why it cannot be scored
+    lines   of JSON Lines only: per row its object as it was written, or None where the line holds none
+    """
+
+    batch: pa.RecordBatch
+    texts: list[tuple[str | None, ...]]
+    errors: list[str | None]
+    lines: list[str | None] | None = None
+
+
+class Table(ABC):
+    """A table on disk; iterating reads it from its start, any number of times.
+
+    path          where it lies
+    text_columns  one name, or two for pairs
+    schema        the input columns (`pyarrow.Schema`)
+    rows          how many rows it has; None where only reading it all would tell (csv)
+    """
+
+    schema: pa.Schema
+    rows: int | None = None
+
+    def __init__(self, path: Path, text_columns: tuple[str, ...], chunk_rows: int, chunk_bytes: int) -> None:
+        self.path = path
+        self.text_columns = text_columns
+        self.chunk_rows = chunk_rows
+        self.chunk_bytes = chunk_bytes
+
+    @abstractmethod
+    def __iter__(self) -> Iterator[Chunk]:
+        """Chunks of at most `chunk_rows` rows and, unless one row alone is larger, `chunk_bytes` bytes."""
+
+    def _require_columns(self) -> None:
+        names = self.schema.names
+        repeated = [name for name, count in Counter(names).items() if count > 1]
+        if repeated:
+            raise InputError(f"{self.path}: more than one column is named {quoted(repeated)}; rename all but one")
+        missing = [name for name in self.text_columns if name not in names]
+        if missing:
+            raise InputError(f"{self.path} has no column {quoted(missing)}; its columns are {quoted(names) or 'none'}")
+
+    def _chunk(
+        self,
+        batch: pa.RecordBatch,
+        columns: Sequence[Sequence[str | None]],
+        errors: list[str | None],
+        lines: list[str | None] | None = None,
+    ) -> Chunk:
+        """A chunk from the text columns' values; a row with an error loses its texts, lest they be scored."""
+        texts = list(zip(*columns, strict=True))
+        for row, error in enumerate(errors):
+            if error is not None:
+                texts[row] = (None,) * len(columns)
+        return Chunk(batch, texts, errors, lines)
+
+
+def table_format(path: str | os.PathLike[str]) -> str:
+    """The format a path's suffix names: csv, tsv, jsonl or parquet; raises InputError for any other suffix."""
+    suffix = Path(path).suffix
+    if suffix.lower() not in FORMATS:
+        raise InputError(f"{path}: {suffix or 'no suffix'} names no table format; use one of {', '.join(FORMATS)}")
+    return FORMATS[suffix.lower()]
+
+
+def quoted(names: Iterable[str]) -> str:
+    """Names as a message lists them."""
+    return ", ".join(map(repr, names))
+
+
+def grouped(items: Iterable[Item], most: int, most_size: int) -> Iterator[Iterator[Item]]:
+    """Runs of at most `most` items whose sizes sum to at most `most_size`; an item that is larger stands alone.
+
+    Each run must be used up before the next is asked for. They are iterators so that a row's own objects can be dropped
+    at once: with lists of rows the garbage collector took two thirds of the time.
+    """
+    rest = iter(items)
+    waiting = next(rest, None)
+
+    def run() -> Iterator[Item]:
+        nonlocal waiting
+        count = total = 0
+        while waiting is not None and (not count or (count < most and total + waiting.size <= most_size)):
+            count += 1
+            total += waiting.size
+            yield waiting
+            waiting = next(rest, None)
+
+    while waiting is not None:
+        yield run()
+
+
+def replace_surrogates(text: str) -> str:
+    """The text with U+FFFD for every code point that UTF-8 cannot hold."""
+    return SURROGATES.sub("\ufffd", text)
