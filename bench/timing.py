@@ -1,0 +1,54 @@
+"""Wall-clock times of variants that take turns, so that a noisy machine disturbs all of them alike."""
+
+import os
+import platform
+import statistics
+import time
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+
+
+def interleaved(variants: Mapping[str, Callable[[], Any]], rounds: int, device: torch.device) -> dict[str, list[float]]:
+    """Seconds of every variant in each of `rounds` rounds, after one round that is not counted.
+
+    The order turns by one from round to round, so that no variant always follows the same one.
+    """
+    names = list(variants)
+    seconds: dict[str, list[float]] = {name: [] for name in names}
+    for turn in range(rounds + 1):
+        for name in names[turn % len(names) :] + names[: turn % len(names)]:
+            wait_for(device)
+            started = time.perf_counter()
+            variants[name]()
+            wait_for(device)
+            if turn:
+                seconds[name].append(time.perf_counter() - started)
+    return seconds
+
+
+def wait_for(device: torch.device) -> None:
+    """Until the device has done all it was given."""
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+
+
+def median_ratio(numerator: list[float], denominator: list[float]) -> float:
+    """The median of the rounds' ratios: a slow round slows both of its sides."""
+    return statistics.median(a / b for a, b in zip(numerator, denominator, strict=True))
+
+
+def hardware(device: torch.device) -> str:
+    """The device's name, as a reader of a figure needs it."""
+    if device.type == "cuda":
+        return torch.cuda.get_device_name(device)
+    return f"{_cpu_name()}, {torch.get_num_threads()} of {os.cpu_count()} cores"
+
+
+def _cpu_name() -> str:
+    cpuinfo = Path("/proc/cpuinfo")
+    lines = cpuinfo.read_text().splitlines() if cpuinfo.exists() else []
+    names = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]
+    return names[0] if names else platform.processor() or platform.machine()
