@@ -2,7 +2,6 @@
 
 import contextlib
 import functools
-import inspect
 from collections.abc import Iterator
 from typing import Any
 
@@ -110,21 +109,11 @@ def _attend_runs(query: Tensor, key: Tensor, value: Tensor, layout: Layout, scal
 
 
 def _attend_varlen(query: Tensor, key: Tensor, value: Tensor, layout: Layout, scaling: float | None) -> Tensor:
-    """The library's variable-length kernel."""
-    varlen_attn, names = _varlen()
-    if scaling is not None and "scale" not in names:
-        query = query * (scaling * query.shape[-1] ** 0.5)
-    options = {"scale": scaling} if "scale" in names else {}
-    ends, longest = layout.cu_seqlens, layout.max_seqlen
-    return varlen_attn(query, key, value, ends, ends, longest, longest, **options)
-
-
-@functools.cache
-def _varlen() -> tuple[Any, frozenset[str]]:
-    """The function and its parameters' names, which differ between torch releases."""
+    """The library's variable-length kernel, for half precision on CUDA."""
     from torch.nn.attention.varlen import varlen_attn
 
-    return varlen_attn, frozenset(inspect.signature(varlen_attn).parameters)
+    ends, longest = layout.cu_seqlens, layout.max_seqlen
+    return varlen_attn(query, key, value, ends, ends, longest, longest, scale=scaling)
 
 
 def _attend_padded(query: Tensor, key: Tensor, value: Tensor, layout: Layout, scaling: float | None) -> Tensor:

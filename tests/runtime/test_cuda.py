@@ -1,0 +1,51 @@
+"""The runtime on a GPU: the same answers as on the CPU, in float32 and bfloat16."""
+
+import copy
+
+import pytest
+import torch
+
+import pabee_fast as pf
+from tests.conftest import FAMILIES, padded_rows, tiny_model
+from tests.tolerances import TOLERANCES
+
+pytestmark = [
+    pytest.mark.gpu,
+    pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device"),
+]
+LENGTHS = [7, 1, 12, 30, 12, 5, 40, 33, 2]
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("mask", ["right padding", "left padding"])
+def test_full_depth_equals_stock_on_the_same_device(family: str, dtype: torch.dtype, mask: str) -> None:
+    stock = tiny_model(family).to("cuda", dtype)
+    batch = {name: values.cuda() for name, values in padded_rows(LENGTHS, family=family).items()}
+    if mask == "left padding":
+        batch = {name: values.flip(1) for name, values in batch.items()}
+    with torch.no_grad():
+        expected = stock(**batch).logits.float()
+    got = pf.accelerate(stock, pf.FullDepth())(**batch).logits.float()
+    assert (got - expected).abs().max() / expected.abs().max() <= TOLERANCES[dtype]
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("budget", [None, 60])
+def test_scheduled_rows_leave_where_told_with_the_logits_of_that_layer(family: str, budget: int | None) -> None:
+    exits = (6, 2, 4, 1, 3, 2, 5, 4, 6)
+    model, batch = tiny_model(family), padded_rows(LENGTHS, family=family)
+    expected = pf.accelerate(copy.deepcopy(model), pf.Scheduled(exits))(**batch)
+    on_gpu = pf.accelerate(model.cuda(), pf.Scheduled(exits), token_budget=budget)
+    got = on_gpu(**{name: values.cuda() for name, values in batch.items()})
+    assert tuple(got.exit_layers.tolist()) == exits
+    difference = (got.logits.cpu() - expected.logits).abs().max() / expected.logits.abs().max()
+    assert difference <= 10 * TOLERANCES[torch.float32], "the two devices sum in another order"
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_patience_gives_the_cpus_exits(family: str) -> None:
+    model, batch = tiny_model(family), padded_rows(LENGTHS, family=family)
+    expected = pf.accelerate(copy.deepcopy(model), pf.Patience(1))(**batch)
+    got = pf.accelerate(model.cuda(), pf.Patience(1))(**{name: values.cuda() for name, values in batch.items()})
+    assert got.exit_layers.tolist() == expected.exit_layers.tolist()
