@@ -81,10 +81,13 @@ def score_command(
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace an output that exists.")] = False,
 ) -> None:
     """Score a table of texts: its columns, and prediction, score, exit_layer and error for every row."""
+    import transformers
+
     from pabee_fast.policies import parse_policy
     from pabee_fast.scoring.job import Columns, check_job, score_table
     from pabee_fast.scoring.load import Setting, load_scorer
 
+    transformers.logging.disable_progress_bar()  # one bar is enough
     chosen = parse_policy(policy)
     columns = Columns([text_column, *([text_pair_column] if text_pair_column else [])], prefix, all_scores)
     check_job(table, output, columns, overwrite=overwrite)  # before a model is loaded

@@ -39,7 +39,9 @@ def run(family: str, rows: list[int], policy: pf.Policy, **options: float) -> Re
 
 
 @functools.cache
-def independent(family: str, patience: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+def independent(
+    family: str, patience: int, first_layer: int = 1, every: int = 1
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     """Each row alone through the stock layers, unpadded: exit layers, logits, and the least margin of any of its
     answers up to there, relative to its largest logit."""
     model, batch = subject(family)
@@ -49,11 +51,12 @@ def independent(family: str, patience: int) -> tuple[torch.Tensor, torch.Tensor,
             forward = functools.partial(type(model).forward.__wrapped__, model)  # type: ignore[attr-defined]
             _, heads = every_head(model, forward, input_ids=ids[None, : int(mask.sum())])
         streak, seen = 0, []
-        for layer, (last, head) in enumerate(itertools.pairwise([None, *heads]), start=1):
-            assert head is not None
+        for layer, head in enumerate(heads, start=1):
+            if layer < len(heads) and (layer < first_layer or (layer - first_layer) % every):
+                continue
+            streak = streak + 1 if seen and seen[-1].argmax() == head[0].argmax() else 0
             seen.append(head[0])
-            streak = streak + 1 if last is not None and last.argmax() == head.argmax() else 0
-            if streak == patience or layer == len(heads):
+            if streak == patience:
                 break
         top = torch.stack(seen).topk(2, dim=1).values
         exits.append(layer)
@@ -63,12 +66,14 @@ def independent(family: str, patience: int) -> tuple[torch.Tensor, torch.Tensor,
 
 
 @pytest.mark.parametrize("family", FAMILIES)
-@pytest.mark.parametrize("patience", [1, 2])
-def test_exits_and_logits_equal_an_independent_batch_of_one(family: str, patience: int) -> None:
-    exits, logits, margins = independent(family, patience)
+@pytest.mark.parametrize(("patience", "first_layer", "every"), [(1, 1, 1), (2, 1, 1), (1, 2, 1), (1, 1, 2)])
+def test_exits_and_logits_equal_an_independent_batch_of_one(
+    family: str, patience: int, first_layer: int, every: int
+) -> None:
+    exits, logits, margins = independent(family, patience, first_layer, every)
     decided = margins > TOLERANCES[torch.float32]
     assert decided.sum() >= ROWS - 1, "the rows' answers hang on rounding; take another seed"
-    out = run(family, list(range(ROWS)), pf.Patience(patience))
+    out = run(family, list(range(ROWS)), pf.Patience(patience, first_layer=first_layer, every=every))
     assert out.exit_layers[decided].tolist() == exits[decided].tolist()
     assert len(set(exits.tolist())) > 1, "every row left at one layer, so that compaction was not tested"
     assert (out.logits - logits)[decided].abs().max() / logits.abs().max() <= TOLERANCES[torch.float32]
