@@ -3,7 +3,7 @@
 import contextlib
 import functools
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -113,7 +113,7 @@ def _attend_varlen(query: Tensor, key: Tensor, value: Tensor, layout: Layout, sc
     from torch.nn.attention.varlen import varlen_attn
 
     ends, longest = layout.cu_seqlens, layout.max_seqlen
-    return varlen_attn(query, key, value, ends, ends, longest, longest, scale=scaling)
+    return cast(Tensor, varlen_attn(query, key, value, ends, ends, longest, longest, scale=scaling))
 
 
 def _attend_padded(query: Tensor, key: Tensor, value: Tensor, layout: Layout, scaling: float | None) -> Tensor:

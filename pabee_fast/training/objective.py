@@ -22,7 +22,7 @@ class Distillation:
 
     A head's loss becomes (1 - alpha) * L_j + alpha * T^2 * KL(softmax(teacher / T) || softmax(head / T)); T^2 keeps the
     size of the gradients. One output: the squared distance to the teacher's value in place of the second term. Label
-    sets: the divergence is summed over the labels, each of them a choice between yes and no.
+    sets: the divergence's mean over the labels, each of them a choice between yes and no, as L_j is a mean over them.
 
     Args:
         alpha: the teacher's share, 0 to 1.
@@ -44,8 +44,8 @@ class Distillation:
             head, teacher = log_softmax(head, dim=-1), log_softmax(teacher, dim=-1)
         else:
             head, teacher = (torch.stack([logsigmoid(x), logsigmoid(-x)]) for x in (head, teacher))
-        divergence = kl_div(head, teacher, reduction="sum", log_target=True) / len(logits)
-        return divergence * self.temperature**2
+        choices = len(logits) if kind == "label" else logits.numel()
+        return self.temperature**2 * kl_div(head, teacher, reduction="sum", log_target=True) / choices
 
 
 def multi_exit_loss(

@@ -1,0 +1,59 @@
+"""A teacher's logits over the training texts."""
+
+import functools
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from pabee_fast.errors import InputError
+from pabee_fast.policies import FullDepth
+from pabee_fast.runtime.engine import Engine
+from pabee_fast.runtime.packed import pack
+from pabee_fast.training.examples import tokenize
+from pabee_fast.training.labels import Labels, labels_of_config
+
+WINDOW_ROWS = 1_024
+
+
+def full_depth_logits(
+    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, texts: Sequence[tuple[str, ...]], *, max_length: int
+) -> Tensor:
+    """The model's logits at full depth, [rows, classes] float32 on the host, in input order.
+
+    Args:
+        model: a classifier of a supported family, with heads or without.
+        texts: one string a row, or two for a pair.
+        max_length: where a row's tokens are cut.
+    """
+    engine = Engine(model.eval())
+    positions = functools.partial(engine.family.position_ids, model)
+    rows = tokenize(tokenizer, texts, max_length)
+    order = sorted(range(len(rows)), key=lambda i: len(rows[i]["input_ids"]))
+    logits = torch.empty(len(rows), engine.classes)
+    for start in range(0, len(order), WINDOW_ROWS):
+        window = order[start : start + WINDOW_ROWS]
+        padded = tokenizer.pad([rows[i] for i in window], return_tensors="pt")
+        logits[window] = engine.run(pack(positions, **padded), FullDepth()).logits.float().cpu()
+    return logits
+
+
+def in_order_of(labels: Labels, teacher: PreTrainedModel) -> list[int]:
+    """The teacher's output for each of `labels`, by name where both have the same names, else by number.
+
+    Raises:
+        InputError: the teacher answers another question.
+    """
+    own = labels_of_config(teacher.config)
+    if (own.problem_type, own.outputs) != (labels.problem_type, labels.outputs):
+        raise InputError(
+            f"the teacher is a {own.problem_type} of {own.outputs} output(s), the model a {labels.problem_type} of "
+            f"{labels.outputs}: give a teacher of the same labels"
+        )
+    if set(own.names) == set(labels.names):
+        return [own.ids[name] for name in labels.names] or [0]
+    numbered = {f"LABEL_{i}" for i in range(labels.outputs)}
+    if numbered not in (set(own.names), set(labels.names)):
+        raise InputError(f"the teacher's labels are {', '.join(own.names)}, the model's {', '.join(labels.names)}")
+    return list(range(labels.outputs))

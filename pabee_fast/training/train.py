@@ -1,0 +1,293 @@
+"""Joint fine-tuning of a model and its heads with transformers' Trainer, from tables to a model directory."""
+
+import importlib.util
+import json
+import math
+import os
+import sys
+import tempfile
+import time
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from rich.console import Console
+from transformers import (
+    AutoConfig,
+    AutoModelForSequenceClassification,
+    AutoTokenizer,
+    DataCollatorWithPadding,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+    PrinterCallback,
+    Trainer,
+    TrainerCallback,
+    TrainingArguments,
+    set_seed,
+)
+
+from pabee_fast.errors import InputError, PabeeFastError
+from pabee_fast.models.heads import CONFIG_ENTRY, attach_heads, from_pretrained, has_heads
+from pabee_fast.policies import require_whole
+from pabee_fast.training.evaluate import LayerScores, as_table, evaluate_layers
+from pabee_fast.training.examples import Examples, Features, read_examples
+from pabee_fast.training.labels import Labels, labels_of_column, labels_of_config
+from pabee_fast.training.objective import Distillation
+from pabee_fast.training.teacher import full_depth_logits, in_order_of
+
+LOGGING_STEPS = 50
+RECORD = "training.json"
+
+
+@dataclass(frozen=True)
+class TrainSettings:
+    """What `pabee-fast train` was asked for; the command's help describes each."""
+
+    train: str
+    model: str
+    output: str
+    eval: str | None = None
+    text_column: str = "text"
+    text_pair_column: str | None = None
+    label_column: str = "label"
+    problem_type: str | None = None
+    teacher: str | None = None
+    alpha: float = 0.5
+    temperature: float = 2.0
+    epochs: int = 5
+    batch_size: int = 32
+    accumulate: int = 1
+    learning_rate: float = 2e-5
+    schedule: str = "linear"
+    warmup: float = 0.06
+    weight_decay: float = 0.01
+    max_length: int = 128
+    bf16: bool = False
+    seed: int = 0
+    overwrite: bool = False
+
+    @property
+    def text_columns(self) -> list[str]:
+        return [self.text_column, *([self.text_pair_column] if self.text_pair_column else [])]
+
+    def check(self) -> None:
+        """Raises InputError for a value that cannot be used, and for an output that is there already."""
+        for name in ("epochs", "batch_size", "accumulate", "max_length"):
+            require_whole(name, getattr(self, name), at_least=1)
+        for name, low, high in (("alpha", 0, 1), ("warmup", 0, 1), ("weight_decay", 0, math.inf)):
+            if not low <= getattr(self, name) <= high:
+                raise InputError(f"{name}={getattr(self, name)}: give a number from {low} to {high}")
+        for name in ("learning_rate", "temperature"):
+            if not 0 < getattr(self, name) < math.inf:
+                raise InputError(f"{name}={getattr(self, name)}: give a positive number")
+        if self.schedule not in ("linear", "cosine", "constant"):
+            raise InputError(f"schedule={self.schedule!r}: give linear, cosine or constant")
+        output = Path(self.output)
+        if output.is_file():
+            raise InputError(f"{output} is a file: name a directory for the model")
+        if output.is_dir() and any(output.iterdir()) and not self.overwrite:
+            raise InputError(f"{output} exists and is not empty: name another directory, or give --overwrite")
+
+
+@dataclass
+class Record:
+    """What a training run leaves behind beside the model."""
+
+    settings: TrainSettings
+    epochs: list[dict[str, Any]] = field(default_factory=list)
+
+    def as_json(self) -> str:
+        """The settings, and for each epoch its number, training loss, seconds so far and metrics by layer."""
+        return json.dumps({"settings": asdict(self.settings), "epochs": self.epochs}, indent=2) + "\n"
+
+
+def train(settings: TrainSettings, console: Console) -> PreTrainedModel:
+    """Trains a model with heads and writes it to `settings.output` after every epoch.
+
+    Args:
+        console: where progress and results are shown.
+
+    Returns:
+        The trained model, in evaluation mode.
+
+    Raises:
+        InputError: a setting, table or model directory that cannot be used as given.
+        PabeeFastError: accelerate is not installed.
+    """
+    if importlib.util.find_spec("accelerate") is None:
+        raise PabeeFastError("training needs accelerate: pip install 'pabee-fast[train]'")
+    settings.check()
+    examples = read_examples(settings.train, settings.text_columns, settings.label_column)
+    held_out = read_examples(settings.eval, settings.text_columns, settings.label_column) if settings.eval else None
+    set_seed(settings.seed)
+    model, tokenizer = _load(settings, examples)
+    labels = labels_of_config(model.config)
+    features = examples.features(tokenizer, settings.max_length, labels.encode(examples.column, examples.where))
+    eval_features = None
+    if held_out is not None:
+        eval_labels = labels.encode(held_out.column, held_out.where)
+        eval_features = held_out.features(tokenizer, settings.max_length, eval_labels)
+    if settings.teacher:
+        _add_teacher(settings, features, examples, labels, console)
+    trainer = _MultiExitTrainer(
+        model,
+        _arguments(settings, steps=_steps(settings, len(features))),
+        train_dataset=features,
+        data_collator=DataCollatorWithPadding(tokenizer),
+        distillation=Distillation(settings.alpha, settings.temperature),
+    )
+    trainer.remove_callback(PrinterCallback)
+    trainer.add_callback(_Epochs(settings, tokenizer, eval_features, console))
+    trainer.train()
+    return model.eval()
+
+
+class _MultiExitTrainer(Trainer):
+    """The stock Trainer, which also tells the objective how to weigh the teacher."""
+
+    def __init__(self, *args: Any, distillation: Distillation, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.distillation = distillation
+
+    def compute_loss(self, model: Any, inputs: dict[str, Any], *args: Any, **kwargs: Any) -> Any:
+        return super().compute_loss(model, {**inputs, "distillation": self.distillation}, *args, **kwargs)
+
+
+class _Epochs(TrainerCallback):
+    """After every epoch: evaluate every layer, show it, write the model. So a run that is cut short leaves one."""
+
+    def __init__(
+        self,
+        settings: TrainSettings,
+        tokenizer: PreTrainedTokenizerBase,
+        eval_features: Features | None,
+        console: Console,
+    ) -> None:
+        self.settings, self.tokenizer, self.eval_features, self.console = settings, tokenizer, eval_features, console
+        self.collator = DataCollatorWithPadding(tokenizer)
+        self.record = Record(settings)
+        self.started = time.monotonic()
+        self.losses: list[float] = []
+
+    def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, float] | None = None, **kwargs: Any) -> None:
+        if not logs or "loss" not in logs:
+            return
+        self.losses.append(float(logs["loss"]))
+        if args.disable_tqdm:
+            rate = float(logs["learning_rate"])
+            self.console.print(
+                f"step {state.global_step}/{state.max_steps}  loss {self.losses[-1]:.4f}  rate {rate:.2e}"
+            )
+
+    def on_epoch_end(self, args: Any, state: Any, control: Any, model: Any = None, **kwargs: Any) -> None:
+        epoch = round(state.epoch)
+        result: dict[str, Any] = {"epoch": epoch, "seconds": round(time.monotonic() - self.started, 1)}
+        if self.losses:
+            result["loss"] = sum(self.losses) / len(self.losses)
+            self.losses.clear()
+        if self.eval_features is not None:
+            scores: list[LayerScores] = evaluate_layers(
+                model, self.eval_features, self.collator, batch_size=self.settings.batch_size
+            )
+            result |= {column.metric: column.by_layer for column in scores}
+            evaluated = Path(self.settings.eval or "").name
+            self.console.print(as_table(f"{evaluated} after epoch {epoch} of {self.settings.epochs}", scores))
+        self.record.epochs.append(result)
+        save(model, self.tokenizer, Path(self.settings.output), self.record)
+
+
+def save(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, output: Path, record: Record) -> None:
+    """Writes model, tokenizer and record; a file of the same name is replaced whole, once the new one is complete."""
+    output.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=output.parent, prefix=f".{output.name}.") as staged:
+        model.save_pretrained(staged)
+        tokenizer.save_pretrained(staged)
+        (Path(staged) / RECORD).write_text(record.as_json(), encoding="utf-8")
+        written = sorted(Path(staged).iterdir())
+        for old in output.glob("model*.safetensors*"):  # other shards of an earlier model would be loaded with ours
+            if old.name not in {file.name for file in written}:
+                old.unlink()
+        for file in written:
+            os.replace(file, output / file.name)
+
+
+def _load(settings: TrainSettings, examples: Examples) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+    """The model with heads, new ones where it has none, and its tokenizer."""
+    config, tokenizer = _config_and_tokenizer("model", settings.model)
+    # A directory that is a classifier already keeps its labels; a bare encoder learns those of the table.
+    if any("SequenceClassification" in name for name in config.architectures or []):
+        labels = labels_of_config(config)
+        if settings.problem_type not in (None, labels.problem_type):
+            raise InputError(
+                f"problem_type={settings.problem_type!r}: {settings.model} is a classifier already, of "
+                f"{labels.problem_type}; leave the option out, or start from a model without a classifier"
+            )
+        model = _load_classifier("model", settings.model)
+    else:
+        labels = labels_of_column(examples.column, examples.where, settings.problem_type)
+        model = _load_classifier("model", settings.model, **labels.config_entries())
+    model.config.problem_type = labels.problem_type
+    longest = getattr(config, "max_position_embeddings", settings.max_length)
+    if settings.max_length > longest:
+        raise InputError(f"max_length={settings.max_length}: the model has {longest} positions; give at most that")
+    return model if has_heads(model) else attach_heads(model), tokenizer
+
+
+def _config_and_tokenizer(what: str, path: str) -> tuple[Any, PreTrainedTokenizerBase]:
+    try:
+        return AutoConfig.from_pretrained(path), AutoTokenizer.from_pretrained(path)
+    except (OSError, ValueError) as error:
+        raise InputError(f"{what} {path} cannot be loaded: {str(error).splitlines()[0]}") from error
+
+
+def _load_classifier(what: str, path: str, **config_entries: Any) -> PreTrainedModel:
+    """With its heads, if it has any. In float32, whatever it was stored in: half precision would stall training."""
+    if hasattr(AutoConfig.from_pretrained(path), CONFIG_ENTRY):
+        return from_pretrained(path, dtype=torch.float32)
+    try:
+        return AutoModelForSequenceClassification.from_pretrained(path, dtype=torch.float32, **config_entries)
+    except (OSError, ValueError) as error:
+        raise InputError(f"{what} {path} cannot be loaded: {str(error).splitlines()[0]}") from error
+
+
+def _add_teacher(
+    settings: TrainSettings, features: Features, examples: Examples, labels: Labels, console: Console
+) -> None:
+    """Gives every row its `teacher_logits`."""
+    assert settings.teacher is not None
+    _, tokenizer = _config_and_tokenizer("teacher", settings.teacher)
+    teacher = _load_classifier("teacher", settings.teacher)
+    order = in_order_of(labels, teacher)
+    console.print(f"computing the teacher's logits of {len(features)} rows")
+    teacher.to("cuda" if torch.cuda.is_available() else "cpu")
+    logits = full_depth_logits(teacher, tokenizer, examples.texts, max_length=settings.max_length)[:, order]
+    for row, values in zip(features, logits.tolist(), strict=True):
+        row["teacher_logits"] = values
+
+
+def _steps(settings: TrainSettings, rows: int) -> int:
+    """Optimizer steps of the whole run."""
+    return math.ceil(math.ceil(rows / settings.batch_size) / settings.accumulate) * settings.epochs
+
+
+def _arguments(settings: TrainSettings, *, steps: int) -> TrainingArguments:
+    return TrainingArguments(
+        settings.output,
+        num_train_epochs=settings.epochs,
+        per_device_train_batch_size=settings.batch_size,
+        gradient_accumulation_steps=settings.accumulate,
+        learning_rate=settings.learning_rate,
+        lr_scheduler_type=settings.schedule if settings.schedule != "constant" else "constant_with_warmup",
+        warmup_steps=math.ceil(settings.warmup * steps),
+        weight_decay=settings.weight_decay,
+        bf16=settings.bf16,
+        seed=settings.seed,
+        train_sampling_strategy="group_by_length",
+        remove_unused_columns=False,  # the objective takes teacher_logits, which no stock signature names
+        logging_steps=min(LOGGING_STEPS, steps),
+        save_strategy="no",
+        report_to=[],
+        disable_tqdm=not sys.stderr.isatty(),
+        dataloader_pin_memory=torch.cuda.is_available(),
+    )

@@ -1,0 +1,178 @@
+"""What `pabee-fast train` refuses: one line on stderr, exit status 2, and what to do instead."""
+
+import importlib.util
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+Command = Callable[..., int]
+Tables = Callable[..., Path]
+Rows = list[dict[str, Any]]
+
+
+@pytest.fixture
+def refused(
+    pabee_fast: Command, encoder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> Callable[..., str]:
+    """Runs the command, which must fail without writing anything, and returns its message."""
+
+    def run(table: Path, *options: Any, model: Path | None = None) -> str:
+        words = [
+            "train",
+            table,
+            "--model",
+            model or encoder,
+            "--output",
+            tmp_path / "out",
+            "--max-length",
+            16,
+            *options,
+        ]
+        capsys.readouterr()
+        assert pabee_fast(*words) == 2
+        lines = capsys.readouterr().err.splitlines()
+        assert len(lines) == 1, lines
+        assert not (tmp_path / "out" / "config.json").exists()
+        return lines[0]
+
+    return run
+
+
+def test_missing_columns_are_named_with_those_there_are(
+    refused: Callable[..., str], table: Tables, reviews: Rows
+) -> None:
+    train = table("train.csv", reviews)
+    for option, name in (("--text-column", "body"), ("--text-pair-column", "body"), ("--label-column", "stars")):
+        message = refused(train, option, name)
+        assert name in message
+        assert "text" in message and "label" in message
+
+
+def test_a_column_of_one_class_is_refused(refused: Callable[..., str], table: Tables, reviews: Rows) -> None:
+    assert "1 class" in refused(table("train.csv", reviews[::2]))
+
+
+def test_class_ids_with_gaps_are_refused(refused: Callable[..., str], table: Tables) -> None:
+    rows = [{"text": "a film", "label": stars} for stars in (1, 3, 5)]
+    assert "1, 3, 5" in refused(table("train.csv", rows))
+
+
+def test_labels_of_several_kinds_are_refused(refused: Callable[..., str], table: Tables) -> None:
+    rows = [{"text": "a", "label": ["good"]}, {"text": "b", "label": []}, {"text": "c", "label": None}]
+    assert "row 3: no label" in refused(table("train.jsonl", rows))
+
+
+def test_a_row_without_label_is_named(refused: Callable[..., str], table: Tables, reviews: Rows) -> None:
+    for name, nothing in (("train.jsonl", None), ("train.csv", "")):
+        rows = [*reviews[:4], {"text": "it", "label": nothing}, *reviews[4:]]
+        assert "row 5: no label" in refused(table(name, rows))
+
+
+def test_a_label_that_is_not_a_number_value_is_named(refused: Callable[..., str], table: Tables) -> None:
+    rows = [{"text": "a", "label": 0.5}, {"text": "b", "label": float("nan")}]
+    assert "row 2: no label" in refused(table("train.parquet", rows))
+
+
+def test_a_row_that_cannot_be_read_is_named(refused: Callable[..., str], tmp_path: Path) -> None:
+    path = tmp_path / "train.csv"
+    path.write_text("text,label\ngood,1\nbad,0,7\n")
+    assert "row 2: line 3 has 3 fields" in refused(path)
+
+
+def test_an_empty_table_is_refused(refused: Callable[..., str], tmp_path: Path) -> None:
+    path = tmp_path / "train.csv"
+    path.write_text("text,label\n")
+    assert "no rows" in refused(path)
+
+
+def test_an_output_that_has_files_is_kept(
+    refused: Callable[..., str], table: Tables, reviews: Rows, tmp_path: Path
+) -> None:
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "notes.txt").write_text("mine")
+    assert "--overwrite" in refused(table("train.csv", reviews))
+    assert [file.name for file in (tmp_path / "out").iterdir()] == ["notes.txt"]
+
+
+def test_an_output_that_is_a_file_is_kept(
+    refused: Callable[..., str], table: Tables, reviews: Rows, tmp_path: Path
+) -> None:
+    (tmp_path / "out").write_text("mine")
+    assert "is a file" in refused(table("train.csv", reviews), "--overwrite")
+
+
+def test_labels_outside_the_models_are_refused(
+    refused: Callable[..., str], table: Tables, reviews: Rows, classifier: Callable[..., Path]
+) -> None:
+    start = classifier(id2label={0: "neg", 1: "pos"}, label2id={"neg": 0, "pos": 1})
+    rows = [*reviews, {"text": "it", "label": 2}]
+    assert f"row {len(rows)}: label 2 is out of range" in refused(table("train.csv", rows), model=start)
+    named = [{"text": row["text"], "label": "neutral"} for row in reviews]
+    assert "row 1: label 'neutral' is none of the model's (neg, pos)" in refused(table("n.csv", named), model=start)
+    floats = [{"text": row["text"], "label": row["label"] / 2} for row in reviews]
+    assert "label 0.5 is not a whole number" in refused(table("f.csv", floats), model=start)
+
+
+def test_labels_of_the_evaluation_table_are_checked_before_training(
+    refused: Callable[..., str], table: Tables, reviews: Rows
+) -> None:
+    held_out = table("eval.csv", [{"text": "it", "label": 7}])
+    assert "eval.csv" in refused(table("train.csv", reviews), "--eval", held_out)
+
+
+def test_another_problem_than_a_classifiers_own_is_refused(
+    refused: Callable[..., str], table: Tables, reviews: Rows, classifier: Callable[..., Path]
+) -> None:
+    train = table("train.csv", reviews)
+    assert "classifier already" in refused(train, "--problem-type", "regression", model=classifier())
+    assert "give one of single_label" in refused(train, "--problem-type", "ranking")
+
+
+@pytest.mark.parametrize(
+    ("option", "value", "named"),
+    [
+        ("--epochs", 0, "epochs=0"),
+        ("--batch-size", 0, "batch_size=0"),
+        ("--accumulate", 0, "accumulate=0"),
+        ("--learning-rate", -1, "learning_rate=-1"),
+        ("--learning-rate", "nan", "learning_rate=nan"),
+        ("--temperature", 0, "temperature=0"),
+        ("--alpha", 1.5, "alpha=1.5"),
+        ("--warmup", 2, "warmup=2"),
+        ("--weight-decay", -1, "weight_decay=-1"),
+        ("--schedule", "steps", "schedule='steps'"),
+        ("--max-length", 99, "max_length=99"),
+    ],
+)
+def test_settings_out_of_range_are_named(
+    refused: Callable[..., str], table: Tables, reviews: Rows, option: str, value: Any, named: str
+) -> None:
+    assert named in refused(table("train.csv", reviews), option, value)
+
+
+def test_a_model_that_is_not_there_is_named(
+    refused: Callable[..., str], table: Tables, reviews: Rows, tmp_path: Path
+) -> None:
+    train = table("train.csv", reviews)
+    assert "nowhere cannot be loaded" in refused(train, model=tmp_path / "nowhere")
+    assert "teacher" in refused(train, "--teacher", tmp_path / "nowhere")
+
+
+def test_a_teacher_of_other_labels_is_refused(
+    refused: Callable[..., str], table: Tables, reviews: Rows, classifier: Callable[..., Path]
+) -> None:
+    train = table("train.csv", reviews)
+    assert "of 3 output(s)" in refused(train, "--teacher", classifier("three", num_labels=3))
+    names = {"id2label": {0: "cat", 1: "dog"}, "label2id": {"cat": 0, "dog": 1}}
+    named = [{"text": row["text"], "label": "pos" if row["label"] else "neg"} for row in reviews]
+    assert "cat, dog" in refused(table("named.csv", named), "--teacher", classifier("animals", **names))
+
+
+def test_without_accelerate_the_extra_is_named(
+    refused: Callable[..., str], table: Tables, reviews: Rows, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    train, find = table("train.csv", reviews), importlib.util.find_spec
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if name == "accelerate" else find(name))
+    assert "pip install 'pabee-fast[train]'" in refused(train)

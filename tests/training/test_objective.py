@@ -1,0 +1,124 @@
+"""The loss over all heads and the distillation loss, against arithmetic written out by hand."""
+
+import math
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+from transformers import AutoModelForSequenceClassification
+
+import pabee_fast as pf
+from pabee_fast.models.heads import heads_of
+from pabee_fast.training.objective import Distillation, weighted_mean
+
+IDS = torch.tensor([[2, 5, 9, 3], [2, 7, 9, 3], [2, 6, 3, 0]])
+MASK = (IDS != 0).long()
+CASES = {
+    "single_label_classification": (3, torch.tensor([0, 2, 1])),
+    "regression": (1, torch.tensor([0.5, -1.0, 2.0])),
+    "multi_label_classification": (3, torch.tensor([[1.0, 0.0, 1.0], [0.0, 0.0, 0.0], [0.0, 1.0, 0.0]])),
+}
+
+
+def label_loss(problem_type: str, logits: Tensor, labels: Tensor) -> float:
+    """One head's mean loss, row by row."""
+    rows = []
+    for row, label in zip(logits.tolist(), labels.tolist(), strict=True):
+        if problem_type == "regression":
+            rows.append((row[0] - label) ** 2)
+        elif problem_type == "single_label_classification":
+            rows.append(math.log(sum(math.exp(x) for x in row)) - row[label])
+        else:
+            rows.append(sum(math.log1p(math.exp(-x if y else x)) for x, y in zip(row, label, strict=True)) / len(row))
+    return sum(rows) / len(rows)
+
+
+def logits_by_hand(model: Any) -> list[Tensor]:
+    """Every head's logits, from the stock backbone's hidden states."""
+    with torch.no_grad():
+        states = model.base_model(IDS, attention_mask=MASK, output_hidden_states=True).hidden_states
+        pooler = model.base_model.pooler
+        dense = getattr(pooler, "dense", pooler)
+        return [head(torch.tanh(dense(s[:, 0]))) for head, s in zip(heads_of(model), states[1:], strict=True)]
+
+
+def make_model(config: Any) -> Any:
+    torch.manual_seed(0)
+    model = pf.attach_heads(AutoModelForSequenceClassification.from_config(config))
+    for head in heads_of(model):  # far from zero, so that a wrong weighting shows
+        torch.nn.init.normal_(head.weight)
+    return model.train()
+
+
+@pytest.mark.parametrize("problem_type", CASES)
+@pytest.mark.parametrize("family", ["bert", "albert"])
+def test_loss_is_the_mean_of_the_heads_losses_weighted_by_depth(
+    tiny_config: Callable[..., Any], family: str, problem_type: str
+) -> None:
+    outputs, labels = CASES[problem_type]
+    model = make_model(tiny_config(family, num_labels=outputs, problem_type=problem_type))
+    losses = [label_loss(problem_type, logits, labels) for logits in logits_by_hand(model)]
+    expected = (1 * losses[0] + 2 * losses[1] + 3 * losses[2]) / 6
+    loss = model(input_ids=IDS, attention_mask=MASK, labels=labels).loss
+    assert loss.item() == pytest.approx(expected, rel=1e-5)
+
+
+def test_every_head_and_the_backbone_get_gradients(tiny_config: Callable[..., Any]) -> None:
+    model = make_model(tiny_config(num_labels=3))
+    model(input_ids=IDS, attention_mask=MASK, labels=CASES["single_label_classification"][1]).loss.backward()
+    assert all(head.weight.grad.abs().sum() > 0 for head in heads_of(model))
+    assert model.get_input_embeddings().weight.grad.abs().sum() > 0
+
+
+def test_weights_count_layers_from_one() -> None:
+    assert weighted_mean([torch.tensor(6.0), torch.tensor(0.0), torch.tensor(0.0)]).item() == pytest.approx(1.0)
+    assert weighted_mean([torch.tensor(0.0), torch.tensor(0.0), torch.tensor(6.0)]).item() == pytest.approx(3.0)
+
+
+def divergence(teacher: list[float], head: list[float]) -> float:
+    """KL(teacher || head) of two distributions."""
+    return sum(p * math.log(p / q) for p, q in zip(teacher, head, strict=True))
+
+
+def softmax(row: list[float], temperature: float) -> list[float]:
+    weights = [math.exp(x / temperature) for x in row]
+    return [w / sum(weights) for w in weights]
+
+
+def to_teacher_by_hand(kind: str, head: list[float], teacher: list[float], temperature: float) -> float:
+    """One row's distance to the teacher."""
+    if kind == "value":
+        return (head[0] - teacher[0]) ** 2
+    if kind == "label":
+        return temperature**2 * divergence(softmax(teacher, temperature), softmax(head, temperature))
+    pairs = [
+        (softmax([t, 0.0], temperature), softmax([h, 0.0], temperature)) for t, h in zip(teacher, head, strict=True)
+    ]
+    return temperature**2 * sum(divergence(t, h) for t, h in pairs) / len(pairs)
+
+
+@pytest.mark.parametrize(("kind", "outputs"), [("label", 3), ("value", 1), ("label_set", 3)])
+@pytest.mark.parametrize(("alpha", "temperature"), [(0.3, 2.0), (1.0, 1.0), (0.0, 4.0)])
+def test_distillation_mixes_labels_and_teacher(kind: Any, outputs: int, alpha: float, temperature: float) -> None:
+    torch.manual_seed(0)
+    logits, teacher = torch.randn(4, outputs), torch.randn(4, outputs)
+    rows = [to_teacher_by_hand(kind, h, t, temperature) for h, t in zip(logits.tolist(), teacher.tolist(), strict=True)]
+    expected = (1 - alpha) * 0.7 + alpha * sum(rows) / 4
+    loss = Distillation(alpha, temperature).loss(torch.tensor(0.7), logits, teacher, kind)
+    assert loss.item() == pytest.approx(expected, rel=1e-5, abs=1e-7)
+
+
+def test_distilled_heads_are_weighted_by_depth(tiny_config: Callable[..., Any]) -> None:
+    model = make_model(tiny_config(num_labels=3))
+    labels, teacher = CASES["single_label_classification"][1], torch.randn(3, 3)
+    losses = []
+    for logits in logits_by_hand(model):
+        pairs = zip(logits.tolist(), teacher.tolist(), strict=True)
+        soft = sum(to_teacher_by_hand("label", h, t, 3.0) for h, t in pairs) / 3
+        losses.append(0.4 * label_loss("single_label_classification", logits, labels) + 0.6 * soft)
+    expected = (1 * losses[0] + 2 * losses[1] + 3 * losses[2]) / 6
+    distillation = Distillation(alpha=0.6, temperature=3.0)
+    loss = model(IDS, MASK, labels=labels, teacher_logits=teacher, distillation=distillation).loss
+    assert loss.item() == pytest.approx(expected, rel=1e-5)

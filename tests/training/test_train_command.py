@@ -1,0 +1,195 @@
+"""`pabee-fast train`, from tables to a model directory."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from transformers import AutoModelForSequenceClassification, AutoTokenizer
+
+import pabee_fast as pf
+from pabee_fast.models.heads import has_heads
+
+Command = Callable[..., int]
+Tables = Callable[..., Path]
+Rows = list[dict[str, Any]]
+
+
+def last_epoch(output: Path) -> dict[str, Any]:
+    return json.loads((output / "training.json").read_text())["epochs"][-1]
+
+
+def test_every_table_format_trains_the_same_model(
+    pabee_fast: Command, table: Tables, reviews: Rows, encoder: Path, tmp_path: Path, brief: list[str]
+) -> None:
+    weights = []
+    for name in ("csv", "tsv", "jsonl", "parquet"):
+        train, out = table(f"train.{name}", reviews), tmp_path / name
+        assert pabee_fast("train", train, "--model", encoder, "--output", out, *brief) == 0
+        weights.append(load_file(out / "model.safetensors"))
+    for other in weights[1:]:
+        assert other.keys() == weights[0].keys()
+        assert all(torch.equal(other[key], weights[0][key]) for key in other)
+
+
+def test_training_is_reported_per_layer_and_learns(
+    pabee_fast: Command,
+    table: Tables,
+    reviews: Rows,
+    encoder: Path,
+    tmp_path: Path,
+    learn: list[str],
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    train, out = table("train.csv", reviews), tmp_path / "out"
+    assert pabee_fast("train", train, "--eval", train, "--model", encoder, "--output", out, *learn) == 0
+    assert last_epoch(out)["epoch"] == 6
+    assert last_epoch(out)["accuracy"] == [1.0, 1.0, 1.0]
+    shown = capsys.readouterr().out
+    assert "train.csv after epoch 6 of 6" in shown
+    assert "1.0000" in shown
+    record = json.loads((out / "training.json").read_text())
+    assert record["settings"]["learning_rate"] == 0.005
+    assert [epoch["epoch"] for epoch in record["epochs"]] == [1, 2, 3, 4, 5, 6]
+
+
+def test_seed_decides_the_weights(
+    pabee_fast: Command, table: Tables, reviews: Rows, encoder: Path, tmp_path: Path, learn: list[str]
+) -> None:
+    train = table("train.csv", reviews)
+    for name, seed in (("a", 3), ("b", 3), ("c", 4)):
+        assert pabee_fast("train", train, "--model", encoder, "--output", tmp_path / name, "--seed", seed, *learn) == 0
+    a, b, c = (load_file(tmp_path / name / "model.safetensors") for name in "abc")
+    assert all(torch.equal(a[key], b[key]) for key in a)
+    assert not torch.equal(a["exit_heads.0.weight"], c["exit_heads.0.weight"])
+
+
+def test_saved_directory_is_a_stock_model_with_the_full_depth_answer(
+    pabee_fast: Command, table: Tables, reviews: Rows, encoder: Path, tmp_path: Path, learn: list[str]
+) -> None:
+    out = tmp_path / "out"
+    assert pabee_fast("train", table("train.csv", reviews), "--model", encoder, "--output", out, *learn) == 0
+    stock = AutoModelForSequenceClassification.from_pretrained(out).eval()
+    assert not has_heads(stock)
+    ours = pf.from_pretrained(out, policy=pf.FullDepth())
+    batch = AutoTokenizer.from_pretrained(out)([row["text"] for row in reviews], padding=True, return_tensors="pt")
+    with torch.no_grad():
+        torch.testing.assert_close(ours(**batch).logits, stock(**batch).logits, rtol=1e-5, atol=1e-6)
+
+
+def test_pairs_are_told_apart_by_their_second_text(
+    pabee_fast: Command, table: Tables, encoder: Path, tmp_path: Path, learn: list[str]
+) -> None:
+    rows = [
+        {"a": "a film", "b": word, "same": word in ("good", "fine")} for word in ("good", "bad", "fine", "dull") * 4
+    ]
+    train, out = table("train.parquet", rows), tmp_path / "out"
+    columns = ["--text-column", "a", "--text-pair-column", "b", "--label-column", "same"]
+    assert pabee_fast("train", train, "--eval", train, "--model", encoder, "--output", out, *columns, *learn) == 0
+    assert last_epoch(out)["accuracy"][-1] == 1.0
+
+
+def test_names_become_the_models_labels_in_sorted_order(
+    pabee_fast: Command, table: Tables, reviews: Rows, encoder: Path, tmp_path: Path, learn: list[str]
+) -> None:
+    named = [{"text": row["text"], "label": "pos" if row["label"] else "neg"} for row in reviews]
+    out = tmp_path / "out"
+    assert pabee_fast("train", table("train.jsonl", named), "--model", encoder, "--output", out, *learn) == 0
+    assert pf.from_pretrained(out).config.id2label == {0: "neg", 1: "pos"}
+
+
+def test_numbers_with_fractions_train_a_regression(
+    pabee_fast: Command, table: Tables, reviews: Rows, encoder: Path, tmp_path: Path, learn: list[str]
+) -> None:
+    scored = [{"text": row["text"], "label": row["label"] - 0.5} for row in reviews]
+    train, out = table("train.csv", scored), tmp_path / "out"
+    assert pabee_fast("train", train, "--eval", train, "--model", encoder, "--output", out, *learn) == 0
+    assert pf.from_pretrained(out).config.num_labels == 1
+    assert min(last_epoch(out)["Pearson"]) > 0.9
+    assert len(last_epoch(out)["mean squared error"]) == 3
+
+
+def test_lists_of_names_train_label_sets(
+    pabee_fast: Command, table: Tables, encoder: Path, tmp_path: Path, learn: list[str]
+) -> None:
+    sets = {"good film": ["film", "praise"], "very bad": ["blame"], "film": ["film"], "is it": []}
+    train = table("train.jsonl", [{"text": text, "label": labels} for text, labels in sets.items()] * 24)
+    out = tmp_path / "out"
+    assert pabee_fast("train", train, "--eval", train, "--model", encoder, "--output", out, *learn) == 0
+    config = pf.from_pretrained(out).config
+    assert config.problem_type == "multi_label_classification"
+    assert config.id2label == {0: "blame", 1: "film", 2: "praise"}
+    assert last_epoch(out)["accuracy"][-1] == 1.0
+
+
+def test_a_model_with_heads_is_trained_further(
+    pabee_fast: Command, table: Tables, reviews: Rows, encoder: Path, tmp_path: Path, learn: list[str]
+) -> None:
+    train, first, second = table("train.csv", reviews), tmp_path / "first", tmp_path / "second"
+    assert pabee_fast("train", train, "--eval", train, "--model", encoder, "--output", first, *learn) == 0
+    slow = ["--epochs", "1", "--learning-rate", "1e-9", "--max-length", "16"]
+    assert pabee_fast("train", train, "--eval", train, "--model", first, "--output", second, *slow) == 0
+    assert last_epoch(second)["accuracy"] == last_epoch(first)["accuracy"] == [1.0, 1.0, 1.0]
+
+
+def test_a_classifier_keeps_its_label_order(
+    pabee_fast: Command,
+    table: Tables,
+    reviews: Rows,
+    classifier: Callable[..., Path],
+    tmp_path: Path,
+    learn: list[str],
+) -> None:
+    start = classifier(id2label={0: "pos", 1: "neg"}, label2id={"pos": 0, "neg": 1})
+    named = [{"text": row["text"], "label": "pos" if row["label"] else "neg"} for row in reviews]
+    train, out = table("train.csv", named), tmp_path / "out"
+    assert pabee_fast("train", train, "--eval", train, "--model", start, "--output", out, *learn) == 0
+    assert pf.from_pretrained(out).config.id2label == {0: "pos", 1: "neg"}
+    assert last_epoch(out)["accuracy"][-1] == 1.0
+
+
+def test_teacher_alone_can_teach_the_reverse_of_the_labels(
+    pabee_fast: Command, table: Tables, reviews: Rows, encoder: Path, tmp_path: Path, learn: list[str]
+) -> None:
+    """With alpha 1 the labels do not count: a student of a teacher of the opposite opinion is wrong everywhere."""
+    reverse = [{"text": row["text"], "label": 1 - row["label"]} for row in reviews]
+    teacher, out, train = tmp_path / "teacher", tmp_path / "out", table("train.csv", reviews)
+    assert pabee_fast("train", table("other.csv", reverse), "--model", encoder, "--output", teacher, *learn) == 0
+    taught = ["--teacher", teacher, "--alpha", "1", "--temperature", "1"]
+    assert pabee_fast("train", train, "--eval", train, "--model", encoder, "--output", out, *taught, *learn) == 0
+    assert last_epoch(out)["accuracy"][-1] == 0.0
+
+
+def test_a_teacher_is_read_by_its_label_names(
+    pabee_fast: Command,
+    table: Tables,
+    reviews: Rows,
+    encoder: Path,
+    classifier: Callable[..., Path],
+    tmp_path: Path,
+    learn: list[str],
+) -> None:
+    named = [{"text": row["text"], "label": "pos" if row["label"] else "neg"} for row in reviews]
+    teacher, out, train = tmp_path / "teacher", tmp_path / "out", table("train.csv", named)
+    reversed_order = classifier(id2label={0: "pos", 1: "neg"}, label2id={"pos": 0, "neg": 1})
+    assert pabee_fast("train", train, "--model", reversed_order, "--output", teacher, *learn) == 0
+    taught = ["--teacher", teacher, "--alpha", "1", "--temperature", "1"]
+    assert pabee_fast("train", train, "--eval", train, "--model", encoder, "--output", out, *taught, *learn) == 0
+    assert pf.from_pretrained(out).config.id2label == {0: "neg", 1: "pos"}
+    assert last_epoch(out)["accuracy"][-1] == 1.0
+
+
+def test_overwriting_leaves_no_shard_of_the_model_before(
+    pabee_fast: Command, table: Tables, reviews: Rows, encoder: Path, tmp_path: Path, learn: list[str]
+) -> None:
+    train, out = table("train.csv", reviews), tmp_path / "out"
+    out.mkdir()
+    for name in ("model.safetensors.index.json", "model-00001-of-00002.safetensors", "notes.txt"):
+        (out / name).write_text("{}")
+    assert pabee_fast("train", train, "--model", encoder, "--output", out, "--overwrite", *learn) == 0
+    assert {file.name for file in out.iterdir() if file.name.startswith("model")} == {"model.safetensors"}
+    assert (out / "notes.txt").exists()
+    assert not list(tmp_path.glob(".out.*"))
