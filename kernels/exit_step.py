@@ -104,9 +104,8 @@ def exit_step_kernel(
         # [classes]
         scores += tl.load(bias_ptr + class_idx, mask=class_mask, other=0.0).to(tl.float32)[None, :]
 
-    # A padded class must look neither invalid nor best; an infinite feature times its zero weights is NaN.
-    is_finite = (tl.abs(scores) < float("inf")) | (class_idx >= CLASSES)[None, :]
-    valid = tl.min(is_finite.to(tl.int32), axis=1) != 0
+    # A padded class scores 0, or NaN where no class is finite; it must not look best.
+    valid = tl.min((tl.abs(scores) < float("inf")).to(tl.int32), axis=1) != 0
     scores = tl.where(class_mask[None, :], scores, float("-inf"))
 
     # [rows]

@@ -104,9 +104,8 @@ def _answers(scores: Tensor, kind: str) -> Tensor:
     members = scores.new_zeros((rows, words * BITS_PER_WORD), dtype=torch.int64)
     members[:, :classes_count] = scores > 0
     bits = torch.arange(BITS_PER_WORD, device=scores.device)
-    packed = (members.view(rows, words, BITS_PER_WORD) << bits).sum(dim=2)
-    # The highest bit is int32's sign.
-    return torch.where(packed < 2**31, packed, packed - 2**32).int()
+    # The highest bit becomes int32's sign.
+    return (members.view(rows, words, BITS_PER_WORD) << bits).sum(dim=2).int()
 
 
 @torch.no_grad()

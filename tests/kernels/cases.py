@@ -1,8 +1,9 @@
 """Cases that hold a kernel against its reference; the interpreter and a GPU run the same ones.
 
 Sizes are chosen: 0 rows (nothing to launch), 1 row, 1 token, primes (no block size divides them), the block size and
-its neighbours; 1, 2, 3, 5 classes (all padding but a few), 33 (one bit past a word), 1000 (the most in use); hidden
-sizes 1 (all padding), 48 (less than a block, and 16-byte aligned), 257 (a prime: never aligned), 768 (BERT-base).
+its neighbours; 1, 2, 3, 5 classes (all padding but a few), 33 (one bit past a word), 65 (three words, padded to
+four), 1000 (the most in use); hidden sizes 1 (all padding), 48 (less than a block, and 16-byte aligned), 257 (a prime:
+never aligned), 768 (BERT-base).
 """
 
 import dataclasses
@@ -42,7 +43,7 @@ EXIT_CASES = [
     *(ExitCase(kind=kind, classes=classes, rule=rule) for kind, classes in _KINDS_AND_CLASSES for rule in launch.RULES),
     *(ExitCase(rows=rows) for rows in (0, 1, 8, 16, 17)),
     *(ExitCase(classes=classes) for classes in (1, 2, 5, 33, 1000)),
-    *(ExitCase(kind="label_set", classes=classes) for classes in (1, 32, 33, 1000)),
+    *(ExitCase(kind="label_set", classes=classes) for classes in (1, 32, 33, 65, 1000)),
     *(ExitCase(hidden_size=hidden_size, is_packed=False) for hidden_size in (1, 257, 768)),
     ExitCase(rows=1, hidden_size=1, classes=1, is_packed=False, has_bias=False),
     ExitCase(has_bias=False),
@@ -227,7 +228,9 @@ COMPACT_CASES = [
     CompactCase(rows=0),
     *(CompactCase(rows=1, stay=stay, lengths=(1,)) for stay in ("all", "none")),
     *(CompactCase(rows=7, stay=stay) for stay in ("some", "all", "none", "one")),
-    *(CompactCase(rows=rows, lengths=(1, 2), shape=(), stay="some") for rows in (1023, 1024, 1025)),
+    *(CompactCase(rows=rows, lengths=(1, 2), shape=()) for rows in (1023, 1024)),
+    # The longest row is in the first block, and both have survivors.
+    CompactCase(rows=1033, lengths=(2, *[1] * 1032), shape=()),
     CompactCase(rows=2053, lengths=(1,), shape=(), stay="one"),
     CompactCase(rows=37, words=32),
     *(CompactCase(rows=37, shape=shape) for shape in ((1,), (257,), (768,), (2, 3))),
