@@ -1,7 +1,7 @@
 """Labelled examples of a table, and their tokens."""
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -24,10 +24,10 @@ class Examples:
 
     def features(self, tokenizer: PreTrainedTokenizerBase, max_length: int, labels: Sequence[Any]) -> Features:
         """One dict a row: the tokenizer's lists, cut at `max_length` tokens, and `labels`."""
-        return [
-            {**row, "labels": label}
-            for row, label in zip(tokenize(tokenizer, self.texts, max_length), labels, strict=True)
-        ]
+        columns = [list(column) for column in zip(*self.texts, strict=True)]
+        encoded = tokenizer(*columns, truncation=True, max_length=max_length)
+        rows = zip(*encoded.values(), labels, strict=True)
+        return [dict(zip([*encoded, "labels"], row, strict=True)) for row in rows]
 
 
 def read_examples(path: str | Path, text_columns: Sequence[str], label_column: str) -> Examples:
@@ -58,15 +58,6 @@ def read_examples(path: str | Path, text_columns: Sequence[str], label_column: s
     if not texts:
         raise InputError(f"{path} has no rows to train on or evaluate")
     return Examples(texts, _as_numbers(column) if table_format(path) in ("csv", "tsv") else column, where)
-
-
-def tokenize(
-    tokenizer: PreTrainedTokenizerBase, texts: Sequence[tuple[str, ...]], max_length: int
-) -> list[Mapping[str, list[int]]]:
-    """Each text's token lists, cut at `max_length`; pairs as pairs. No padding."""
-    columns = [list(column) for column in zip(*texts, strict=True)]
-    encoded = tokenizer(*columns, truncation=True, max_length=max_length)
-    return [dict(zip(encoded, row, strict=True)) for row in zip(*encoded.values(), strict=True)]
 
 
 def _as_numbers(column: list[str]) -> list[Any]:

@@ -10,11 +10,10 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from pabee_fast.errors import InputError
 from pabee_fast.policies import FullDepth
 from pabee_fast.runtime.engine import Engine
-from pabee_fast.runtime.packed import pack
-from pabee_fast.training.examples import tokenize
+from pabee_fast.scoring.tokens import tokenize
 from pabee_fast.training.labels import Labels, labels_of_config
 
-WINDOW_ROWS = 1_024
+WINDOW_ROWS = 8_192
 
 
 def full_depth_logits(
@@ -29,14 +28,9 @@ def full_depth_logits(
     """
     engine = Engine(model.eval())
     positions = functools.partial(engine.family.position_ids, model)
-    rows = tokenize(tokenizer, texts, max_length)
-    order = sorted(range(len(rows)), key=lambda i: len(rows[i]["input_ids"]))
-    logits = torch.empty(len(rows), engine.classes)
-    for start in range(0, len(order), WINDOW_ROWS):
-        window = order[start : start + WINDOW_ROWS]
-        padded = tokenizer.pad([rows[i] for i in window], return_tensors="pt")
-        logits[window] = engine.run(pack(positions, **padded), FullDepth()).logits.float().cpu()
-    return logits
+    windows = (texts[start : start + WINDOW_ROWS] for start in range(0, len(texts), WINDOW_ROWS))
+    batches = (tokenize(tokenizer, window, max_length, positions).batch for window in windows)
+    return torch.cat([engine.run(batch, FullDepth()).logits.cpu() for batch in batches])
 
 
 def in_order_of(labels: Labels, teacher: PreTrainedModel) -> list[int]:
