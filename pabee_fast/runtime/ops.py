@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from pabee_fast.kernels import reference
-from pabee_fast.kernels.launch import Plan, answer_words
+from pabee_fast.kernels.launch import MAX_CLASSES, Plan, answer_words
 
 __all__ = ["Plan", "answer_words", "exit_step", "gather", "kernels_in_use", "move", "plan", "read_back", "to_device"]
 
@@ -37,10 +37,18 @@ def kernels_in_use(device: torch.device) -> str:
     return "plain torch, since Triton cannot be imported" if _triton_kernels()[0] is reference else "Triton"
 
 
-def exit_step(features: Tensor, *args: Any, **kwargs: Any) -> None:
+def exit_step(features: Tensor, weight: Tensor, *args: Any, **kwargs: Any) -> None:
     """See `kernels.reference.exit_step`."""
     module = _triton_kernels()[0] if features.is_cuda else reference
-    module.exit_step(features, *args, **kwargs)
+    if module is not reference and weight.shape[0] > MAX_CLASSES:
+        _say_too_many_classes(weight.shape[0])
+        module = reference
+    module.exit_step(features, weight, *args, **kwargs)
+
+
+@functools.cache
+def _say_too_many_classes(classes: int) -> None:
+    logger.warning("the exit step runs as plain torch: %d classes, and the kernel holds %d", classes, MAX_CLASSES)
 
 
 def plan(keep: Tensor, *args: Any) -> Plan:

@@ -32,6 +32,8 @@ class ParquetTable(Table):
                 yield self._chunk(batch, columns, errors)
 
     def _batches(self, file: pq.ParquetFile) -> Iterator[pa.RecordBatch]:
+        if self.rows == 0:
+            return  # pyarrow 18 cannot iterate over a file without row groups
         try:
             for batch in file.iter_batches(batch_size=self._batch_rows):
                 yield from _halved(batch, self.chunk_bytes)
