@@ -84,31 +84,23 @@ def score_command(
     import transformers
 
     from pabee_fast.policies import parse_policy
-    from pabee_fast.scoring.job import Columns, check_job, score_table
+    from pabee_fast.scoring.job import Columns, open_job, score_table
     from pabee_fast.scoring.load import Setting, load_scorer
 
     transformers.logging.disable_progress_bar()  # one bar is enough
     chosen = parse_policy(policy)
     columns = Columns([text_column, *([text_pair_column] if text_pair_column else [])], prefix, all_scores)
-    check_job(table, output, columns, overwrite=overwrite)  # before a model is loaded
+    job = open_job(table, output, columns, overwrite=overwrite)  # before a model is loaded
     setting = Setting.choose(device, dtype)
     scorer = load_scorer(model, chosen, setting, max_length=max_length, token_budget=token_budget)
     console = Console(stderr=True)
     with _progress(console) as bar:
-        task = bar.add_task("scoring", total=None, rate="")
+        task = bar.add_task("scoring", total=job.rows, rate="")
 
         def advance(tally: Any) -> None:
             bar.update(task, completed=tally.rows, rate=f"mean exit layer {tally.mean_exit_layer:.2f}")
 
-        summary = score_table(
-            scorer,
-            table,
-            output,
-            columns,
-            overwrite=overwrite,
-            on_open=lambda rows: bar.update(task, total=rows),
-            on_chunk=advance,
-        )
+        summary = score_table(scorer, job, output, columns, overwrite=overwrite, on_chunk=advance)
     _print_summary(summary, setting, chosen, len(scorer.engine.layers), output)
 
 

@@ -9,7 +9,7 @@ import pyarrow as pa
 
 from pabee_fast.scoring.answers import RowResult, label_names
 from pabee_fast.scoring.scorer import Scorer, Tally
-from pabee_fast.scoring.tables import check_names, check_output, open_table, write_table
+from pabee_fast.scoring.tables import Table, check_names, check_output, open_table, write_table
 
 
 @dataclass(frozen=True)
@@ -48,47 +48,47 @@ def result_schema(scorer: Scorer, columns: Columns) -> pa.Schema:
     return pa.schema([field.with_name(columns.prefix + field.name) for field in fields])
 
 
-def check_job(source: Path, output: Path, columns: Columns, *, overwrite: bool) -> None:
-    """Raises InputError where the job cannot begin, as far as that can be told without the model."""
+def open_job(source: Path, output: Path, columns: Columns, *, overwrite: bool = False) -> Table:
+    """Opens the table to score, and checks all that can be checked without the model.
+
+    Raises:
+        InputError: a column that is missing or taken, an unknown format, an output that is the input or exists.
+    """
     check_output(output, source, overwrite)
     table = open_table(source, columns.texts)
     check_names(table.schema, ["prediction", "score", "exit_layer", "error"], columns.prefix)
+    return table
 
 
 def score_table(
     scorer: Scorer,
-    source: Path,
+    table: Table,
     output: Path,
     columns: Columns,
     *,
     overwrite: bool = False,
-    on_open: Callable[[int | None], None] = lambda rows: None,
     on_chunk: Callable[[Tally], None] = lambda tally: None,
 ) -> Summary:
-    """Scores the table `source` into `output`: its own columns and the result columns, in its order.
+    """Scores an open table into `output`: its own columns and the result columns, in its order.
 
     Memory holds one chunk. The output appears under its name only when it is whole.
 
     Args:
         scorer: what scores.
-        source: a csv, tsv, jsonl or parquet file.
+        table: of `open_job`.
         output: where to; the suffix names the format.
         columns: the texts' names, and how the result columns are called.
         overwrite: whether an existing output is replaced.
-        on_open: told the number of rows, or None where the format does not know it.
-        on_chunk: told after each window.
+        on_chunk: told after each chunk.
 
     Raises:
-        InputError: a column that is missing or taken, an unknown format, an output that is the input or exists.
+        InputError: a result column's name is taken, or the output may not be written.
     """
     results = result_schema(scorer, columns)
-    check_output(output, source, overwrite)
-    started = time.perf_counter()
-    table = open_table(source, columns.texts, chunk_rows=scorer.window)
     check_names(table.schema, [name.removeprefix(columns.prefix) for name in results.names], columns.prefix)
-    on_open(table.rows)
+    started = time.perf_counter()
     scorer.tally = Tally()
-    with write_table(output, table.schema, results, source=source, overwrite=overwrite) as writer:
+    with write_table(output, table.schema, results, source=table.path, overwrite=overwrite) as writer:
         for chunk in table:
             writer.write(chunk, _batch(scorer.score_window(chunk.texts, chunk.errors), results))
             on_chunk(scorer.tally)
