@@ -21,7 +21,8 @@ help:
 
 demo: $(VENV)/.core
 	@mkdir -p build
-	$(BIN)/pabee-fast score examples/sample.csv --model examples/sample-model --text-column text --output build/demo.csv --overwrite
+	$(BIN)/pabee-fast score examples/sample.csv --model examples/sample-model --policy patience:3 \
+	    --output build/demo.csv --overwrite
 	@head -n 6 build/demo.csv
 
 # The suite reads no model hub; offline, a forgotten look-up fails at once instead of waiting for the network.
@@ -38,7 +39,8 @@ clean:
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
 $(VENV)/.made:
-	@$(PYTHON) -c 'import sys; sys.exit("Python 3.11 or newer is needed and $(PYTHON) is %d.%d: name another one with PYTHON=..." % sys.version_info[:2] if sys.version_info < (3, 11) else 0)'
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
+	    { echo 'Python 3.11 or newer is needed; name one: make PYTHON=python3.11' >&2; exit 1; }
 	$(PYTHON) -m venv --clear $(VENV)
 	@touch $@
 

@@ -254,7 +254,7 @@ It is here to show and test `pabee_fast`, from the command line and offline; it 
 ```python
 import pabee_fast as pf
 
-model = pf.from_pretrained("examples/sample-model", policy=pf.Patience(4), dtype="float32")
+model = pf.from_pretrained("examples/sample-model", policy=pf.Patience(3), dtype="float32")
 ```
 
 Stock `AutoModelForSequenceClassification` loads it too and answers at full depth.
