@@ -5,8 +5,8 @@ import numpy as np
 from pabee_fast.errors import InputError
 
 GATHER_COST = 0.03
-"""Moving a survivor's token, in layers: 2 * hidden_size * itemsize bytes against 24 * hidden_size^2 FLOP
-(DESIGN's count for an H200 and BERT-base; measured on two CPU cores it is 0.01)."""
+"""Moving a survivor's token, in layers: 2 * hidden_size * itemsize bytes against 24 * hidden_size^2 FLOP, by the rates
+of an H200 and BERT-base's hidden size. An estimate; a CPU, which multiplies slowly, has it lower."""
 
 
 def plan_waves(lengths: np.ndarray, token_budget: int) -> list[np.ndarray]:
