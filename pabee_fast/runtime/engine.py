@@ -55,6 +55,7 @@ class Engine:
         self.device, self.dtype = own.weight.device, own.weight.dtype
         self.token_budget = token_budget if token_budget is not None else TOKEN_BUDGETS.get(self.device.type, 4_096)
         require_whole("token_budget", self.token_budget, at_least=1)
+        self.first_budget = self.token_budget  # out-of-memory errors lower the other
         self.gather_cost = gather_cost
 
     def check(self, policy: Policy) -> None:
@@ -78,7 +79,9 @@ class Engine:
         results = Results.empty(rows, self.classes, self.device)
         given = policy.exit_at()
         exit_at = None if given is None else ops.to_device([np.array(given, dtype=np.int64)], self.device)[0]
-        waves = plan_waves(batch.lengths, self.token_budget)
+        # A row longer than the lowered budget is still tried alone, if the budget first given holds it.
+        longest = int(batch.lengths.max(initial=0))
+        waves = plan_waves(batch.lengths, max(self.token_budget, min(longest, self.first_budget)))
         with packed_attention_in(self.model.config):
             while waves:
                 try:

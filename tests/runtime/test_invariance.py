@@ -142,6 +142,17 @@ def test_out_of_memory_halves_the_budget_and_repeats_only_what_is_left(monkeypat
     assert_close(out.logits, expected.logits)
 
 
+def test_a_row_longer_than_a_lowered_budget_is_still_computed() -> None:
+    model, batch = subject("bert")
+    engine = Engine(model, token_budget=200)
+    packed = pack(functools.partial(engine.family.position_ids, model), **batch)
+    expected = engine.run(packed, pf.Patience(2))
+    engine.token_budget = 25  # as out-of-memory errors would leave it; rows have up to 40 tokens
+    assert engine.run(packed, pf.Patience(2)).exit_layers.tolist() == expected.exit_layers.tolist()
+    with pytest.raises(pf.InputError, match="token_budget=25"):
+        Engine(model, token_budget=25).run(packed, pf.Patience(2))
+
+
 def test_one_row_that_does_not_fit_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
     model, batch = subject("bert")
     engine = Engine(model)
