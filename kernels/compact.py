@@ -8,7 +8,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from .launch import Launch, Plan, check_gather, check_on_device, check_plan, gather_blocks, gather_grid, plan_blocks
+from .checks import check_gather, check_on_device, check_plan
+from .launch import Launch, Plan, gather_blocks, gather_grid, plan_blocks
 
 _INTEGERS = {1: torch.int8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
 _STATE = ["keep_ptr", "cu_seqlens_ptr", "row_ids_ptr", "streak_ptr", "answer_ptr"]

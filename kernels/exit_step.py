@@ -9,15 +9,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from .launch import (
-    FEATURE_DTYPES,
-    MAX_CLASSES,
-    Launch,
-    answer_words,
-    check_exit_step,
-    check_on_device,
-    exit_step_blocks,
-)
+from .checks import FEATURE_DTYPES, answer_words, check_exit_step, check_on_device
+from .launch import MAX_CLASSES, Launch, exit_step_blocks
 
 # These change from layer to layer, and a specialisation on one would be compiled in the middle of a job.
 _NUMBERS = ["rows", "layer", "patience", "threshold"]

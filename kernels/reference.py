@@ -3,7 +3,8 @@
 import torch
 from torch import Tensor
 
-from .launch import BITS_PER_WORD, Plan, answer_words, check_exit_step, check_gather, check_plan
+from .checks import BITS_PER_WORD, answer_words, check_exit_step, check_gather, check_plan
+from .launch import Plan
 
 __all__ = ["Plan", "exit_step", "gather", "plan"]
 

@@ -11,7 +11,8 @@ import torch
 from torch import Tensor
 
 from pabee_fast.kernels import reference
-from pabee_fast.kernels.launch import MAX_CLASSES, Plan, answer_words
+from pabee_fast.kernels.checks import answer_words
+from pabee_fast.kernels.launch import MAX_CLASSES, Plan
 
 __all__ = ["Plan", "answer_words", "exit_step", "gather", "kernels_in_use", "move", "plan", "read_back", "to_device"]
 

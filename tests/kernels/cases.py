@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from pabee_fast.kernels import launch, reference
+from pabee_fast.kernels import checks, launch, reference
 from tests.tolerances import assert_close
 
 LAYERS = 3
@@ -40,7 +40,7 @@ class ExitCase:
 
 _KINDS_AND_CLASSES = [("label", 3), ("value", 1), ("label_set", 5)]
 EXIT_CASES = [
-    *(ExitCase(kind=kind, classes=classes, rule=rule) for kind, classes in _KINDS_AND_CLASSES for rule in launch.RULES),
+    *(ExitCase(kind=kind, classes=classes, rule=rule) for kind, classes in _KINDS_AND_CLASSES for rule in checks.RULES),
     *(ExitCase(rows=rows) for rows in (0, 1, 8, 16, 17)),
     *(ExitCase(classes=classes) for classes in (1, 2, 5, 33, 1000)),
     *(ExitCase(kind="label_set", classes=classes) for classes in (1, 32, 33, 65, 1000)),
@@ -72,7 +72,7 @@ def _fresh_state(case: ExitCase, generator: torch.Generator) -> _State:
     return _State(
         keep=keep,
         streak=torch.full((rows,), -1, dtype=torch.int32),
-        answer=torch.randint(0, 9, (rows, launch.answer_words(case.kind, case.classes)), generator=generator).int(),
+        answer=torch.randint(0, 9, (rows, checks.answer_words(case.kind, case.classes)), generator=generator).int(),
         row_ids=torch.randperm(results, generator=generator)[:rows],
         logits=torch.full((results, case.classes), float("nan")),
         exit_layers=torch.full((results,), UNWRITTEN),

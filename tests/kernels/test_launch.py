@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import torch
 
-from pabee_fast.kernels import launch, reference
+from pabee_fast.kernels import checks, launch, reference
 
 ROWS, CLASSES, HIDDEN_SIZE, RESULTS = 4, 3, 8, 6
 
@@ -140,7 +140,7 @@ import sys, types
 sys.modules["triton"] = None
 package = sys.modules["pabee_fast"] = types.ModuleType("pabee_fast")
 package.__path__ = ["pabee_fast"]
-from pabee_fast.kernels import launch, reference
+from pabee_fast.kernels import checks, launch, reference
 """
 
 
@@ -244,7 +244,7 @@ def test_gather_gives_a_row_as_many_programs_as_it_has_blocks_or_as_the_device_c
 
 
 def test_a_label_set_s_words_hold_every_class() -> None:
-    assert [launch.answer_words("label_set", classes) for classes in (1, 32, 33, 1000)] == [1, 1, 2, 32]
-    assert launch.answer_words("label", 1000) == launch.answer_words("value", 1) == 1
+    assert [checks.answer_words("label_set", classes) for classes in (1, 32, 33, 1000)] == [1, 1, 2, 32]
+    assert checks.answer_words("label", 1000) == checks.answer_words("value", 1) == 1
     with pytest.raises(ValueError, match="kind is 'labels'"):
-        launch.answer_words("labels", 3)
+        checks.answer_words("labels", 3)
