@@ -4,79 +4,115 @@ Needs torch alone, so that it imports where Triton is not installed.
 """
 
 from collections.abc import Sequence
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 KINDS = ("label", "value", "label_set")
-RULES = ("streak", "given", "all")
+RULES = ("agreement", "confidence", "entropy", "divergence", "vote", "given", "none")
+POOLINGS = ("first", "last", "mean")
+ACTIVATIONS = ("tanh", "gelu", "relu")
 FEATURE_DTYPES = (torch.float32, torch.float16, torch.bfloat16)
 BITS_PER_WORD = 32
 
 
-def answer_words(kind: str, classes: int) -> int:
-    """Return how many int32 words one row's answer takes.
+class Pooler(NamedTuple):
+    """A dense layer and an activation between a row's pooled token and its head."""
 
-    Raises ValueError for an unknown kind.
+    weight: Tensor
+    """[width, hidden_size]."""
+    bias: Tensor | None
+    """[width]."""
+    activation: str
+    """One of ACTIVATIONS; gelu is the exact one, by erf."""
+
+
+class RowState(NamedTuple):
+    """What is kept of the rows of a packed batch from layer to layer; an exit step changes the first three in place."""
+
+    keep: Tensor
+    """[rows] int8: 1 while the row is being computed, 0 once it has left."""
+    streak: Tensor
+    """[rows] int32: how many consecutive tested layers met the rule's condition; -1 before the first valid answer."""
+    memory: Tensor
+    """[rows, words] int32: what the rule compares with at the next layer, see `memory_words`."""
+    row_ids: Tensor
+    """[rows] int64: where the row's results go; no two rows share one."""
+
+
+def memory_words(kind: str, rule: str, classes: int) -> int:
+    """Return how many int32 words an exit step keeps of one row from layer to layer, beside its streak.
+
+    Raises ValueError for an unknown kind or rule.
     """
     check_choice("kind", kind, KINDS)
-    return -(-classes // BITS_PER_WORD) if kind == "label_set" else 1
+    check_choice("rule", rule, RULES)
+    if rule in ("agreement", "given"):
+        return -(-classes // BITS_PER_WORD) if kind == "label_set" else 1
+    return classes if rule in ("divergence", "vote") else 0
 
 
 def check_exit_step(
     features: Tensor,
     weight: Tensor,
     bias: Tensor | None,
-    keep: Tensor,
-    streak: Tensor,
-    answer: Tensor,
-    row_ids: Tensor,
+    state: RowState,
     logits: Tensor,
     exit_layers: Tensor,
     *,
-    starts: Tensor | None,
-    layer: int,
+    cu_seqlens: Tensor | None,
+    pooling: str | None,
+    key_mask: Tensor | None,
+    pooler: Pooler | None,
+    layer: int | Tensor,
+    last: int,
     kind: str,
     rule: str,
-    patience: int,
+    patience: int | Tensor,
     threshold: float,
     exit_at: Tensor | None,
 ) -> None:
     """Raise ValueError, naming the argument, what was given and the fix, unless `exit_step` can take them all."""
-    check_choice("rule", rule, RULES)
     check_ndim("features", features, "lines", "hidden_size")
-    check_ndim("weight", weight, "classes", "hidden_size")
-    check_ndim("keep", keep, "rows")
+    check_ndim("keep", state.keep, "rows")
     check_ndim("logits", logits, "results", "classes")
-    device = features.device
-    hidden_size, classes, rows, results = features.shape[1], weight.shape[0], keep.shape[0], logits.shape[0]
-    if features.dtype not in FEATURE_DTYPES:
+    by_layer = {"depth": weight.shape[0]} if isinstance(layer, Tensor) else {}
+    check_ndim("weight", weight, *by_layer, "classes", "width")
+    device, dtype = features.device, features.dtype
+    hidden_size, (classes, width) = features.shape[1], weight.shape[-2:]
+    rows, results = state.keep.shape[0], logits.shape[0]
+    if dtype not in FEATURE_DTYPES:
         names = ", ".join(map(str, FEATURE_DTYPES))
-        raise ValueError(f"features is {features.dtype}; convert it to one of {names}")
+        raise ValueError(f"features is {dtype}; convert it to one of {names}")
     if classes == 0 or hidden_size == 0:
         raise ValueError(f"weight is {list(weight.shape)}; give the head at least one class and one input")
-    lines = features.shape[0] if starts is not None else rows
-    check_tensor("features", features, {"lines" if starts is not None else "rows": lines, "hidden_size": hidden_size})
-    check_tensor("weight", weight, {"classes": classes, "hidden_size": hidden_size}, features.dtype, device)
+    if pooler is None:
+        check_tensor("weight", weight, {**by_layer, "classes": classes, "hidden_size": hidden_size}, dtype, device)
+    else:
+        check_tensor("weight", weight, {**by_layer, "classes": classes, "width": width}, dtype, device)
+        _check_pooler(pooler, features, width, pooling, isinstance(layer, Tensor))
     if bias is not None:
-        check_tensor("bias", bias, {"classes": classes}, features.dtype, device)
-    check_tensor("keep", keep, {"rows": rows}, torch.int8, device)
-    check_tensor("streak", streak, {"rows": rows}, torch.int32, device)
-    check_tensor("answer", answer, {"rows": rows, "words": answer_words(kind, classes)}, torch.int32, device)
-    check_tensor("row_ids", row_ids, {"rows": rows}, torch.int64, device)
+        check_tensor("bias", bias, {**by_layer, "classes": classes}, dtype, device)
+    if pooling is None:
+        check_tensor("features", features, {"rows": rows, "hidden_size": hidden_size})
+        for name, unread in (("cu_seqlens", cu_seqlens), ("key_mask", key_mask)):
+            if unread is not None:
+                raise ValueError(f"{name} is a tensor and pooling None; say which token of a row its head reads")
+    else:
+        check_pool(features, cu_seqlens, rows=rows, pooling=pooling, key_mask=key_mask)
+    check_tensor("keep", state.keep, {"rows": rows}, torch.int8, device)
+    check_tensor("streak", state.streak, {"rows": rows}, torch.int32, device)
+    words = memory_words(kind, rule, classes)
+    check_tensor("memory", state.memory, {"rows": rows, "words": words}, torch.int32, device)
+    check_tensor("row_ids", state.row_ids, {"rows": rows}, torch.int64, device)
     check_tensor("logits", logits, {"results": results, "classes": classes}, torch.float32, device)
     check_tensor("exit_layers", exit_layers, {"results": results}, torch.int64, device)
-    if starts is not None:
-        check_tensor("starts", starts, {"rows": rows}, torch.int32, device)
-    if layer < 1:
+    if isinstance(layer, Tensor):
+        check_tensor("layer", layer, {"rows": rows}, torch.int32, device)
+    elif layer < 1:
         raise ValueError(f"layer is {layer}; layers are counted from 1")
-    if kind == "value":
-        if classes != 1:
-            raise ValueError(f"kind is 'value' and weight has {classes} classes; give a head with one output")
-        if rule == "streak" and not threshold > 0:
-            raise ValueError(f"threshold is {threshold}; kind 'value' by rule 'streak' needs one above 0")
-    if rule == "streak" and patience < 1:
-        raise ValueError(f"patience is {patience}; rule 'streak' needs at least 1")
+    _check_rule(kind, rule, classes, patience, threshold, by_layer, device)
     if (exit_at is not None) != (rule == "given"):
         given = "None" if exit_at is None else "a tensor"
         raise ValueError(f"exit_at is {given} and rule is {rule!r}; pass exit_at with rule 'given' and only then")
@@ -84,19 +120,83 @@ def check_exit_step(
         check_tensor("exit_at", exit_at, {"results": results}, torch.int64, device)
 
 
-def check_plan(keep: Tensor, cu_seqlens: Tensor, row_ids: Tensor, streak: Tensor, answer: Tensor) -> None:
+def _check_pooler(pooler: Pooler, features: Tensor, width: int, pooling: str | None, is_mixed: bool) -> None:
+    shape = {"width": width, "hidden_size": features.shape[1]}
+    check_tensor("pooler.weight", pooler.weight, shape, features.dtype, features.device)
+    if pooler.bias is not None:
+        check_tensor("pooler.bias", pooler.bias, {"width": width}, features.dtype, features.device)
+    check_choice("pooler.activation", pooler.activation, ACTIVATIONS)
+    if pooling == "mean" or is_mixed:
+        what = "pooling is 'mean'" if pooling == "mean" else "layer is a tensor"
+        raise ValueError(
+            f"{what} and there is a pooler, whose weights would be read once more for each; call pool, multiply, and "
+            "pass pooled features"
+        )
+
+
+def _check_rule(
+    kind: str,
+    rule: str,
+    classes: int,
+    patience: int | Tensor,
+    threshold: float,
+    by_layer: dict[str, int],
+    device: torch.device,
+) -> None:
+    if kind == "value" and classes != 1:
+        raise ValueError(f"kind is 'value' and weight has {classes} classes; give a head with one output")
+    if kind != "label" and rule in ("confidence", "entropy", "divergence", "vote"):
+        raise ValueError(f"kind is {kind!r} and rule {rule!r}; only 'label' has classes that exclude one another")
+    if rule in ("given", "none"):
+        return
+    if (kind == "value" or rule in ("confidence", "entropy", "divergence")) and not threshold > 0:
+        raise ValueError(f"threshold is {threshold}; kind {kind!r} by rule {rule!r} needs one above 0")
+    if isinstance(patience, Tensor):
+        check_tensor("patience", patience, by_layer, torch.int32, device)
+    elif by_layer:
+        raise ValueError(f"patience is {patience} and layer a tensor; give one int32 for each layer, here {by_layer}")
+    elif patience < 1:
+        raise ValueError(f"patience is {patience}; rule {rule!r} needs at least 1")
+
+
+def check_pool(
+    features: Tensor, cu_seqlens: Tensor | None, *, rows: int, pooling: str, key_mask: Tensor | None
+) -> None:
+    """Raise ValueError, naming the argument, what was given and the fix, unless a row's token can be read by them."""
+    check_choice("pooling", pooling, POOLINGS)
+    check_ndim("features", features, "tokens", "hidden_size")
+    tokens, hidden_size = features.shape
+    check_tensor("features", features, {"tokens": tokens, "hidden_size": hidden_size})
+    if cu_seqlens is None:
+        raise ValueError(f"cu_seqlens is None and pooling {pooling!r}; say where the rows lie, or pass pooled features")
+    check_tensor("cu_seqlens", cu_seqlens, {"rows + 1": rows + 1}, torch.int32, features.device)
+    if key_mask is not None:
+        if pooling != "mean":
+            raise ValueError(f"key_mask is a tensor and pooling {pooling!r}; only 'mean' reads hidden tokens")
+        check_tensor("key_mask", key_mask, {"tokens": tokens}, torch.bool, features.device)
+
+
+def check_plan(keep: Tensor, cu_seqlens: Tensor, row_ids: Tensor, streak: Tensor) -> None:
     """Raise ValueError, naming the argument, what was given and the fix, unless `plan` can take them all."""
     check_ndim("keep", keep, "rows")
-    check_ndim("answer", answer, "rows", "words")
     rows, device = keep.shape[0], keep.device
     check_tensor("keep", keep, {"rows": rows}, torch.int8, device)
     check_tensor("cu_seqlens", cu_seqlens, {"rows + 1": rows + 1}, torch.int32, device)
     check_tensor("row_ids", row_ids, {"rows": rows}, torch.int64, device)
     check_tensor("streak", streak, {"rows": rows}, torch.int32, device)
-    check_tensor("answer", answer, {"rows": rows, "words": answer.shape[1]}, torch.int32, device)
 
 
-def check_gather(hidden: Tensor, starts: Tensor, cu_seqlens: Tensor, *, rows: int, tokens: int, longest: int) -> None:
+def check_gather(
+    hidden: Tensor,
+    starts: Tensor,
+    cu_seqlens: Tensor,
+    *,
+    rows: int,
+    tokens: int,
+    longest: int,
+    memory: Tensor | None,
+    sources: Tensor | None,
+) -> None:
     """Raise ValueError, naming the argument, what was given and the fix, unless `gather` can take them all."""
     if hidden.ndim == 0:
         raise ValueError("hidden has no dimensions; its first one must count tokens")
@@ -116,6 +216,13 @@ def check_gather(hidden: Tensor, starts: Tensor, cu_seqlens: Tensor, *, rows: in
             f"tokens is {tokens}, longest {longest}, rows {rows} and hidden has {hidden.shape[0]} tokens; "
             "pass the three numbers of one plan's counts"
         )
+    if (memory is None) != (sources is None):
+        raise ValueError("memory and sources go together; pass the plan's sources with the rows' memory, or neither")
+    if memory is not None and sources is not None:
+        check_ndim("memory", memory, "old_rows", "words")
+        old_rows, words = memory.shape
+        check_tensor("memory", memory, {"old_rows": old_rows, "words": words}, torch.int32, hidden.device)
+        check_tensor("sources", sources, {"rows": starts.shape[0]}, torch.int32, hidden.device)
 
 
 def check_on_device(name: str, tensor: Tensor, is_interpreted: bool) -> None:

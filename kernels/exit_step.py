@@ -1,6 +1,5 @@
-"""The exit step in one launch: head, answer, streak, rule and results of every row of a wave, for one layer."""
+"""The exit step in one launch: pooled token, head, rule and results of every row of a wave, for one layer."""
 
-import itertools
 from collections.abc import Iterator
 from typing import Any
 
@@ -9,19 +8,25 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from .checks import FEATURE_DTYPES, answer_words, check_exit_step, check_on_device
+from .checks import FEATURE_DTYPES, Pooler, RowState, check_exit_step, check_on_device, memory_words
+from .head import head_logits
 from .launch import MAX_CLASSES, Launch, exit_step_blocks
+from .pool import count_visible
+from .settle import settle
 
 # These change from layer to layer, and a specialisation on one would be compiled in the middle of a job.
-_NUMBERS = ["rows", "layer", "patience", "threshold"]
+_NUMBERS = ["rows", "layer", "last", "depth", "patience", "threshold"]
 _STATE = [
     "keep_ptr",
     "streak_ptr",
-    "answer_ptr",
+    "memory_ptr",
     "row_ids_ptr",
     "logits_ptr",
     "exit_layers_ptr",
-    "starts_ptr",
+    "cu_seqlens_ptr",
+    "key_mask_ptr",
+    "layers_ptr",
+    "patience_ptr",
     "exit_at_ptr",
 ]
 
@@ -31,116 +36,124 @@ def exit_step_kernel(
     features_ptr,
     weight_ptr,
     bias_ptr,
+    pooler_weight_ptr,
+    pooler_bias_ptr,
     keep_ptr,
     streak_ptr,
-    answer_ptr,
+    memory_ptr,
     row_ids_ptr,
     logits_ptr,
     exit_layers_ptr,
-    starts_ptr,
+    cu_seqlens_ptr,
+    key_mask_ptr,
+    layers_ptr,
+    patience_ptr,
     exit_at_ptr,
     rows,
     layer,
+    last,
+    depth,
     patience,
     threshold,
     HIDDEN_SIZE: tl.constexpr,
+    WIDTH: tl.constexpr,
     CLASSES: tl.constexpr,
     WORDS: tl.constexpr,
     KIND: tl.constexpr,
+    RULE: tl.constexpr,
+    POOLING: tl.constexpr,
+    ACTIVATION: tl.constexpr,
     BLOCK_ROWS: tl.constexpr,
+    BLOCK_TOKENS: tl.constexpr,
     BLOCK_HIDDEN: tl.constexpr,
+    BLOCK_WIDTH: tl.constexpr,
     BLOCK_CLASSES: tl.constexpr,
 ):
     """Give the rows of a block one layer's head, bring their streaks up to date, and let those leave that may.
 
-    features_ptr: [lines, HIDDEN_SIZE]; a row reads line starts[row], or its own if starts_ptr is None
-    weight_ptr: [CLASSES, HIDDEN_SIZE]
-    bias_ptr: [CLASSES] or None
+    features_ptr: [tokens, HIDDEN_SIZE]
+    weight_ptr: [CLASSES, WIDTH], or [depth, CLASSES, WIDTH] with layers_ptr
+    bias_ptr: [CLASSES], or [depth, CLASSES] with layers_ptr; None
+    pooler_weight_ptr: [WIDTH, HIDDEN_SIZE]; None where WIDTH is HIDDEN_SIZE and nothing lies between
+    pooler_bias_ptr: [WIDTH] or None
     keep_ptr: [rows] int8
     streak_ptr: [rows] int32
-    answer_ptr: [rows, WORDS] int32
+    memory_ptr: [rows, WORDS] int32; None where WORDS is 0
     row_ids_ptr: [rows] int64
     logits_ptr: [results, CLASSES] float32
     exit_layers_ptr: [results] int64
-    starts_ptr: [rows] int32 or None
-    exit_at_ptr: [results] int64; None if rows leave by their streak
+    cu_seqlens_ptr: [rows + 1] int32; None where every row is one token, its pooled feature
+    key_mask_ptr: [tokens] bool or None
+    layers_ptr: [rows] int32; None where all rows have been given `layer` layers
+    patience_ptr: [depth] int32; None where it is the same at all layers
+    exit_at_ptr: [results] int64; None unless RULE is "given"
     """
     # A program owns BLOCK_ROWS rows with all their classes.
     row_idx = tl.program_id(0).to(tl.int64) * BLOCK_ROWS + tl.arange(0, BLOCK_ROWS)
     class_idx = tl.arange(0, BLOCK_CLASSES)
-    hidden_idx = tl.arange(0, BLOCK_HIDDEN)
-    class_mask = class_idx < CLASSES
     # [rows]
     active = tl.load(keep_ptr + row_idx, mask=row_idx < rows, other=0) != 0
-    line_idx = row_idx
-    if starts_ptr is not None:
-        line_idx = tl.load(starts_ptr + row_idx, mask=active, other=0).to(tl.int64)
+    begin = row_idx
+    length = active.to(tl.int32)
+    if cu_seqlens_ptr is not None:
+        begin = tl.load(cu_seqlens_ptr + row_idx, mask=active, other=0).to(tl.int64)
+        length = (tl.load(cu_seqlens_ptr + row_idx + 1, mask=active, other=0) - begin).to(tl.int32)
+    visible = length
+    if POOLING == "mean":
+        visible = count_visible(key_mask_ptr, begin, length, BLOCK_TOKENS)
 
-    scores = tl.zeros([BLOCK_ROWS, BLOCK_CLASSES], dtype=tl.float32)
-    for hidden_offset in range(0, HIDDEN_SIZE, BLOCK_HIDDEN):
-        hidden_offs = hidden_offset + hidden_idx
-        hidden_mask = hidden_offs < HIDDEN_SIZE
-        # [rows, hidden]
-        feature = tl.load(
-            features_ptr + line_idx[:, None] * HIDDEN_SIZE + hidden_offs[None, :],
-            mask=active[:, None] & hidden_mask[None, :],
-            other=0.0,
-        )
-        # [hidden, classes]
-        weight = tl.load(
-            weight_ptr + class_idx[None, :] * HIDDEN_SIZE + hidden_offs[:, None],
-            mask=class_mask[None, :] & hidden_mask[:, None],
-            other=0.0,
-        )
-        scores = tl.dot(feature, weight, scores, input_precision="ieee")
-    if bias_ptr is not None:
-        # [classes]
-        scores += tl.load(bias_ptr + class_idx, mask=class_mask, other=0.0).to(tl.float32)[None, :]
+    if layers_ptr is None:
+        row_layer = tl.full([BLOCK_ROWS], 0, tl.int32) + layer
+        scores = head_logits(
+            features_ptr, weight_ptr, bias_ptr, pooler_weight_ptr, pooler_bias_ptr, key_mask_ptr, begin, length,
+            visible, HIDDEN_SIZE, WIDTH, CLASSES, POOLING, ACTIVATION, BLOCK_TOKENS, BLOCK_HIDDEN, BLOCK_WIDTH,
+            BLOCK_CLASSES,
+        )  # fmt: skip
+    else:
+        # Every layer between the block's first and last is asked, so rows of like depth should be neighbours. A row
+        # whose layer is none of the `depth` keeps NaN, which settles nothing.
+        row_layer = tl.load(layers_ptr + row_idx, mask=active, other=0)
+        scores = tl.full([BLOCK_ROWS, BLOCK_CLASSES], float("nan"), tl.float32)
+        head = tl.maximum(tl.min(tl.where(active, row_layer, depth)), 1).to(tl.int64)
+        final = tl.minimum(tl.max(row_layer), depth)
+        while head <= final:
+            own_bias_ptr = bias_ptr
+            if bias_ptr is not None:
+                own_bias_ptr = bias_ptr + (head - 1) * CLASSES
+            asked = head_logits(
+                features_ptr, weight_ptr + (head - 1) * CLASSES * WIDTH, own_bias_ptr, pooler_weight_ptr,
+                pooler_bias_ptr, key_mask_ptr, begin, length, visible, HIDDEN_SIZE, WIDTH, CLASSES, POOLING,
+                ACTIVATION, BLOCK_TOKENS, BLOCK_HIDDEN, BLOCK_WIDTH, BLOCK_CLASSES,
+            )  # fmt: skip
+            scores = tl.where((row_layer == head)[:, None], asked, scores)
+            head += 1
 
     # A padded class scores 0, or NaN where no class is finite; it must not look best.
     valid = tl.min((tl.abs(scores) < float("inf")).to(tl.int32), axis=1) != 0
-    scores = tl.where(class_mask[None, :], scores, float("-inf"))
+    scores = tl.where((class_idx < CLASSES)[None, :], scores, float("-inf"))
 
     # [rows]
-    streak = tl.load(streak_ptr + row_idx, mask=active, other=-1)
-    if KIND == "label_set":
-        # [rows, words]
-        word_idx = tl.arange(0, BLOCK_CLASSES // 32)
-        answer_offs = row_idx[:, None] * WORDS + word_idx[None, :]
-        answer_mask = active[:, None] & (word_idx < WORDS)[None, :]
-        bits = (scores > 0).to(tl.int32) << (class_idx % 32)[None, :]
-        answer = tl.sum(tl.reshape(bits, [BLOCK_ROWS, BLOCK_CLASSES // 32, 32]), axis=2)
-        previous = tl.load(answer_ptr + answer_offs, mask=answer_mask, other=0)
-        same = tl.max(((answer != previous) & answer_mask).to(tl.int32), axis=1) == 0
-        tl.store(answer_ptr + answer_offs, answer, mask=answer_mask & valid[:, None])
-    else:
-        # [rows]
-        best = tl.max(scores, axis=1)
-        previous = tl.load(answer_ptr + row_idx, mask=active, other=0)
-        if KIND == "label":
-            # argmax settles neither ties nor NaN alike everywhere, so the lowest index is asked for.
-            answer = tl.min(tl.where(scores == best[:, None], class_idx[None, :], BLOCK_CLASSES), axis=1)
-            same = answer == previous
-        else:
-            answer = best.to(tl.int32, bitcast=True)
-            same = tl.abs(best - previous.to(tl.float32, bitcast=True)) < threshold
-        tl.store(answer_ptr + row_idx, answer, mask=active & valid)
-    streak = tl.where(valid, tl.where(same & (streak >= 0), streak + 1, 0), -1)
-    tl.store(streak_ptr + row_idx, streak, mask=active)
-
-    # [rows]
+    leaves = active & (row_layer >= last)
     row_ids = tl.load(row_ids_ptr + row_idx, mask=active, other=0)
-    if exit_at_ptr is None:
-        leaves = active & (streak >= patience)
-    else:
-        leaves = active & (tl.load(exit_at_ptr + row_ids, mask=active, other=0) <= layer)
+    if RULE != "none":
+        streak = settle(
+            scores, valid, active, row_idx, streak_ptr, memory_ptr, threshold, CLASSES, WORDS, KIND, RULE, BLOCK_ROWS,
+            BLOCK_CLASSES,
+        )  # fmt: skip
+        if exit_at_ptr is not None:
+            leaves |= active & (tl.load(exit_at_ptr + row_ids, mask=active, other=0) <= row_layer)
+        elif patience_ptr is not None:
+            is_known = active & (row_layer >= 1) & (row_layer <= depth)
+            leaves |= is_known & (streak >= tl.load(patience_ptr + row_layer - 1, mask=is_known, other=0))
+        else:
+            leaves |= active & (streak >= patience)
     tl.store(keep_ptr + row_idx, 0, mask=leaves)
-    tl.store(exit_layers_ptr + row_ids, layer, mask=leaves)
+    tl.store(exit_layers_ptr + row_ids, row_layer.to(tl.int64), mask=leaves)
     # [rows, classes]
     tl.store(
         logits_ptr + row_ids[:, None] * CLASSES + class_idx[None, :],
         scores,
-        mask=leaves[:, None] & class_mask[None, :],
+        mask=leaves[:, None] & (class_idx < CLASSES)[None, :],
     )
 
 
@@ -148,18 +161,19 @@ def exit_step(
     features: Tensor,
     weight: Tensor,
     bias: Tensor | None,
-    keep: Tensor,
-    streak: Tensor,
-    answer: Tensor,
-    row_ids: Tensor,
+    state: RowState,
     logits: Tensor,
     exit_layers: Tensor,
     *,
-    starts: Tensor | None,
-    layer: int,
+    cu_seqlens: Tensor | None = None,
+    pooling: str | None = None,
+    key_mask: Tensor | None = None,
+    pooler: Pooler | None = None,
+    layer: int | Tensor,
+    last: int,
     kind: str,
     rule: str,
-    patience: int = 0,
+    patience: int | Tensor = 0,
     threshold: float = 0.0,
     exit_at: Tensor | None = None,
 ) -> None:
@@ -172,18 +186,20 @@ def exit_step(
         ValueError: a shape, dtype, device, layout or option does not fit, or there are more than MAX_CLASSES classes.
     """
     check_exit_step(
-        features, weight, bias, keep, streak, answer, row_ids, logits, exit_layers,
-        starts=starts, layer=layer, kind=kind, rule=rule, patience=patience, threshold=threshold, exit_at=exit_at,
+        features, weight, bias, state, logits, exit_layers, cu_seqlens=cu_seqlens, pooling=pooling, key_mask=key_mask,
+        pooler=pooler, layer=layer, last=last, kind=kind, rule=rule, patience=patience, threshold=threshold,
+        exit_at=exit_at,
     )  # fmt: skip
     is_interpreted = not isinstance(exit_step_kernel, triton.JITFunction)
     check_on_device("features", features, is_interpreted)
     if is_interpreted and features.dtype == torch.bfloat16:
         raise ValueError("features is torch.bfloat16, which Triton's interpreter multiplies wrongly; use torch.float32")
     launch = exit_step_launch(
-        features, weight, bias, keep, streak, answer, row_ids, logits, exit_layers,
-        starts=starts, layer=layer, kind=kind, rule=rule, patience=patience, threshold=threshold, exit_at=exit_at,
+        features, weight, bias, state, logits, exit_layers, cu_seqlens=cu_seqlens, pooling=pooling, key_mask=key_mask,
+        pooler=pooler, layer=layer, last=last, kind=kind, rule=rule, patience=patience, threshold=threshold,
+        exit_at=exit_at,
     )  # fmt: skip
-    if len(keep):
+    if len(state.keep):
         launch.run()
 
 
@@ -191,89 +207,124 @@ def exit_step_launch(
     features: Tensor,
     weight: Tensor,
     bias: Tensor | None,
-    keep: Tensor,
-    streak: Tensor,
-    answer: Tensor,
-    row_ids: Tensor,
+    state: RowState,
     logits: Tensor,
     exit_layers: Tensor,
     *,
-    starts: Tensor | None,
-    layer: int,
+    cu_seqlens: Tensor | None,
+    pooling: str | None,
+    key_mask: Tensor | None,
+    pooler: Pooler | None,
+    layer: int | Tensor,
+    last: int,
     kind: str,
     rule: str,
-    patience: int,
+    patience: int | Tensor,
     threshold: float,
     exit_at: Tensor | None,
 ) -> Launch:
     """Return the launch that `exit_step` runs on checked arguments."""
-    rows, (classes, hidden_size) = keep.shape[0], weight.shape
-    blocks, options = exit_step_blocks(hidden_size, classes, features.dtype)
-    if kind == "label_set":
-        blocks["BLOCK_CLASSES"] = max(blocks["BLOCK_CLASSES"], 32)
+    (classes, width), words = weight.shape[-2:], memory_words(kind, rule, weight.shape[-2])
+    by_layer = isinstance(layer, Tensor)
+    blocks, options = exit_step_blocks(
+        features.shape[1], classes, features.dtype, kind=kind, rule=rule, pooling=pooling
+    )
     arguments: dict[str, Any] = dict(
         features_ptr=features,
         weight_ptr=weight,
         bias_ptr=bias,
-        keep_ptr=keep,
-        streak_ptr=streak,
-        answer_ptr=answer,
-        row_ids_ptr=row_ids,
+        pooler_weight_ptr=None if pooler is None else pooler.weight,
+        pooler_bias_ptr=None if pooler is None else pooler.bias,
+        keep_ptr=state.keep,
+        streak_ptr=state.streak,
+        memory_ptr=state.memory if words else None,
+        row_ids_ptr=state.row_ids,
         logits_ptr=logits,
         exit_layers_ptr=exit_layers,
-        starts_ptr=starts,
+        cu_seqlens_ptr=cu_seqlens,
+        key_mask_ptr=key_mask,
+        layers_ptr=layer if by_layer else None,
+        patience_ptr=patience if isinstance(patience, Tensor) else None,
         exit_at_ptr=exit_at,
-        rows=rows,
-        layer=layer,
-        # No streak is below -1, so that every row has reached this patience: one kernel for two rules.
-        patience=-1 if rule == "all" else patience,
+        rows=state.keep.shape[0],
+        layer=0 if by_layer else layer,
+        last=last,
+        depth=weight.shape[0] if by_layer else 0,
+        patience=0 if isinstance(patience, Tensor) else patience,
         threshold=float(threshold),
-        HIDDEN_SIZE=hidden_size,
+        HIDDEN_SIZE=features.shape[1],
+        WIDTH=width,
         CLASSES=classes,
-        WORDS=answer_words(kind, classes),
+        WORDS=words,
         KIND=kind,
+        RULE=rule,
+        # A pooled feature is a row of one token.
+        POOLING=pooling or "first",
+        ACTIVATION=None if pooler is None else pooler.activation,
         **blocks,
     )
-    grid = (triton.cdiv(rows, blocks["BLOCK_ROWS"]),)
+    grid = (triton.cdiv(state.keep.shape[0], blocks["BLOCK_ROWS"]),)
     return Launch(exit_step_kernel, grid, arguments, {**options, "enable_fp_fusion": True})
 
 
 def specialisations() -> Iterator[tuple[str, Launch]]:
     """Yield, by name, launches that stand for what `exit_step` makes Triton compile at BERT-base's hidden size.
 
-    Their tensors have no storage: a launch says what would be compiled, and cannot run. Rule "all" is "streak" to the
-    kernel, and the layout touches nothing but one load.
+    Their tensors have no storage: a launch says what would be compiled, and cannot run. Rule "given" is "agreement" but
+    for one load, and "none" is less than either.
     """
-    few = {"label": 3, "value": 1, "label_set": 33}
-    for dtype, (kind, classes), rule in itertools.product(FEATURE_DTYPES, few.items(), ("streak", "given")):
-        yield _specialisation(dtype, kind, classes, "pooled", rule)
-    yield _specialisation(torch.bfloat16, "label", few["label"], "packed", "streak")
+    bf16, few = torch.bfloat16, {"label": 3, "value": 1, "label_set": 33}
+    for dtype in FEATURE_DTYPES:
+        yield from (_specialisation(dtype, classes, kind=kind) for kind, classes in few.items())
+        yield from (_specialisation(dtype, 3, rule=rule) for rule in ("confidence", "entropy", "divergence", "vote"))
+        yield _specialisation(dtype, 3, layout="first", pooler="tanh")
+        yield _specialisation(dtype, 3, layout="mean")
+    yield from (_specialisation(bf16, 3, rule=rule) for rule in ("given", "none"))
+    yield _specialisation(bf16, 3, layout="last", pooler="gelu")
+    yield _specialisation(bf16, 3, layout="first", pooler="relu")
+    yield _specialisation(bf16, 3, layout="first", by_layer=True)
+    yield _specialisation(bf16, 3, layout="mean", is_masked=True)
     # As many classes as a program holds: the most registers.
-    yield _specialisation(torch.float32, "label", MAX_CLASSES, "pooled", "streak")
-    yield _specialisation(torch.bfloat16, "label_set", MAX_CLASSES, "pooled", "streak")
+    for dtype in (torch.float32, bf16):
+        yield from (_specialisation(dtype, MAX_CLASSES, rule=rule) for rule in ("agreement", "divergence", "vote"))
+    yield _specialisation(bf16, MAX_CLASSES, kind="label_set")
+    yield _specialisation(bf16, MAX_CLASSES, layout="first", pooler="tanh")
 
 
-def _specialisation(dtype: torch.dtype, kind: str, classes: int, layout: str, rule: str) -> tuple[str, Launch]:
-    hidden_size, words = 768, answer_words(kind, classes)
+def _specialisation(
+    dtype: torch.dtype,
+    classes: int,
+    kind: str = "label",
+    rule: str = "agreement",
+    layout: str = "pooled",
+    pooler: str | None = None,
+    by_layer: bool = False,
+    is_masked: bool = False,
+) -> tuple[str, Launch]:
+    hidden_size, stack = 768, (1,) if by_layer else ()
     with torch.device("meta"):
-        per_row = torch.empty(1, dtype=torch.int32)
-        per_result = torch.empty(1, dtype=torch.int64)
+        per_row, per_result = torch.empty(1, dtype=torch.int32), torch.empty(1, dtype=torch.int64)
+        memory = torch.empty(1, memory_words(kind, rule, classes), dtype=torch.int32)
+        bias = torch.empty(hidden_size, dtype=dtype)
         launch = exit_step_launch(
             torch.empty(1, hidden_size, dtype=dtype),
-            torch.empty(classes, hidden_size, dtype=dtype),
-            torch.empty(classes, dtype=dtype),
-            torch.empty(1, dtype=torch.int8),
-            per_row,
-            torch.empty(1, words, dtype=torch.int32),
-            per_result,
+            torch.empty(*stack, classes, hidden_size, dtype=dtype),
+            torch.empty(*stack, classes, dtype=dtype),
+            RowState(torch.empty(1, dtype=torch.int8), per_row, memory, per_result),
             torch.empty(1, classes),
             per_result,
-            starts=per_row if layout == "packed" else None,
-            layer=1,
+            cu_seqlens=None if layout == "pooled" else torch.empty(2, dtype=torch.int32),
+            pooling=None if layout == "pooled" else layout,
+            key_mask=torch.empty(1, dtype=torch.bool) if is_masked else None,
+            pooler=Pooler(torch.empty(hidden_size, hidden_size, dtype=dtype), bias, pooler) if pooler else None,
+            layer=per_row if by_layer else 1,
+            last=12,
             kind=kind,
             rule=rule,
-            patience=1,
+            patience=per_row if by_layer else 1,
             threshold=0.0,
             exit_at=per_result if rule == "given" else None,
         )
-    return f"exit_step-{str(dtype).removeprefix('torch.')}-{kind}-{classes}-{layout}-{rule}", launch
+    words = [kind, classes, layout, rule, pooler, "by-layer" if by_layer else None, "masked" if is_masked else None]
+    name = "-".join(str(word) for word in words if word is not None)
+    return f"exit_step-{str(dtype).removeprefix('torch.')}-{name}", launch

@@ -9,9 +9,13 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from .checks import BITS_PER_WORD
+
 # More classes than this do not fit one program's registers.
 MAX_CLASSES = 1024
 MIN_DOT = 16
+# Tokens of a row that a mean loads at once.
+MEAN_TOKENS = 4
 GATHER_BYTES = 8192
 # Enough for several programs on every multiprocessor; a row's programs take turns along it, so fewer stay correct.
 GATHER_PROGRAMS = 16384
@@ -26,8 +30,8 @@ class Plan(NamedTuple):
     """[rows] int64: the first `survivors` entries are valid, here and in the tensors below."""
     streak: Tensor
     """[rows] int32."""
-    answer: Tensor
-    """[rows, words] int32."""
+    sources: Tensor
+    """[rows] int32: a survivor's place among the old rows."""
     starts: Tensor
     """[rows] int32: a survivor's first token in the old packed batch."""
     counts: Tensor
@@ -49,6 +53,7 @@ _TYPE_NAMES = {
     torch.float32: "fp32",
     torch.float16: "fp16",
     torch.bfloat16: "bf16",
+    torch.bool: "i1",
     torch.int8: "i8",
     torch.int16: "i16",
     torch.int32: "i32",
@@ -67,10 +72,17 @@ class Launch:
     options: dict[str, Any]
 
     def run(self) -> None:
-        """Launch on the device of the tensors among the arguments."""
+        """Launch on the device of the tensors among the arguments; what goes wrong names kernel and specialisation."""
         first = next(value for value in self.arguments.values() if isinstance(value, Tensor))
-        with torch.cuda.device_of(first):  # does nothing for a tensor that is on no GPU
-            self.kernel[self.grid](**self.arguments, **self.options)
+        try:
+            with torch.cuda.device_of(first):  # does nothing for a tensor that is on no GPU
+                self.kernel[self.grid](**self.arguments, **self.options)
+        except Exception as error:
+            made = self.specialisation()
+            error.add_note(
+                f"{self.kernel.__name__}, specialised to {made.signature}, {made.constexprs}, {made.options}"
+            )
+            raise
 
     def specialisation(self) -> Specialisation:
         """Return what this launch makes Triton compile; the numbers among the arguments are never specialised."""
@@ -91,7 +103,9 @@ class Launch:
         return Specialisation(self.kernel, signature, constexprs, attrs, self.options)
 
 
-def exit_step_blocks(hidden_size: int, classes: int, dtype: torch.dtype) -> tuple[dict[str, int], dict[str, int]]:
+def exit_step_blocks(
+    hidden_size: int, classes: int, dtype: torch.dtype, *, kind: str, rule: str, pooling: str | None
+) -> tuple[dict[str, int], dict[str, int]]:
     """Return the block sizes and compile options of `exit_step`: keyed on what stays while a batch shrinks.
 
     Raises ValueError if there are more classes than one program can hold.
@@ -101,14 +115,29 @@ def exit_step_blocks(hidden_size: int, classes: int, dtype: torch.dtype) -> tupl
             f"weight has {classes} classes; the kernel takes up to {MAX_CLASSES}, "
             "so call pabee_fast.kernels.reference.exit_step"
         )
-    block_classes = max(MIN_DOT, next_power_of_2(classes))
+    block_classes = max(BITS_PER_WORD if kind == "label_set" else MIN_DOT, next_power_of_2(classes))
     # A weight tile of 16 KiB leaves room for several programs on a multiprocessor; at 128 wide, sm_80 spills.
     fitting = 16384 // (block_classes * dtype.itemsize)
     block_hidden = max(MIN_DOT, min(64, fitting, next_power_of_2(hidden_size)))
-    # Tensor cores take 16 rows; float32 goes without them, and spills at 16 rows of 1024 classes.
-    block_rows = min(16, 8192 // block_classes) if dtype == torch.float32 else 16
-    blocks = {"BLOCK_ROWS": block_rows, "BLOCK_HIDDEN": block_hidden, "BLOCK_CLASSES": block_classes}
+    # Tensor cores take 16 rows; what else a program holds of them decides how many of 1024 classes spill.
+    fitting = {"divergence": 4096, "vote": 8192}.get(rule, 8192 if dtype == torch.float32 else 16384)
+    block_rows = min(16, fitting // block_classes)
+    blocks = {
+        "BLOCK_ROWS": block_rows,
+        "BLOCK_TOKENS": MEAN_TOKENS if pooling == "mean" else 1,
+        "BLOCK_HIDDEN": block_hidden,
+        "BLOCK_WIDTH": MIN_DOT if dtype == torch.float32 else block_hidden,
+        "BLOCK_CLASSES": block_classes,
+    }
     return blocks, {"num_warps": max(4, block_classes // 64), "num_stages": 2}
+
+
+def pool_blocks(hidden_size: int, dtype: torch.dtype, pooling: str) -> tuple[dict[str, int], dict[str, int]]:
+    """Return the block sizes and compile options of `pool`."""
+    block_hidden = min(next_power_of_2(hidden_size), 512 // dtype.itemsize)
+    rows, tokens = (1, 4 * MEAN_TOKENS) if pooling == "mean" else (8, 1)
+    blocks = {"BLOCK_ROWS": rows, "BLOCK_TOKENS": tokens, "BLOCK_HIDDEN": block_hidden}
+    return blocks, {"num_warps": 4, "num_stages": 1}
 
 
 def plan_blocks() -> tuple[dict[str, int], dict[str, int]]:
@@ -116,9 +145,13 @@ def plan_blocks() -> tuple[dict[str, int], dict[str, int]]:
     return {"BLOCK_ROWS": 1024}, {"num_warps": 8, "num_stages": 1}
 
 
-def gather_blocks(width: int, itemsize: int) -> tuple[dict[str, int], dict[str, int]]:
-    """Return the block size and compile options of `gather` for tokens of `width` elements of `itemsize` bytes."""
-    return {"BLOCK": min(GATHER_BYTES // itemsize, next_power_of_2(width) * 128)}, {"num_warps": 4, "num_stages": 1}
+def gather_blocks(width: int, itemsize: int, words: int) -> tuple[dict[str, int], dict[str, int]]:
+    """Return the block sizes and compile options of `gather` for tokens of `width` elements of `itemsize` bytes."""
+    blocks = {
+        "BLOCK": min(GATHER_BYTES // itemsize, next_power_of_2(width) * 128),
+        "BLOCK_WORDS": next_power_of_2(words),
+    }
+    return blocks, {"num_warps": 4, "num_stages": 1}
 
 
 def gather_grid(rows: int, longest: int, width: int, block: int) -> tuple[int, int]:
@@ -127,5 +160,5 @@ def gather_grid(rows: int, longest: int, width: int, block: int) -> tuple[int, i
 
 
 def next_power_of_2(number: int) -> int:
-    """Return the least power of two that is not below `number`."""
-    return 1 << (number - 1).bit_length()
+    """Return the least power of two that is not below `number`; 1 for 0."""
+    return 1 << max(number - 1, 0).bit_length()

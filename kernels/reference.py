@@ -1,12 +1,26 @@
 """The kernels' functions in plain torch: the ground truth of every test, and the path on a CPU."""
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor
+from torch.nn.functional import gelu
 
-from .checks import BITS_PER_WORD, answer_words, check_exit_step, check_gather, check_plan
+from .checks import (
+    BITS_PER_WORD,
+    Pooler,
+    RowState,
+    check_exit_step,
+    check_gather,
+    check_plan,
+    check_pool,
+    memory_words,
+)
 from .launch import Plan
 
-__all__ = ["Plan", "exit_step", "gather", "plan"]
+__all__ = ["Plan", "Pooler", "RowState", "exit_step", "gather", "plan", "pool"]
+
+ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {"tanh": torch.tanh, "gelu": gelu, "relu": torch.relu}
 
 
 @torch.no_grad()
@@ -14,94 +28,149 @@ def exit_step(
     features: Tensor,
     weight: Tensor,
     bias: Tensor | None,
-    keep: Tensor,
-    streak: Tensor,
-    answer: Tensor,
-    row_ids: Tensor,
+    state: RowState,
     logits: Tensor,
     exit_layers: Tensor,
     *,
-    starts: Tensor | None,
-    layer: int,
+    cu_seqlens: Tensor | None = None,
+    pooling: str | None = None,
+    key_mask: Tensor | None = None,
+    pooler: Pooler | None = None,
+    layer: int | Tensor,
+    last: int,
     kind: str,
     rule: str,
-    patience: int = 0,
+    patience: int | Tensor = 0,
     threshold: float = 0.0,
     exit_at: Tensor | None = None,
 ) -> None:
     """Ask one layer's head, bring each row's streak up to date, and write the results of the rows that leave now.
 
     Rows whose `keep` is 0 on entry are left alone entirely. A row with a logit that is not finite has no valid answer:
-    its streak becomes -1 and its answer stays as it was, so that a NaN settles no row by its streak.
+    its streak becomes -1 and its memory stays as it was, so that a NaN settles no row; it leaves at `last`.
+
+    With p the softmax of a row's logits, q the one at the layer before and H the entropy in nats, the streak counts by
+    `rule` the consecutive layers that
+
+    - "agreement": kept the answer of the layer before (PABEE, section 3.2); 0 at the first;
+    - "confidence": had max p > threshold (Shallow-Deep Networks);
+    - "entropy": had H(p) < threshold (BranchyNet; PCEE-BERT with patience, its threshold times ln classes);
+    - "divergence": had JSD(q, p) = H((p + q) / 2) - (H(p) + H(q)) / 2 < threshold (F-PABEE); 0 at the first;
+    - "vote": does not count layers, but is the number of layers that answered with the class most often answered.
+
+    A row leaves when its streak reaches `patience`; by rule "given", whose streak runs as by "agreement", when
+    `exit_at[row_id] <= layer`; and in any case when it has been given `last` layers: by rule "none", only then.
 
     Args:
-        features: [tokens, hidden_size] packed hidden states, with `starts`; or [rows, hidden_size] pooled features,
-            with `starts=None`. float32, float16 or bfloat16; products are summed in float32.
-        weight: [classes, hidden_size], dtype of `features`.
+        features: [tokens, hidden_size] packed hidden states, with `cu_seqlens` and `pooling`; or [rows, hidden_size]
+            pooled features, with neither. float32, float16 or bfloat16; products are summed in float32.
+        weight: [classes, width], dtype of `features`; width is the pooler's, or hidden_size without one.
         bias: [classes], dtype of `features`, or None.
-        keep: [rows] int8, changed in place: 1 while the row is being computed, 0 once it has left.
-        streak: [rows] int32, changed in place: how many consecutive layers kept the same answer; -1 before the first
-            valid one.
-        answer: [rows, words] int32, changed in place: see `kind`.
-        row_ids: [rows] int64: where the row's results go; no two rows share one.
+        state: keep, streak and memory are changed in place.
         logits: [results, classes] float32: written at `row_ids` for rows that leave now, and only for these.
         exit_layers: [results] int64: likewise.
-        starts: [rows] int32: the line of `features` that a row's head reads (`cu_seqlens[:-1]` for the first token).
-        layer: 1-based number of layers the rows have been given.
-        kind: "label", the argmax, lowest index on ties (1 word); "value", the bits of the one float32 output (1 word);
-            "label_set", the set of logits above 0 as bits, lowest class first (ceil(classes / 32) words).
-        rule: "streak", a row leaves when its streak reaches `patience`; "given", when `exit_at[row_id] <= layer`;
-            "all", every row leaves now. The streak runs under every rule.
-        patience: number of layers, at least 1; for rule "streak".
-        threshold: for kind "value", in units of the output: a change strictly below it counts as the same answer.
+        cu_seqlens: [rows + 1] int32: cumulative lengths in tokens.
+        pooling: which token of a row its head reads: "first", "last", or the "mean" of all.
+        key_mask: [tokens] bool: the tokens that count in a mean; None: all.
+        pooler: what stands between that token and the head, computed in the same launch.
+        layer: 1-based number of layers the rows have been given; or [rows] int32, for rows of different depth in a
+            model whose layers share weights. Then weight, bias and patience have a first dimension more, `depth`: one
+            entry for each layer.
+        last: the layer at which every row leaves.
+        kind: what an answer is: "label", the argmax, lowest index on ties; "value", the one output; "label_set", the
+            set of logits above 0.
+        rule: see above. All but "agreement", "given" and "none" need kind "label".
+        patience: number of layers, or of votes by rule "vote"; at least 1.
+        threshold: see `rule`; for kind "value", in units of the output: a change strictly below it keeps the answer.
         exit_at: [results] int64, number of layers; for rule "given" and only then.
 
     Raises:
         ValueError: a shape, dtype, device, layout or option does not fit.
     """
     check_exit_step(
-        features, weight, bias, keep, streak, answer, row_ids, logits, exit_layers,
-        starts=starts, layer=layer, kind=kind, rule=rule, patience=patience, threshold=threshold, exit_at=exit_at,
+        features, weight, bias, state, logits, exit_layers, cu_seqlens=cu_seqlens, pooling=pooling, key_mask=key_mask,
+        pooler=pooler, layer=layer, last=last, kind=kind, rule=rule, patience=patience, threshold=threshold,
+        exit_at=exit_at,
     )  # fmt: skip
-    active = keep.nonzero().flatten()
-    lines = active if starts is None else starts[active]
-    scores = features.index_select(0, lines).float() @ weight.float().T  # [active, classes]
+    active = state.keep.nonzero().flatten()
+    if pooling is not None and cu_seqlens is not None:
+        features = pool(features, cu_seqlens, pooling=pooling, key_mask=key_mask)
+    pooled = features[active].float()
+    if pooler is not None:
+        pooled = pooled @ pooler.weight.float().T + (0.0 if pooler.bias is None else pooler.bias.float())
+        pooled = ACTIVATIONS[pooler.activation](pooled).to(features.dtype).float()
+    if isinstance(layer, Tensor):
+        layer = layer[active]
+        own = (layer - 1).long()
+        weight, bias = weight[own], None if bias is None else bias[own]
+        patience = patience[own] if isinstance(patience, Tensor) else patience
+        scores = torch.einsum("rw,rcw->rc", pooled, weight.float())
+    else:
+        scores = pooled @ weight.float().T  # [active, classes]
     if bias is not None:
         scores += bias.float()
 
-    valid = scores.isfinite().all(dim=1)
-    new, old, run = _answers(scores, kind), answer[active], streak[active]
-    if kind == "value":
-        same = (new.view(torch.float32) - old.view(torch.float32)).abs()[:, 0] < threshold
-    else:
-        same = (new == old).all(dim=1)
-    run = torch.where(valid, torch.where(same & (run >= 0), run + 1, 0), -1)
-    streak[active] = run
-    answer[active] = torch.where(valid[:, None], new, old)
-
-    ids = row_ids[active]
-    if rule == "streak":
-        leaves = run >= patience
-    elif exit_at is not None:
+    streak, memory = _settle(scores, state.streak[active], state.memory[active], kind, rule, threshold)
+    state.streak[active], state.memory[active] = streak, memory
+    ids = state.row_ids[active]
+    leaves = torch.zeros_like(ids, dtype=torch.bool)
+    if exit_at is not None:
         leaves = exit_at[ids] <= layer
-    else:
-        leaves = torch.ones_like(valid)
+    elif rule != "none":
+        leaves = streak >= patience
+    leaves = leaves | (torch.as_tensor(layer, device=ids.device) >= last)
     logits[ids[leaves]] = scores[leaves]
-    exit_layers[ids[leaves]] = layer
-    keep[active[leaves]] = 0
+    exit_layers[ids[leaves]] = layer[leaves].long() if isinstance(layer, Tensor) else layer
+    state.keep[active[leaves]] = 0
+
+
+def _settle(
+    scores: Tensor, streak: Tensor, memory: Tensor, kind: str, rule: str, threshold: float
+) -> tuple[Tensor, Tensor]:
+    """The streak [rows] int32 and memory [rows, words] int32 of rows with these logits, [rows, classes] float32."""
+    if rule == "none":
+        return streak, memory
+    valid = scores.isfinite().all(dim=1)
+    known = (streak + 1).clamp(min=0)  # the streak if this layer meets the condition; 0 too for "not before"
+    if rule in ("confidence", "entropy"):
+        log_p = scores.log_softmax(dim=1)
+        measure = log_p.amax(dim=1).exp() - threshold if rule == "confidence" else threshold - _entropy(log_p.exp())
+        return torch.where(valid, torch.where(measure > 0, streak.clamp(min=0) + 1, 0), -1), memory
+    if rule == "vote":
+        votes = memory + torch.nn.functional.one_hot(_lowest_argmax(scores), scores.shape[1]) * valid[:, None]
+        return torch.where(valid, votes.amax(dim=1), -1).int(), votes.int()
+    if rule == "divergence":
+        p, q = scores.softmax(dim=1), memory.view(torch.float32)
+        new, same = p.view(torch.int32), _entropy((p + q) / 2) - (_entropy(p) + _entropy(q)) / 2 < threshold
+    else:
+        new = _answers(scores, kind)
+        if kind == "value":
+            same = (scores - memory.view(torch.float32)).abs()[:, 0] < threshold
+        else:
+            same = (new == memory).all(dim=1)
+    return torch.where(valid, torch.where(same, known, 0), -1), torch.where(valid[:, None], new, memory)
+
+
+def _entropy(p: Tensor) -> Tensor:
+    # p: [rows, classes] float32 -> [rows], in nats
+    return -torch.xlogy(p, p).sum(dim=1)
+
+
+def _lowest_argmax(scores: Tensor) -> Tensor:
+    # torch promises no order among equal maxima, so the lowest index is asked for; 0 where a logit is NaN.
+    classes = torch.arange(scores.shape[1], device=scores.device)
+    is_best = scores == scores.amax(dim=1, keepdim=True)
+    return torch.where(is_best, classes, scores.shape[1]).amin(dim=1) % scores.shape[1]
 
 
 def _answers(scores: Tensor, kind: str) -> Tensor:
     # scores: [rows, classes] float32 -> [rows, words] int32
     if kind == "label":
-        # torch promises no order among equal maxima, so the lowest index is asked for.
-        classes = torch.arange(scores.shape[1], device=scores.device)
-        is_best = scores == scores.amax(dim=1, keepdim=True)
-        return torch.where(is_best, classes, scores.shape[1]).amin(dim=1, keepdim=True).int()
+        return _lowest_argmax(scores)[:, None].int()
     if kind == "value":
         return scores.view(torch.int32)
     rows, classes_count = scores.shape
-    words = answer_words(kind, classes_count)
+    words = memory_words(kind, "agreement", classes_count)
     members = scores.new_zeros((rows, words * BITS_PER_WORD), dtype=torch.int64)
     members[:, :classes_count] = scores > 0
     bits = torch.arange(BITS_PER_WORD, device=scores.device)
@@ -110,8 +179,39 @@ def _answers(scores: Tensor, kind: str) -> Tensor:
 
 
 @torch.no_grad()
-def plan(keep: Tensor, cu_seqlens: Tensor, row_ids: Tensor, streak: Tensor, answer: Tensor) -> Plan:
-    """Lay the survivors of a packed batch end to end, in their order, and carry their state along.
+def pool(features: Tensor, cu_seqlens: Tensor, *, pooling: str, key_mask: Tensor | None = None) -> Tensor:
+    """What the heads read of every row of a packed batch.
+
+    Args:
+        features: [tokens, hidden_size]; float32, float16 or bfloat16.
+        cu_seqlens: [rows + 1] int32: cumulative lengths in tokens.
+        pooling: "first" or "last" token, or the "mean" of all, summed in float32 and rounded once.
+        key_mask: [tokens] bool: the tokens that count in a mean; None: all.
+
+    Returns:
+        [rows, hidden_size], dtype of `features`; NaN for a mean of no token.
+
+    Raises:
+        ValueError: a shape, dtype, device, layout or option does not fit.
+    """
+    check_pool(features, cu_seqlens, rows=cu_seqlens.shape[0] - 1, pooling=pooling, key_mask=key_mask)
+    if pooling == "first":
+        return features.index_select(0, cu_seqlens[:-1])
+    if pooling == "last":
+        return features.index_select(0, cu_seqlens[1:] - 1)
+    counted = features.new_ones(len(features), dtype=torch.bool) if key_mask is None else key_mask
+    lengths = cu_seqlens.diff()
+    row = torch.repeat_interleave(torch.arange(len(lengths), device=features.device), lengths)
+    sums = torch.zeros((len(lengths), features.shape[1]), dtype=torch.float32, device=features.device)
+    sums.index_add_(0, row[counted], features[counted].float())
+    counts = torch.zeros(len(lengths), dtype=torch.float32, device=features.device)
+    counts.index_add_(0, row[counted], torch.ones_like(row[counted], dtype=torch.float32))
+    return (sums / counts[:, None]).to(features.dtype)
+
+
+@torch.no_grad()
+def plan(keep: Tensor, cu_seqlens: Tensor, row_ids: Tensor, streak: Tensor) -> Plan:
+    """Lay the survivors of a packed batch end to end, in their order.
 
     The tensors of the result are as long as the arguments, as the kernel's are; entries past the valid ones are 0 here
     and undefined there.
@@ -121,12 +221,11 @@ def plan(keep: Tensor, cu_seqlens: Tensor, row_ids: Tensor, streak: Tensor, answ
         cu_seqlens: [rows + 1] int32: cumulative lengths in tokens, starting with 0.
         row_ids: [rows] int64.
         streak: [rows] int32.
-        answer: [rows, words] int32.
 
     Raises:
         ValueError: a shape, dtype, device or layout does not fit.
     """
-    check_plan(keep, cu_seqlens, row_ids, streak, answer)
+    check_plan(keep, cu_seqlens, row_ids, streak)
     survivors = keep.nonzero().flatten()
     lengths = cu_seqlens.diff()[survivors]
     ends = lengths.cumsum(0, dtype=torch.int32)
@@ -135,7 +234,7 @@ def plan(keep: Tensor, cu_seqlens: Tensor, row_ids: Tensor, streak: Tensor, answ
         cu_seqlens=_padded(torch.cat([ends.new_zeros(1), ends]), cu_seqlens),
         row_ids=_padded(row_ids[survivors], row_ids),
         streak=_padded(streak[survivors], streak),
-        answer=_padded(answer[survivors], answer),
+        sources=_padded(survivors, streak),
         starts=_padded(cu_seqlens[survivors], streak),
         counts=torch.cat([tokens.new_full((1,), len(survivors)), tokens, longest]),
     )
@@ -148,8 +247,18 @@ def _padded(values: Tensor, like: Tensor) -> Tensor:
 
 
 @torch.no_grad()
-def gather(hidden: Tensor, starts: Tensor, cu_seqlens: Tensor, *, rows: int, tokens: int, longest: int) -> Tensor:
-    """Copy the survivors' tokens into a new packed batch.
+def gather(
+    hidden: Tensor,
+    starts: Tensor,
+    cu_seqlens: Tensor,
+    *,
+    rows: int,
+    tokens: int,
+    longest: int,
+    memory: Tensor | None = None,
+    sources: Tensor | None = None,
+) -> tuple[Tensor, Tensor | None]:
+    """Copy the survivors' tokens, and what their rule remembers, into a new packed batch.
 
     Args:
         hidden: [old_tokens, ...] of any dtype: [old_tokens, hidden_size] hidden states, or [old_tokens] flags, say.
@@ -158,14 +267,17 @@ def gather(hidden: Tensor, starts: Tensor, cu_seqlens: Tensor, *, rows: int, tok
         rows: number of survivors.
         tokens: number of their tokens.
         longest: number of tokens of the longest one.
+        memory: [old_rows, words] int32, see RowState; None: there is none to move.
+        sources: [rows or more] int32, from the same plan: a survivor's row in `memory`; with `memory` and only then.
 
     Returns:
-        [tokens, ...], dtype of `hidden`.
+        [tokens, ...], dtype of `hidden`; and [rows, words] int32, or None without `memory`.
 
     Raises:
         ValueError: a shape, dtype, device or layout does not fit, or the numbers contradict each other.
     """
-    check_gather(hidden, starts, cu_seqlens, rows=rows, tokens=tokens, longest=longest)
+    check_gather(hidden, starts, cu_seqlens, rows=rows, tokens=tokens, longest=longest, memory=memory, sources=sources)
     ends = cu_seqlens[: rows + 1]
     shifts = (starts[:rows] - ends[:-1]).repeat_interleave(ends.diff(), output_size=tokens)
-    return hidden.index_select(0, shifts + torch.arange(tokens, device=hidden.device))
+    moved = hidden.index_select(0, shifts + torch.arange(tokens, device=hidden.device))
+    return moved, None if memory is None or sources is None else memory.index_select(0, sources[:rows])

@@ -3,7 +3,19 @@
 from pabee_fast.errors import CheckpointError, InputError, PabeeFastError, UnsupportedError
 from pabee_fast.models.heads import attach_heads, from_pretrained
 from pabee_fast.models.pabee_checkpoint import load_pabee_checkpoint
-from pabee_fast.policies import FixedDepth, FullDepth, Patience, Policy, Scheduled, parse_policy
+from pabee_fast.policies import (
+    Confidence,
+    Entropy,
+    FixedDepth,
+    FullDepth,
+    Patience,
+    PatientConfidence,
+    PatientDivergence,
+    Policy,
+    Scheduled,
+    Vote,
+    parse_policy,
+)
 from pabee_fast.runtime.forward import accelerate, restore
 from pabee_fast.scoring.answers import RowResult
 from pabee_fast.scoring.scorer import Scorer
@@ -12,16 +24,21 @@ __version__ = "0.1.0"
 
 __all__ = [
     "CheckpointError",
+    "Confidence",
+    "Entropy",
     "FixedDepth",
     "FullDepth",
     "InputError",
     "PabeeFastError",
     "Patience",
+    "PatientConfidence",
+    "PatientDivergence",
     "Policy",
     "RowResult",
     "Scheduled",
     "Scorer",
     "UnsupportedError",
+    "Vote",
     "accelerate",
     "attach_heads",
     "from_pretrained",

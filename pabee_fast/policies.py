@@ -5,6 +5,7 @@ leave, and what the exit step is told there. It knows neither torch nor the kern
 """
 
 import dataclasses
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any, ClassVar, Literal
@@ -16,13 +17,9 @@ AnswerKind = Literal["label", "value", "label_set"]
 
 @dataclass(frozen=True)
 class Rule:
-    """What the exit step does at one layer, in the kernels' terms.
+    """What the exit step does at one layer; `kernels.reference.exit_step` says what each name means."""
 
-    `streak`: a row leaves when its streak reaches `patience`; `given`: when its given exit layer has come; `all`:
-    every row leaves. `threshold` says which values count as the same answer when there is one output.
-    """
-
-    name: Literal["streak", "given", "all"]
+    name: Literal["agreement", "confidence", "entropy", "divergence", "vote", "given", "none"]
     patience: int = 0
     threshold: float = 0.0
 
@@ -61,9 +58,9 @@ class Policy:
         on_grid = layer >= self.first_layer and (layer - self.first_layer) % self.every == 0
         return on_grid and layer < last and self.first_exit(layers) < last
 
-    def rule(self, layer: int, layers: int) -> Rule:
-        """What the exit step does at a tested layer."""
-        return Rule("all")
+    def rule(self, layer: int, classes: int) -> Rule:
+        """What the exit step does at a tested layer of a model with so many classes; its name never changes."""
+        return Rule("none")
 
     def exit_at(self) -> tuple[int, ...] | None:
         """Given exit layers in input order, where the policy has them."""
@@ -90,7 +87,52 @@ class Policy:
 
 
 @dataclass(frozen=True)
-class Patience(Policy):
+class Exiting(Policy):
+    """Base of the policies by which a row leaves on what its heads say."""
+
+    _RANGES: ClassVar[dict[str, tuple[float, float]]] = {"threshold": (0.0, math.inf), "exponent": (0.0, math.inf)}
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        for f in dataclasses.fields(self):
+            given = getattr(self, f.name)
+            if f.name == "patience":
+                require_whole("patience", given, at_least=1, fix="use FullDepth() to run every layer")
+            elif f.name in self._RANGES and given is not None:
+                low, high = self._RANGES[f.name]
+                if isinstance(given, bool) or not isinstance(given, int | float) or not low < given < high:
+                    wanted = (
+                        "a positive, finite number" if high == math.inf else f"a number between {low:g} and {high:g}"
+                    )
+                    raise InputError(f"{f.name}={given!r}: give {wanted}")
+
+    def least_tests(self, layers: int) -> int:
+        """How many layers must have been tested before a row can leave."""
+        raise NotImplementedError
+
+    def first_exit(self, layers: int) -> int:
+        return min(self._unbounded_first_exit(layers), layers)
+
+    def _unbounded_first_exit(self, layers: int) -> int:
+        return self.first_layer + (self.least_tests(layers) - 1) * self.every
+
+    def check(self, layers: int, kind: AnswerKind, rows: int | None = None) -> None:
+        if kind != "label":
+            what = "one output" if kind == "value" else "several labels at once"
+            raise InputError(
+                f"{self} on a model that answers with {what}: it needs classes that exclude one another; "
+                f"use {'Patience(6, threshold=0.1)' if kind == 'value' else 'Patience(6)'}, for instance"
+            )
+
+    def warning(self, layers: int) -> str | None:
+        first = self._unbounded_first_exit(layers)
+        if first < layers:
+            return None
+        return f"{self} leaves nowhere before layer {first}, and the model has {layers} layers: no row will leave early"
+
+
+@dataclass(frozen=True)
+class Patience(Exiting):
     """PABEE (Zhou et al., NeurIPS 2020, section 3.2): leave after `patience` agreements of neighbouring tested heads.
 
     Args:
@@ -101,17 +143,11 @@ class Patience(Policy):
     patience: int
     threshold: float | None = None
 
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        require_whole("patience", self.patience, at_least=1, fix="use FullDepth() to run every layer")
-        if self.threshold is not None and not 0 < float(self.threshold) < float("inf"):
-            raise InputError(f"threshold={self.threshold!r}: give a positive, finite number")
+    def least_tests(self, layers: int) -> int:
+        return self.patience + 1
 
-    def first_exit(self, layers: int) -> int:
-        return min(self.first_layer + self.patience * self.every, layers)
-
-    def rule(self, layer: int, layers: int) -> Rule:
-        return Rule("all") if layer == layers else Rule("streak", self.patience, self.threshold or 0.0)
+    def rule(self, layer: int, classes: int) -> Rule:
+        return Rule("agreement", self.patience, self.threshold or 0.0)
 
     def check(self, layers: int, kind: AnswerKind, rows: int | None = None) -> None:
         if kind == "value" and self.threshold is None:
@@ -125,11 +161,84 @@ class Patience(Policy):
                 f"(regression) models; use Patience({self.patience})"
             )
 
-    def warning(self, layers: int) -> str | None:
-        first = self.first_layer + self.patience * self.every
-        if first < layers:
-            return None
-        return f"{self} leaves nowhere before layer {first}, and the model has {layers} layers: no row will leave early"
+
+@dataclass(frozen=True)
+class Confidence(Exiting):
+    """Shallow-Deep Networks (Kaya et al., ICML 2019, section 4.2): leave when the largest probability is above
+    `threshold`, between 0 and 1."""
+
+    threshold: float
+    _RANGES: ClassVar = {"threshold": (0.0, 1.0)}
+
+    def least_tests(self, layers: int) -> int:
+        return 1
+
+    def rule(self, layer: int, classes: int) -> Rule:
+        return Rule("confidence", 1, self.threshold)
+
+
+@dataclass(frozen=True)
+class Entropy(Exiting):
+    """BranchyNet (Teerapittayanon et al., ICPR 2016), DeeBERT (Xin et al., ACL 2020): leave when the entropy of the
+    probabilities is below `threshold`, in nats. FastBERT's is divided by ln classes."""
+
+    threshold: float
+
+    def least_tests(self, layers: int) -> int:
+        return 1
+
+    def rule(self, layer: int, classes: int) -> Rule:
+        return Rule("entropy", 1, self.threshold)
+
+
+@dataclass(frozen=True)
+class PatientConfidence(Exiting):
+    """PCEE-BERT (Zhang et al., Findings of NAACL 2022, as its code has it): leave after `patience` tested layers in a
+    row whose entropy / ln classes was below `threshold`, between 0 and 1; they need not agree."""
+
+    patience: int
+    threshold: float
+    _RANGES: ClassVar = {"threshold": (0.0, 1.0)}
+
+    def least_tests(self, layers: int) -> int:
+        return self.patience
+
+    def rule(self, layer: int, classes: int) -> Rule:
+        return Rule("entropy", self.patience, self.threshold * math.log(classes))
+
+
+@dataclass(frozen=True)
+class PatientDivergence(Exiting):
+    """F-PABEE (Gao et al., ICASSP 2023): leave after `patience` tested layers in a row whose probabilities differed
+    from those of the tested layer before by a Jensen-Shannon divergence below `threshold`, in nats (at most ln 2)."""
+
+    patience: int
+    threshold: float
+
+    def least_tests(self, layers: int) -> int:
+        return self.patience + 1
+
+    def rule(self, layer: int, classes: int) -> Rule:
+        return Rule("divergence", self.patience, self.threshold)
+
+
+@dataclass(frozen=True)
+class Vote(Exiting):
+    """Ensemble of internal classifiers (Sun et al., 2021): leave when votes / tested layers ** exponent >= threshold
+    for the class that most heads answered. With exponent 1 and threshold 1 or less, rows leave at the first test."""
+
+    threshold: float
+    exponent: float = 0.5
+
+    def _votes(self, tests: int) -> int:
+        """The fewest votes by which a row leaves at the tests-th tested layer; tests + 1 where none is enough."""
+        return next((v for v in range(1, tests + 1) if v / tests**self.exponent >= self.threshold), tests + 1)
+
+    def least_tests(self, layers: int) -> int:
+        return next((tests for tests in range(1, layers + 1) if self._votes(tests) <= tests), layers + 1)
+
+    def rule(self, layer: int, classes: int) -> Rule:
+        return Rule("vote", self._votes((layer - self.first_layer) // self.every + 1))
 
 
 @dataclass(frozen=True)
@@ -178,8 +287,8 @@ class Scheduled(Policy):
     def tests(self, layer: int, layers: int) -> bool:
         return layer == layers or (layer >= self.first_layer and (layer - self.first_layer) % self.every == 0)
 
-    def rule(self, layer: int, layers: int) -> Rule:
-        return Rule("all") if layer == layers else Rule("given")
+    def rule(self, layer: int, classes: int) -> Rule:
+        return Rule("given")
 
     def exit_at(self) -> tuple[int, ...]:
         return self.exit_layers
@@ -200,7 +309,16 @@ class Scheduled(Policy):
         return dataclasses.replace(self, exit_layers=tuple(self.exit_layers[row] for row in rows))
 
 
-COMMAND_LINE: tuple[type[Policy], ...] = (Patience, FullDepth, FixedDepth)
+COMMAND_LINE: tuple[type[Policy], ...] = (
+    Patience,
+    Confidence,
+    Entropy,
+    PatientConfidence,
+    PatientDivergence,
+    Vote,
+    FullDepth,
+    FixedDepth,
+)
 """The policies a user can name in a string; Scheduled needs a value for each row."""
 
 
@@ -230,7 +348,7 @@ def parse_policy(text: str) -> Policy:
         given[key] = _number(text, key, value)
     missing = [f.name for f in options if f.default is dataclasses.MISSING and f.name not in given]
     if missing:
-        raise InputError(f"policy {text!r}: {missing[0]} is missing, as in {name}:6")
+        raise InputError(f"policy {text!r}: {missing[0]} is missing; {name} takes {', '.join(f.name for f in options)}")
     return cls(**given)
 
 
@@ -247,7 +365,7 @@ def _spelling(cls: type[Policy]) -> str:
 
 def _number(text: str, key: str, value: str) -> int | float:
     try:
-        return float(value) if key == "threshold" else int(value)
+        return float(value) if key in Exiting._RANGES else int(value)
     except ValueError:
-        kind = "number" if key == "threshold" else "whole number"
+        kind = "number" if key in Exiting._RANGES else "whole number"
         raise InputError(f"policy {text!r}: {key}={value!r} is not a {kind}") from None

@@ -1,5 +1,9 @@
 """Policies: which layers they test, from where a row may leave, what they refuse, and their spelling."""
 
+import dataclasses
+import math
+from collections.abc import Callable
+
 import pytest
 
 import pabee_fast as pf
@@ -45,7 +49,70 @@ def test_patience_below_one_or_not_whole_names_full_depth(patience: object) -> N
         pf.Patience(patience)  # type: ignore[arg-type]
 
 
+@pytest.mark.parametrize(
+    ("policy", "first"),
+    [
+        (pf.Confidence(0.9), 1),
+        (pf.Entropy(0.3), 1),
+        (pf.PatientConfidence(3, 0.2), 3),
+        (pf.PatientDivergence(3, 0.01), 4),
+        (pf.PatientDivergence(2, 0.01, first_layer=3, every=2), 7),
+        # votes / tests ** exponent of a row whose heads all agree: 1, 1.41, 1.73, 2, 2.24.
+        (pf.Vote(2.0, 0.5), 4),
+        (pf.Vote(2.0, 0.5, first_layer=2, every=3), 11),
+        (pf.Vote(1.0, 1.0), 1),
+    ],
+)
+def test_a_row_can_leave_from_the_layer_where_the_rule_can_be_met(policy: pf.Policy, first: int) -> None:
+    assert policy.first_exit(12) == first
+
+
+def test_a_vote_needs_more_votes_the_more_heads_have_voted() -> None:
+    policy = pf.Vote(0.6, 1.0, first_layer=2)
+    # v / tests >= 0.6
+    assert [policy.rule(layer, classes=3).patience for layer in range(2, 12)] == [1, 2, 2, 3, 3, 4, 5, 5, 6, 6]
+
+
+def test_patient_confidence_compares_entropy_with_a_share_of_the_largest() -> None:
+    assert pf.PatientConfidence(2, 0.5).rule(1, classes=8).threshold == pytest.approx(0.5 * math.log(8))
+
+
+OF_CLASSES = [
+    pf.Confidence(0.9),
+    pf.Entropy(0.3),
+    pf.PatientConfidence(2, 0.2),
+    pf.PatientDivergence(2, 0.1),
+    pf.Vote(1),
+]
+
+
+@pytest.mark.parametrize("policy", OF_CLASSES, ids=str)
+@pytest.mark.parametrize(("kind", "says"), [("value", "one output.*threshold=0.1"), ("label_set", "several labels")])
+def test_rules_of_classes_refuse_other_answers(policy: pf.Policy, kind: str, says: str) -> None:
+    policy.check(12, "label")
+    with pytest.raises(pf.InputError, match=says):
+        policy.check(12, kind)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda: pf.Confidence(1.5),
+        lambda: pf.Confidence(0.0),
+        lambda: pf.Entropy(-1.0),
+        lambda: pf.PatientConfidence(2, 1.0),
+        lambda: pf.PatientDivergence(2, float("nan")),
+        lambda: pf.Vote(True),
+        lambda: pf.Patience(3, threshold="0.1"),  # type: ignore[arg-type]
+    ],
+)
+def test_a_threshold_out_of_its_range_is_refused(make: Callable[[], pf.Policy]) -> None:
+    with pytest.raises(pf.InputError, match=r"threshold=.*give a"):
+        make()
+
+
 def test_useless_patience_has_a_warning() -> None:
+    assert "before layer 13" in str(pf.Vote(9.0, 0.5).warning(12))
     assert "no row will leave early" in str(pf.Patience(12).warning(12))
     assert "before layer 13" in str(pf.Patience(4, first_layer=9).warning(12))
     assert pf.Patience(10).warning(12) is None
@@ -83,6 +150,9 @@ def test_grid_options_out_of_range_are_refused(options: dict[str, int]) -> None:
         pf.Patience(3, threshold=0.25),
         pf.Patience(6, first_layer=4),
         pf.Patience(2, threshold=0.5, every=2),
+        *OF_CLASSES,
+        pf.PatientDivergence(2, 0.1, first_layer=3, every=2),
+        pf.Vote(1.5, 0.25),
         pf.FullDepth(),
         pf.FixedDepth(4),
     ],
@@ -99,7 +169,7 @@ def test_the_command_lines_spelling_is_lenient_about_case_and_blanks(text: str) 
 @pytest.mark.parametrize(
     ("text", "says"),
     [
-        ("patient:6", "patience, full-depth, fixed-depth"),
+        ("patient:6", "patience, confidence, entropy, patient-confidence, .*, vote, full-depth, fixed-depth"),
         ("patience:6,first=4", "first_layer"),
         ("patience:6,patience=5", "each once"),
         ("patience", "patience is missing"),
@@ -117,6 +187,8 @@ def test_a_wrong_spelling_names_the_valid_ones(text: str, says: str) -> None:
 
 @pytest.mark.parametrize("cls", COMMAND_LINE)
 def test_policies_are_frozen(cls: type[pf.Policy]) -> None:
-    policy = pf.parse_policy(pf.policies._spelling(cls) + ("" if cls is pf.FullDepth else ":4"))
+    values = {"patience": "4", "threshold": "0.4", "layers": "4"}
+    own = [f"{f.name}={values[f.name]}" for f in dataclasses.fields(cls) if f.default is dataclasses.MISSING]
+    policy = pf.parse_policy(":".join([pf.policies._spelling(cls), *([",".join(own)] if own else [])]))
     with pytest.raises(AttributeError):
         policy.every = 2  # type: ignore[misc]

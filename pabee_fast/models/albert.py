@@ -3,10 +3,10 @@
 from collections.abc import Sequence
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 
-from pabee_fast.models.family import Family, Pooler
+from pabee_fast.models.family import Family
+from pabee_fast.runtime.ops import Pooler
 
 
 class Albert(Family):
@@ -22,7 +22,7 @@ class Albert(Family):
 
     def pooler(self, model: Any) -> Pooler:
         dense = self.backbone(model).pooler
-        return Pooler(dense.weight, dense.bias, torch.tanh)
+        return Pooler(dense.weight, dense.bias, "tanh")
 
     def layer_outputs(self, model: Any, hidden_states: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
         # A group of several inner layers is one layer of the published model, and records one state for each.

@@ -4,21 +4,14 @@ A family is stateless; its methods take the Hugging Face model, as `Any`, since 
 module holds the post-norm encoders' common shape, and a family's own file only what differs.
 """
 
-from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple
+from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from pabee_fast.errors import UnsupportedError
-
-
-class Pooler(NamedTuple):
-    """The dense layer and activation through which every head reads a row's first token."""
-
-    weight: Tensor  # [hidden_size, hidden_size]
-    bias: Tensor | None  # [hidden_size]
-    activation: Callable[[Tensor], Tensor]
+from pabee_fast.runtime.ops import ACTIVATIONS, Pooler
 
 
 class Family:
@@ -62,12 +55,12 @@ class Family:
     def pooler(self, model: Any) -> Pooler:
         """What stands between a row's first token and any head."""
         pooler = self.backbone(model).pooler
-        return Pooler(pooler.dense.weight, pooler.dense.bias, torch.tanh)
+        return Pooler(pooler.dense.weight, pooler.dense.bias, "tanh")
 
     def pooled(self, model: Any, first: Tensor) -> Tensor:
         """The heads' input for training, [rows, hidden_size], with the stock model's dropout, from first tokens."""
         weight, bias, activation = self.pooler(model)
-        return model.dropout(activation(nn.functional.linear(first, weight, bias)))
+        return model.dropout(ACTIVATIONS[activation](nn.functional.linear(first, weight, bias)))
 
     def classifier(self, model: Any) -> nn.Linear:
         """The model's own classifier, which is the last head."""

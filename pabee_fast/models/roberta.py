@@ -5,7 +5,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from pabee_fast.models.family import Family, Pooler
+from pabee_fast.models.family import Family
+from pabee_fast.runtime.ops import Pooler
 
 
 class Roberta(Family):
@@ -22,7 +23,7 @@ class Roberta(Family):
 
     def pooler(self, model: Any) -> Pooler:
         dense = model.classifier.dense
-        return Pooler(dense.weight, dense.bias, torch.tanh)
+        return Pooler(dense.weight, dense.bias, "tanh")
 
     def pooled(self, model: Any, first: Tensor) -> Tensor:
         head = model.classifier

@@ -5,17 +5,17 @@ It knows layers, waves and the exit step; it knows nothing of tokenisation, tabl
 
 import logging
 import warnings
-from collections.abc import Sequence
+from collections import deque
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import linear
 from transformers import PreTrainedModel
 
 from pabee_fast.models import family_of
 from pabee_fast.models.heads import answer_kind, has_heads, heads_of
-from pabee_fast.policies import Policy, require_whole
+from pabee_fast.policies import Policy, Rule, require_whole
 from pabee_fast.runtime import ops
 from pabee_fast.runtime.attention import packed_attention_in
 from pabee_fast.runtime.packed import Layout, PackedBatch, cumulative
@@ -25,8 +25,12 @@ from pabee_fast.runtime.state import Results, Wave
 logger = logging.getLogger(__name__)
 
 TOKEN_BUDGETS = {"cuda": 131_072, "cpu": 4_096}
-"""Tokens of a wave by default: enough to fill a large GPU; on a CPU, where products run no faster with more rows, no
+"""Tokens under way by default: enough to fill a large GPU; on a CPU, where products run no faster with more rows, no
 more than keep the activations small."""
+
+LANES = {"cuda": 1, "cpu": 1}
+"""Waves under way at once. A second one keeps a GPU busy while the host reads the first one's counts, and halves the
+waves; it is worth that only where a record in bench/results shows it, and none does yet."""
 
 
 class Engine:
@@ -36,14 +40,20 @@ class Engine:
         model: a `*ForSequenceClassification` model of a supported family, in evaluation mode.
         token_budget: the most tokens of a wave; None: by device, see TOKEN_BUDGETS.
         gather_cost: cost of moving one token at a compaction, in layers; 0 compacts whenever a row has left.
+        lanes: waves under way at once, which share the budget; None: by device, see LANES.
 
     Raises:
-        InputError: a token budget below 1.
+        InputError: a token budget or number of lanes below 1.
         UnsupportedError: no supported family.
     """
 
     def __init__(
-        self, model: PreTrainedModel, *, token_budget: int | None = None, gather_cost: float = GATHER_COST
+        self,
+        model: PreTrainedModel,
+        *,
+        token_budget: int | None = None,
+        gather_cost: float = GATHER_COST,
+        lanes: int | None = None,
     ) -> None:
         self.model, self.family = model, family_of(model)
         self.layers: Sequence[nn.Module] = self.family.layers(model)
@@ -57,6 +67,8 @@ class Engine:
         require_whole("token_budget", self.token_budget, at_least=1)
         self.first_budget = self.token_budget  # out-of-memory errors lower the other
         self.gather_cost = gather_cost
+        self.lanes = lanes if lanes is not None else LANES.get(self.device.type, 1)
+        require_whole("lanes", self.lanes, at_least=1)
 
     def check(self, policy: Policy) -> None:
         """Raises InputError where the policy does not fit the model or needs heads that it lacks; warns where it is of
@@ -81,37 +93,50 @@ class Engine:
         exit_at = None if given is None else ops.to_device([np.array(given, dtype=np.int64)], self.device)[0]
         # A row longer than the lowered budget is still tried alone, if the budget first given holds it.
         longest = int(batch.lengths.max(initial=0))
-        waves = plan_waves(batch.lengths, max(self.token_budget, min(longest, self.first_budget)))
+        waves = deque(plan_waves(batch.lengths, max(self._wave_budget, min(longest, self.first_budget))))
+        lanes: deque[tuple[np.ndarray, Iterator[None]]] = deque()
         with packed_attention_in(self.model.config):
-            while waves:
+            while waves or lanes:
+                if waves and len(lanes) < self.lanes:
+                    lanes.appendleft((waves[0], self._advance(batch, waves.popleft(), policy, exit_at, results)))
+                members, lane = lanes.popleft()
                 try:
-                    self._advance(self._embed(batch, waves[0]), policy, exit_at, results)
+                    next(lane)
+                except StopIteration:
+                    continue
                 except torch.OutOfMemoryError:
-                    waves = self._smaller(waves, batch.lengths)
+                    waves = self._smaller([members, *waves], batch.lengths)
                 else:
-                    waves = waves[1:]
+                    lanes.append((members, lane))
         return results
 
-    def _smaller(self, waves: list[np.ndarray], lengths: np.ndarray) -> list[np.ndarray]:
+    @property
+    def _wave_budget(self) -> int:
+        return max(1, self.token_budget // self.lanes)
+
+    def _smaller(self, waves: list[np.ndarray], lengths: np.ndarray) -> deque[np.ndarray]:
         """The waves still to run, cut anew to half the budget: called while an out-of-memory error is handled."""
         tokens, longest = int(lengths[waves[0]].sum()), int(lengths[waves[0]].max())
         if len(waves[0]) == 1:
             raise
-        self.token_budget = max(longest, tokens // 2)
+        self.token_budget = max(longest, tokens // 2) * self.lanes
         logger.warning("out of memory at a wave of %d tokens: the budget is now %d", tokens, self.token_budget)
         rows = np.concatenate(waves)
-        return [rows[wave] for wave in plan_waves(lengths[rows], self.token_budget)]
+        return deque(rows[wave] for wave in plan_waves(lengths[rows], self._wave_budget))
 
-    def _embed(self, batch: PackedBatch, rows: np.ndarray) -> Wave:
+    def _embed(self, batch: PackedBatch, rows: np.ndarray, policy: Policy) -> Wave:
         part = batch.select(rows, self.device)
         ends, row_ids = ops.to_device([cumulative(part.lengths), rows], self.device)
         layout = Layout(ends, int(part.lengths.max()), part.key_mask)
         hidden = self.family.embed(self.model, **{name: values[None] for name, values in part.inputs.items()})
-        return Wave.start(hidden, layout, row_ids, self.kind, self.classes)
+        words = ops.memory_words(self.kind, policy.rule(1, self.classes).name, self.classes)
+        return Wave.start(hidden, layout, row_ids, words)
 
-    def _advance(self, wave: Wave, policy: Policy, exit_at: Tensor | None, results: Results) -> None:
-        """The layer loop of one wave."""
-        layers = len(self.layers)
+    def _advance(
+        self, batch: PackedBatch, rows: np.ndarray, policy: Policy, exit_at: Tensor | None, results: Results
+    ) -> Iterator[None]:
+        """The layer loop of one wave; it yields where it must wait for the device, and another lane takes its turn."""
+        wave, layers = self._embed(batch, rows, policy), len(self.layers)
         last, first_exit = policy.depth(layers), policy.first_exit(layers)
         for layer in range(1, last + 1):
             # 1. The layer, for the rows that are still in the batch.
@@ -119,40 +144,43 @@ class Engine:
             if not policy.tests(layer, layers):
                 continue
             # 2. Head, answer, streak; rows that have settled write their results.
-            self._exit_step(wave, layer, policy, exit_at, results)
+            self._exit_step(wave, layer, last, policy.rule(layer, self.classes), exit_at, results)
             if layer == last or layer < first_exit:
                 continue
             # 3. Where the survivors would go, and the one read-back: how many they are.
             plan = wave.plan()
-            rows, tokens, longest = ops.read_back(plan.counts)
-            if rows == 0:
+            counts = ops.ReadBack(plan.counts)
+            yield
+            survivors, tokens, longest = counts.wait()
+            if survivors == 0:
                 return
             # 4. Settled rows are dropped where the layers saved cost more than the move.
             if pays(wave.hidden.shape[1] - tokens, tokens, last - layer, self.gather_cost):
-                wave = wave.compact(plan, rows, tokens, longest)
+                wave = wave.compact(plan, survivors, tokens, longest)
 
     def _layer(self, layer: int, wave: Wave) -> Tensor:
         return self.layers[layer - 1](wave.hidden, layout=wave.layout)
 
-    def _exit_step(self, wave: Wave, layer: int, policy: Policy, exit_at: Tensor | None, results: Results) -> None:
-        rule, head = policy.rule(layer, len(self.layers)), self.heads[layer - 1]
-        weight, bias, activation = self.family.pooler(self.model)
-        pooled = activation(linear(wave.hidden[0].index_select(0, wave.starts), weight, bias)).to(head.weight.dtype)
+    def _exit_step(
+        self, wave: Wave, layer: int, last: int, rule: Rule, exit_at: Tensor | None, results: Results
+    ) -> None:
+        head = self.heads[layer - 1]
         ops.exit_step(
-            pooled,
+            wave.hidden[0],
             head.weight,
             head.bias,
-            wave.keep,
-            wave.streak,
-            wave.answer,
-            wave.row_ids,
+            wave.state,
             results.logits,
             results.exit_layers,
-            starts=None,
+            cu_seqlens=wave.layout.cu_seqlens,
+            pooling="first",
+            key_mask=None,
+            pooler=self.family.pooler(self.model),
             layer=layer,
+            last=last,
             kind=self.kind,
             rule=rule.name,
             patience=rule.patience,
             threshold=rule.threshold,
-            exit_at=exit_at if rule.name == "given" else None,
+            exit_at=exit_at,
         )

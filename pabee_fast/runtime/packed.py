@@ -59,7 +59,7 @@ class PackedBatch:
         starts, ends = ops.to_device((self.starts[rows].astype(np.int32), cu_seqlens), here)
 
         def pick(values: Tensor) -> Tensor:
-            return ops.move(ops.gather(values, starts, ends, **size), device)
+            return ops.move(ops.gather(values, starts, ends, **size)[0], device)
 
         inputs = {name: pick(values) for name, values in self.inputs.items()}
         return replace(

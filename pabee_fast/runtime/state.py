@@ -5,7 +5,6 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from pabee_fast.policies import AnswerKind
 from pabee_fast.runtime import ops
 from pabee_fast.runtime.packed import Layout
 
@@ -30,46 +29,32 @@ class Wave:
 
     hidden: Tensor  # [1, tokens, hidden_size]
     layout: Layout
-    row_ids: Tensor  # [rows] int64, where a row's results go
-    keep: Tensor  # [rows] int8, 1 while a row is being computed
-    streak: Tensor  # [rows] int32, -1 before the first answer
-    answer: Tensor  # [rows, words] int32
+    state: ops.RowState
 
     @classmethod
-    def start(cls, hidden: Tensor, layout: Layout, row_ids: Tensor, kind: AnswerKind, classes: int) -> "Wave":
+    def start(cls, hidden: Tensor, layout: Layout, row_ids: Tensor, memory_words: int) -> "Wave":
         """Rows that no head has seen yet."""
         rows, device = len(row_ids), hidden.device
-        return cls(
-            hidden,
-            layout,
-            row_ids,
+        state = ops.RowState(
             keep=torch.ones(rows, dtype=torch.int8, device=device),
             streak=torch.full((rows,), -1, dtype=torch.int32, device=device),
-            answer=torch.zeros((rows, ops.answer_words(kind, classes)), dtype=torch.int32, device=device),
+            memory=torch.zeros((rows, memory_words), dtype=torch.int32, device=device),
+            row_ids=row_ids,
         )
-
-    @property
-    def starts(self) -> Tensor:
-        """[rows] int32: a row's first token, which its head reads."""
-        return self.layout.cu_seqlens[:-1]
+        return cls(hidden, layout, state)
 
     def plan(self) -> ops.Plan:
         """Where the survivors would go."""
-        return ops.plan(self.keep, self.layout.cu_seqlens, self.row_ids, self.streak, self.answer)
+        return ops.plan(self.state.keep, self.layout.cu_seqlens, self.state.row_ids, self.state.streak)
 
     def compact(self, plan: ops.Plan, rows: int, tokens: int, longest: int) -> "Wave":
         """The survivors alone, as `plan` lays them."""
-        size = {"rows": rows, "tokens": tokens, "longest": longest}
+        places, size = (plan.starts, plan.cu_seqlens), {"rows": rows, "tokens": tokens, "longest": longest}
         mask = self.layout.key_mask
-        return Wave(
-            hidden=ops.gather(self.hidden[0], plan.starts, plan.cu_seqlens, **size)[None],
-            layout=Layout(
-                plan.cu_seqlens[: rows + 1],
-                longest,
-                None if mask is None else ops.gather(mask, plan.starts, plan.cu_seqlens, **size),
-            ),
-            row_ids=plan.row_ids[:rows],
-            keep=self.keep.new_ones(rows),
-            streak=plan.streak[:rows],
-            answer=plan.answer[:rows],
+        hidden, memory = ops.gather(self.hidden[0], *places, **size, memory=self.state.memory, sources=plan.sources)
+        assert memory is not None
+        state = ops.RowState(self.state.keep.new_ones(rows), plan.streak[:rows], memory, plan.row_ids[:rows])
+        layout = Layout(
+            plan.cu_seqlens[: rows + 1], longest, None if mask is None else ops.gather(mask, *places, **size)[0]
         )
+        return Wave(hidden[None], layout, state)

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 # A failure in a shared case shows its values, as one in a test does.
-pytest.register_assert_rewrite("tests.kernels.cases")
+pytest.register_assert_rewrite("tests.kernels.exit_cases", "tests.kernels.compact_cases")
 
 
 @pytest.fixture(autouse=True)

@@ -9,43 +9,48 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pabee_fast.kernels import compact, exit_step, launch
-from tests.kernels import cases
+from pabee_fast.kernels import compact, exit_step, launch, pool
+from tests.kernels import compact_cases, exit_cases
 
 
-@pytest.mark.parametrize("case", cases.EXIT_CASES, ids=str)
-def test_exit_step_equals_its_reference(case: cases.ExitCase) -> None:
-    cases.check_exit_step(exit_step.exit_step, case, torch.float32, "cpu")
+@pytest.mark.parametrize("case", exit_cases.EXIT_CASES, ids=str)
+def test_exit_step_equals_its_reference(case: exit_cases.ExitCase) -> None:
+    exit_cases.check_exit_step(exit_step.exit_step, case, torch.float32, "cpu")
 
 
-@pytest.mark.parametrize("case", cases.FLOAT_CASES, ids=str)
-def test_exit_step_sums_as_exactly_as_its_reference(case: cases.ExitCase) -> None:
-    cases.check_exit_step(exit_step.exit_step, case, torch.float32, "cpu", integers=False)
+@pytest.mark.parametrize("case", exit_cases.FLOAT_CASES, ids=str)
+def test_exit_step_sums_as_exactly_as_its_reference(case: exit_cases.ExitCase) -> None:
+    exit_cases.check_exit_step(exit_step.exit_step, case, torch.float32, "cpu", integers=False)
 
 
 def test_exit_step_refuses_the_dtype_that_the_interpreter_multiplies_wrongly() -> None:
     with pytest.raises(ValueError, match=r"features is torch.bfloat16.*use torch.float32"):
-        cases.check_exit_step(exit_step.exit_step, cases.ExitCase(), torch.bfloat16, "cpu")
+        exit_cases.check_exit_step(exit_step.exit_step, exit_cases.ExitCase(), torch.bfloat16, "cpu")
 
 
-@pytest.mark.parametrize("case", cases.COMPACT_CASES, ids=str)
-def test_compaction_equals_indexing(case: cases.CompactCase) -> None:
-    cases.check_compact(compact, case, "cpu")
+@pytest.mark.parametrize("case", exit_cases.POOL_CASES, ids=str)
+def test_pool_equals_its_reference(case: exit_cases.PoolCase) -> None:
+    exit_cases.check_pool(pool.pool, case, torch.float32, "cpu")
+
+
+@pytest.mark.parametrize("case", compact_cases.COMPACT_CASES, ids=str)
+def test_compaction_equals_indexing(case: compact_cases.CompactCase) -> None:
+    compact_cases.check_compact(compact, case, "cpu")
 
 
 def test_a_batch_shrinks_to_one_row_and_to_none() -> None:
-    cases.check_shrinking_batch(compact, "cpu")
+    compact_cases.check_shrinking_batch(compact, "cpu")
 
 
 def test_gather_copies_whole_runs_with_fewer_programs_than_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(launch, "GATHER_PROGRAMS", 2)
-    cases.check_compaction(compact, [301, 1], [1, 1], shape=(48,), dtype=torch.float32)
+    compact_cases.check_compaction(compact, [301, 1], [1, 1], shape=(48,), dtype=torch.float32)
 
 
 @settings(max_examples=40, deadline=None)
 @given(rows=st.lists(st.tuples(st.integers(0, 5), st.integers(0, 1)), max_size=9))
 def test_any_compaction_equals_indexing(rows: list[tuple[int, int]]) -> None:
-    cases.check_compaction(compact, [length for length, _ in rows], [kept for _, kept in rows])
+    compact_cases.check_compaction(compact, [length for length, _ in rows], [kept for _, kept in rows])
 
 
 def test_interpreted_kernels_take_tensors_on_the_cpu_only_because_they_are_interpreted() -> None:

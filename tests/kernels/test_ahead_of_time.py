@@ -11,7 +11,7 @@ triton = pytest.importorskip("triton", reason="Triton is not installed, as on ma
 from triton.backends.compiler import GPUTarget  # noqa: E402
 from triton.compiler import ASTSource  # noqa: E402
 
-from pabee_fast.kernels import compact, exit_step  # noqa: E402
+from pabee_fast.kernels import compact, exit_step, pool  # noqa: E402
 from pabee_fast.kernels.launch import Launch  # noqa: E402
 
 # ptxas may park a register pair outside the loop to fit one more program; a tile that does not fit spills hundreds.
@@ -21,6 +21,7 @@ MAX_STACK_BYTES = 8
 def launches() -> Iterator[tuple[str, Launch]]:
     yield from exit_step.specialisations()
     yield from compact.specialisations()
+    yield from pool.specialisations()
 
 
 def stack_bytes(cubin: bytes, folder: Path) -> int:

@@ -6,7 +6,8 @@ from types import ModuleType
 import pytest
 import torch
 
-from tests.kernels import cases
+from pabee_fast.kernels.checks import RowState
+from tests.kernels import compact_cases, exit_cases
 
 pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no CUDA device")]
 
@@ -22,6 +23,14 @@ def exit_step() -> ModuleType:
 
 
 @pytest.fixture(scope="module")
+def pool() -> ModuleType:
+    pytest.importorskip("triton", reason="Triton is not installed, as on Windows")
+    from pabee_fast.kernels import pool
+
+    return pool
+
+
+@pytest.fixture(scope="module")
 def compact() -> ModuleType:
     pytest.importorskip("triton", reason="Triton is not installed, as on Windows")
     from pabee_fast.kernels import compact
@@ -30,24 +39,30 @@ def compact() -> ModuleType:
 
 
 @by_dtype
-@pytest.mark.parametrize("case", cases.EXIT_CASES, ids=str)
-def test_exit_step_equals_its_reference(exit_step: ModuleType, case: cases.ExitCase, dtype: torch.dtype) -> None:
-    cases.check_exit_step(exit_step.exit_step, case, dtype, "cuda")
+@pytest.mark.parametrize("case", exit_cases.EXIT_CASES, ids=str)
+def test_exit_step_equals_its_reference(exit_step: ModuleType, case: exit_cases.ExitCase, dtype: torch.dtype) -> None:
+    exit_cases.check_exit_step(exit_step.exit_step, case, dtype, "cuda")
 
 
 @by_dtype
-@pytest.mark.parametrize("case", cases.FLOAT_CASES, ids=str)
-def test_exit_step_sums_in_float32(exit_step: ModuleType, case: cases.ExitCase, dtype: torch.dtype) -> None:
-    cases.check_exit_step(exit_step.exit_step, case, dtype, "cuda", integers=False)
+@pytest.mark.parametrize("case", exit_cases.FLOAT_CASES, ids=str)
+def test_exit_step_sums_in_float32(exit_step: ModuleType, case: exit_cases.ExitCase, dtype: torch.dtype) -> None:
+    exit_cases.check_exit_step(exit_step.exit_step, case, dtype, "cuda", integers=False)
 
 
-@pytest.mark.parametrize("case", cases.COMPACT_CASES, ids=str)
-def test_compaction_equals_indexing(compact: ModuleType, case: cases.CompactCase) -> None:
-    cases.check_compact(compact, case, "cuda")
+@by_dtype
+@pytest.mark.parametrize("case", exit_cases.POOL_CASES, ids=str)
+def test_pool_equals_its_reference(pool: ModuleType, case: exit_cases.PoolCase, dtype: torch.dtype) -> None:
+    exit_cases.check_pool(pool.pool, case, dtype, "cuda")
+
+
+@pytest.mark.parametrize("case", compact_cases.COMPACT_CASES, ids=str)
+def test_compaction_equals_indexing(compact: ModuleType, case: compact_cases.CompactCase) -> None:
+    compact_cases.check_compact(compact, case, "cuda")
 
 
 def test_a_batch_shrinks_to_one_row_and_to_none(compact: ModuleType) -> None:
-    cases.check_shrinking_batch(compact, "cuda")
+    compact_cases.check_shrinking_batch(compact, "cuda")
 
 
 @pytest.fixture
@@ -60,15 +75,22 @@ def waiting_is_an_error() -> Iterator[None]:
 def test_no_launch_waits_for_the_device(exit_step: ModuleType, compact: ModuleType, waiting_is_an_error: None) -> None:
     rows, classes, hidden_size = 5, 3, 48
     with torch.device("cuda"):
-        keep, streak = torch.ones(rows, dtype=torch.int8), torch.zeros(rows, dtype=torch.int32)
-        answer, row_ids = torch.zeros(rows, 1, dtype=torch.int32), torch.arange(rows)
+        state = RowState(
+            keep=torch.ones(rows, dtype=torch.int8),
+            streak=torch.zeros(rows, dtype=torch.int32),
+            memory=torch.zeros(rows, 1, dtype=torch.int32),
+            row_ids=torch.arange(rows),
+        )
         cu_seqlens = torch.arange(rows + 1, dtype=torch.int32)
         hidden, weight = torch.zeros(rows, hidden_size), torch.zeros(classes, hidden_size)
         logits, exit_layers = torch.zeros(rows, classes), torch.zeros(rows, dtype=torch.int64)
     exit_step.exit_step(
-        hidden, weight, None, keep, streak, answer, row_ids, logits, exit_layers,
-        starts=cu_seqlens[:-1], layer=1, kind="label", rule="streak", patience=9,
+        hidden, weight, None, state, logits, exit_layers, cu_seqlens=cu_seqlens, pooling="mean", layer=1, last=9,
+        kind="label", rule="agreement", patience=9,
     )  # fmt: skip
-    found = compact.plan(keep, cu_seqlens, row_ids, streak, answer)
-    moved = compact.gather(hidden, found.starts, found.cu_seqlens, rows=rows, tokens=rows, longest=1)
-    assert moved.shape == hidden.shape
+    found = compact.plan(state.keep, cu_seqlens, state.row_ids, state.streak)
+    moved, memory = compact.gather(
+        hidden, found.starts, found.cu_seqlens, rows=rows, tokens=rows, longest=1, memory=state.memory,
+        sources=found.sources,
+    )  # fmt: skip
+    assert (moved.shape, memory.shape) == (hidden.shape, state.memory.shape)

@@ -11,6 +11,7 @@ import pytest
 import torch
 
 from pabee_fast.kernels import checks, launch, reference
+from pabee_fast.kernels.checks import Pooler, RowState
 
 ROWS, CLASSES, HIDDEN_SIZE, RESULTS = 4, 3, 8, 6
 
@@ -20,19 +21,37 @@ def exit_step_arguments(rows: int = ROWS, **changes: Any) -> dict[str, Any]:
         features=torch.zeros(rows, HIDDEN_SIZE),
         weight=torch.zeros(CLASSES, HIDDEN_SIZE),
         bias=torch.zeros(CLASSES),
-        keep=torch.ones(rows, dtype=torch.int8),
-        streak=torch.zeros(rows, dtype=torch.int32),
-        answer=torch.zeros(rows, 1, dtype=torch.int32),
-        row_ids=torch.arange(rows),
+        state=RowState(
+            keep=torch.ones(rows, dtype=torch.int8),
+            streak=torch.zeros(rows, dtype=torch.int32),
+            memory=torch.zeros(rows, 1, dtype=torch.int32),
+            row_ids=torch.arange(rows),
+        ),
         logits=torch.zeros(RESULTS, CLASSES),
         exit_layers=torch.zeros(RESULTS, dtype=torch.int64),
-        starts=None,
+        cu_seqlens=None,
+        pooling=None,
+        key_mask=None,
+        pooler=None,
         layer=1,
+        last=9,
         kind="label",
-        rule="streak",
+        rule="agreement",
         patience=1,
         threshold=0.0,
         exit_at=None,
+    )
+    parts = {name: changes.pop(name) for name in RowState._fields if name in changes}
+    arguments["state"] = arguments["state"]._replace(**parts)
+    return arguments | changes
+
+
+def pool_arguments(rows: int = ROWS, **changes: Any) -> dict[str, Any]:
+    arguments: dict[str, Any] = dict(
+        features=torch.zeros(rows, HIDDEN_SIZE),
+        cu_seqlens=torch.arange(rows + 1, dtype=torch.int32),
+        pooling="mean",
+        key_mask=None,
     )
     return arguments | changes
 
@@ -43,7 +62,6 @@ def plan_arguments(rows: int = ROWS, **changes: Any) -> dict[str, Any]:
         cu_seqlens=torch.arange(rows + 1, dtype=torch.int32),
         row_ids=torch.arange(rows),
         streak=torch.zeros(rows, dtype=torch.int32),
-        answer=torch.zeros(rows, 1, dtype=torch.int32),
     )
     return arguments | changes
 
@@ -56,10 +74,20 @@ def gather_arguments(**changes: Any) -> dict[str, Any]:
         rows=2,
         tokens=5,
         longest=3,
+        memory=None,
+        sources=None,
     )
     return arguments | changes
 
 
+ENDS = torch.arange(ROWS + 1, dtype=torch.int32)
+POOLER = Pooler(torch.zeros(HIDDEN_SIZE, HIDDEN_SIZE), None, "tanh")
+MIXED: dict[str, Any] = {
+    "layer": torch.ones(ROWS, dtype=torch.int32),
+    "weight": torch.zeros(2, CLASSES, HIDDEN_SIZE),
+    "bias": None,
+    "patience": torch.ones(2, dtype=torch.int32),
+}
 WRONG_FOR_EXIT_STEP: list[tuple[dict[str, Any], str]] = [
     (
         {"features": torch.zeros(ROWS, HIDDEN_SIZE, dtype=torch.float64)},
@@ -78,22 +106,48 @@ WRONG_FOR_EXIT_STEP: list[tuple[dict[str, Any], str]] = [
     ({"bias": torch.zeros(CLASSES + 1)}, r"bias is \[4\]; .*here \[3\]"),
     ({"keep": torch.ones(ROWS, dtype=torch.bool)}, r"keep is torch.bool; convert it to torch.int8"),
     ({"streak": torch.zeros(ROWS, dtype=torch.int64)}, r"streak is torch.int64; convert it to torch.int32"),
-    ({"answer": torch.zeros(ROWS, 2, dtype=torch.int32)}, r"answer is \[4, 2\]; .*\[rows, words\], here \[4, 1\]"),
+    ({"memory": torch.zeros(ROWS, 2, dtype=torch.int32)}, r"memory is \[4, 2\]; .*\[rows, words\], here \[4, 1\]"),
+    ({"rule": "vote"}, r"memory is \[4, 1\]; .*\[rows, words\], here \[4, 3\]"),
     ({"row_ids": torch.arange(ROWS + 1)}, r"row_ids is \[5\]"),
     ({"logits": torch.zeros(RESULTS, CLASSES).half()}, r"logits is torch.float16"),
     ({"exit_layers": torch.zeros(RESULTS + 1, dtype=torch.int64)}, r"exit_layers is \[7\]"),
-    ({"starts": torch.arange(ROWS)}, r"starts is torch.int64; convert it to torch.int32"),
+    ({"cu_seqlens": ENDS}, r"cu_seqlens is a tensor and pooling None; say which token"),
+    ({"key_mask": torch.ones(ROWS, dtype=torch.bool)}, r"key_mask is a tensor and pooling None"),
+    ({"pooling": "first"}, r"cu_seqlens is None and pooling 'first'; say where the rows lie"),
+    ({"pooling": "max", "cu_seqlens": ENDS}, r"pooling is 'max'; choose one of 'first', 'last', 'mean'"),
+    ({"pooling": "first", "cu_seqlens": ENDS.long()}, r"cu_seqlens is torch.int64; convert it to torch.int32"),
+    ({"pooler": POOLER._replace(activation="silu")}, r"pooler.activation is 'silu'; choose one of 'tanh', 'gelu'"),
+    ({"pooler": POOLER._replace(weight=torch.zeros(CLASSES, 5))}, r"pooler.weight is \[3, 5\]; .*here \[8, 8\]"),
+    ({"pooler": POOLER._replace(bias=torch.zeros(3))}, r"pooler.bias is \[3\]; .*here \[8\]"),
+    ({"pooler": POOLER, "pooling": "mean", "cu_seqlens": ENDS}, r"pooling is 'mean' and there is a pooler.* call pool"),
+    (
+        {"layer": torch.ones(ROWS, dtype=torch.int32)},
+        r"weight is \[3, 8\]; give it the shape \[depth, classes, width\]",
+    ),
+    (MIXED | {"layer": torch.ones(ROWS + 1, dtype=torch.int32)}, r"layer is \[5\]"),
+    (MIXED | {"patience": 1}, r"patience is 1 and layer a tensor; give one int32 for each layer"),
+    (MIXED | {"patience": torch.ones(3, dtype=torch.int32)}, r"patience is \[3\]; .*\[depth\], here \[2\]"),
+    (MIXED | {"bias": torch.zeros(CLASSES)}, r"bias is \[3\]; .*\[depth, classes\], here \[2, 3\]"),
+    (MIXED | {"pooler": POOLER}, r"layer is a tensor and there is a pooler"),
     ({"layer": 0}, r"layer is 0; layers are counted from 1"),
     ({"kind": "class"}, r"kind is 'class'; choose one of 'label', 'value', 'label_set'"),
     ({"kind": "value"}, r"kind is 'value' and weight has 3 classes"),
-    ({"rule": "entropy"}, r"rule is 'entropy'; choose one of 'streak', 'given', 'all'"),
-    ({"patience": 0}, r"patience is 0; rule 'streak' needs at least 1"),
+    ({"rule": "energy"}, r"rule is 'energy'; choose one of 'agreement', 'confidence', 'entropy'"),
+    (
+        {"rule": "entropy", "kind": "label_set", "memory": torch.zeros(ROWS, 0, dtype=torch.int32)},
+        r"kind is 'label_set' and rule 'entropy'; only 'label'",
+    ),
+    (
+        {"rule": "entropy", "memory": torch.zeros(ROWS, 0, dtype=torch.int32)},
+        r"threshold is 0.0; kind 'label' by rule 'entropy' needs one above 0",
+    ),
+    ({"patience": 0}, r"patience is 0; rule 'agreement' needs at least 1"),
     ({"rule": "given"}, r"exit_at is None and rule is 'given'"),
-    ({"exit_at": torch.zeros(RESULTS, dtype=torch.int64)}, r"exit_at is a tensor and rule is 'streak'"),
+    ({"exit_at": torch.zeros(RESULTS, dtype=torch.int64)}, r"exit_at is a tensor and rule is 'agreement'"),
     ({"rule": "given", "exit_at": torch.zeros(ROWS, dtype=torch.int64)}, r"exit_at is \[4\]; .*here \[6\]"),
     (
         {"kind": "value", "weight": torch.zeros(1, HIDDEN_SIZE), "bias": None, "logits": torch.zeros(RESULTS, 1)},
-        r"threshold is 0.0; kind 'value' by rule 'streak' needs one above 0",
+        r"threshold is 0.0; kind 'value' by rule 'agreement' needs one above 0",
     ),
 ]
 WRONG_FOR_PLAN: list[tuple[dict[str, Any], str]] = [
@@ -101,7 +155,6 @@ WRONG_FOR_PLAN: list[tuple[dict[str, Any], str]] = [
     ({"cu_seqlens": torch.arange(ROWS, dtype=torch.int32)}, r"cu_seqlens is \[4\]; .*\[rows \+ 1\], here \[5\]"),
     ({"row_ids": torch.arange(ROWS).int()}, r"row_ids is torch.int32; convert it to torch.int64"),
     ({"streak": torch.zeros(2 * ROWS, dtype=torch.int32)[::2]}, r"streak is not contiguous"),
-    ({"answer": torch.zeros(ROWS, dtype=torch.int32)}, r"answer is \[4\]; give it the shape \[rows, words\]"),
 ]
 WRONG_FOR_GATHER: list[tuple[dict[str, Any], str]] = [
     ({"hidden": torch.zeros(())}, r"hidden has no dimensions"),
@@ -111,6 +164,9 @@ WRONG_FOR_GATHER: list[tuple[dict[str, Any], str]] = [
     ({"rows": 3}, r"rows is 3, starts has 2 entries and cu_seqlens 3"),
     ({"tokens": 10}, r"tokens is 10, longest 3, rows 2 and hidden has 9 tokens"),
     ({"longest": 2}, r"tokens is 5, longest 2"),
+    ({"memory": torch.zeros(4, 1, dtype=torch.int32)}, r"memory and sources go together"),
+    ({"memory": torch.zeros(4, 1), "sources": torch.zeros(2, dtype=torch.int32)}, r"memory is torch.float32"),
+    ({"memory": torch.zeros(4, 1, dtype=torch.int32), "sources": torch.zeros(2)}, r"sources is torch.float32"),
 ]
 
 
@@ -119,7 +175,7 @@ def test_exit_step_names_what_is_wrong_and_changes_nothing(changes: dict[str, An
     arguments = exit_step_arguments(**changes)
     with pytest.raises(ValueError, match=message):
         reference.exit_step(**arguments)
-    assert arguments["keep"].all()
+    assert arguments["state"].keep.all()
 
 
 @pytest.mark.parametrize(("changes", "message"), WRONG_FOR_PLAN, ids=lambda value: str(value)[:40])
@@ -154,12 +210,17 @@ def test_the_reference_imports_without_triton() -> None:
 def kernels() -> dict[str, ModuleType]:
     """The module of every function that has a kernel."""
     pytest.importorskip("triton", reason="Triton is not installed, as on macOS and Windows")
-    from pabee_fast.kernels import compact, exit_step
+    from pabee_fast.kernels import compact, exit_step, pool
 
-    return {"exit_step": exit_step, "plan": compact, "gather": compact}
+    return {"exit_step": exit_step, "pool": pool, "plan": compact, "gather": compact}
 
 
-ARGUMENTS = {"exit_step": exit_step_arguments, "plan": plan_arguments, "gather": gather_arguments}
+ARGUMENTS = {
+    "exit_step": exit_step_arguments,
+    "pool": pool_arguments,
+    "plan": plan_arguments,
+    "gather": gather_arguments,
+}
 by_function = pytest.mark.parametrize("name", ARGUMENTS)
 
 
@@ -196,12 +257,16 @@ def test_nothing_is_launched_for_no_rows(kernels: dict[str, ModuleType], monkeyp
     assert (found.cu_seqlens.tolist(), found.counts.tolist()) == ([0], [0, 0, 0])
     with pytest.raises(TypeError):
         kernels["plan"].plan(**plan_arguments())
-    assert kernels["gather"].gather(**gather_arguments(rows=0, tokens=0, longest=0)).shape == (0, HIDDEN_SIZE)
+    hidden, memory = kernels["gather"].gather(**gather_arguments(rows=0, tokens=0, longest=0))
+    assert (hidden.shape, memory) == ((0, HIDDEN_SIZE), None)
+    assert kernels["pool"].pool(**pool_arguments(rows=0)).shape == (0, HIDDEN_SIZE)
 
 
 def test_a_head_too_wide_for_one_program_is_refused(kernels: dict[str, ModuleType]) -> None:
     with pytest.raises(ValueError, match=r"weight has 1025 classes; the kernel takes up to 1024"):
-        launch.exit_step_blocks(HIDDEN_SIZE, launch.MAX_CLASSES + 1, torch.float32)
+        launch.exit_step_blocks(
+            HIDDEN_SIZE, launch.MAX_CLASSES + 1, torch.float32, kind="label", rule="agreement", pooling=None
+        )
 
 
 def test_a_batch_that_shrinks_compiles_nothing_new(kernels: dict[str, ModuleType]) -> None:
@@ -210,8 +275,9 @@ def test_a_batch_that_shrinks_compiles_nothing_new(kernels: dict[str, ModuleType
     for rows in (1, 5):
         # A prefix, as compaction leaves it, and a part that is not aligned.
         for part in (slice(0, rows), slice(1, rows + 1)):
-            state = {name: first[name][part] for name in ("keep", "streak", "answer", "row_ids")}
-            later = first | state | {"features": first["features"][:rows], "layer": 7, "patience": 5, "threshold": 2.0}
+            state = RowState(*(tensor[part] for tensor in first["state"]))
+            numbers = {"layer": 7, "last": 8, "patience": 5, "threshold": 2.0}
+            later = first | numbers | {"state": state, "features": first["features"][:rows]}
             assert kernels["exit_step"].exit_step_launch(**later).specialisation() == fresh
 
     result = reference.plan(**plan_arguments(rows=16))
@@ -222,10 +288,16 @@ def test_a_batch_that_shrinks_compiles_nothing_new(kernels: dict[str, ModuleType
     places = {"starts": result.starts, "cu_seqlens": result.cu_seqlens}
     hidden = torch.zeros(64, HIDDEN_SIZE)
     launches = [
-        kernels["gather"].gather_launch(hidden, hidden, **places, rows=rows, longest=longest).specialisation()
+        kernels["gather"]
+        .gather_launch(
+            hidden, hidden, **places, rows=rows, longest=longest, memory=memory, new_memory=memory, sources=sources
+        )
+        .specialisation()
+        for memory in (torch.zeros(16, 3, dtype=torch.int32), torch.zeros(17, 3, dtype=torch.int32)[1:])
+        for sources in (result.sources, result.sources[1:])
         for rows, longest in ((16, 4), (1, 1), (3, 16))
     ]
-    assert launches[0] == launches[1] == launches[2]
+    assert all(each == launches[0] for each in launches)
 
 
 @pytest.mark.parametrize(
@@ -243,8 +315,27 @@ def test_gather_gives_a_row_as_many_programs_as_it_has_blocks_or_as_the_device_c
     assert launch.gather_grid(rows, longest, 768, 4096) == grid
 
 
-def test_a_label_set_s_words_hold_every_class() -> None:
-    assert [checks.answer_words("label_set", classes) for classes in (1, 32, 33, 1000)] == [1, 1, 2, 32]
-    assert checks.answer_words("label", 1000) == checks.answer_words("value", 1) == 1
+def test_a_row_s_memory_holds_what_its_rule_compares_with() -> None:
+    assert [checks.memory_words("label_set", "agreement", classes) for classes in (1, 32, 33, 1000)] == [1, 1, 2, 32]
+    assert checks.memory_words("label", "given", 1000) == checks.memory_words("value", "agreement", 1) == 1
+    by_rule = {rule: checks.memory_words("label", rule, 7) for rule in checks.RULES}
+    per_class = {"divergence": 7, "vote": 7}
+    assert by_rule == {"agreement": 1, "given": 1, "confidence": 0, "entropy": 0, "none": 0} | per_class
     with pytest.raises(ValueError, match="kind is 'labels'"):
-        checks.answer_words("labels", 3)
+        checks.memory_words("labels", "agreement", 3)
+
+
+def test_a_kernel_that_cannot_be_compiled_is_named_with_its_specialisation(
+    kernels: dict[str, ModuleType], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def cannot(*args: Any, **kwargs: Any) -> None:
+        raise RuntimeError("out of shared memory")
+
+    real = kernels["plan"].plan_kernel
+    monkeypatch.setattr(type(real), "run", cannot)
+    made = kernels["plan"].plan_launch(**plan_arguments(), result=reference.plan(**plan_arguments()))
+    with pytest.raises(RuntimeError, match="out of shared memory") as caught:
+        made.run()
+    [note] = caught.value.__notes__
+    assert note.startswith("plan_kernel, specialised to {'keep_ptr': '*i8'")
+    assert "'BLOCK_ROWS': 1024" in note

@@ -1,5 +1,6 @@
 """What exit_step, plan and gather mean: logits that are small exact integers, PABEE's own loop, and plain indexing."""
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -8,10 +9,12 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from scipy.spatial.distance import jensenshannon
 from torch import Tensor
 
 from pabee_fast.kernels import reference
-from tests.kernels import cases
+from pabee_fast.kernels.checks import Pooler, RowState, memory_words
+from tests.kernels import compact_cases
 
 NAN, INF = float("nan"), float("inf")
 UNWRITTEN = -7
@@ -22,10 +25,7 @@ class Rows:
     """A few rows under way whose head is the identity, so that features are logits."""
 
     classes: int
-    keep: Tensor
-    streak: Tensor
-    answer: Tensor
-    row_ids: Tensor
+    state: RowState
     logits: Tensor
     exit_layers: Tensor
     layer: int = 0
@@ -35,16 +35,18 @@ class Rows:
         results = rows + 2
         return cls(
             classes=classes,
-            keep=torch.ones(rows, dtype=torch.int8),
-            streak=torch.full((rows,), -1, dtype=torch.int32),
-            answer=torch.zeros((rows, words), dtype=torch.int32),
-            row_ids=torch.tensor(range(rows) if row_ids is None else row_ids, dtype=torch.int64),
+            state=RowState(
+                keep=torch.ones(rows, dtype=torch.int8),
+                streak=torch.full((rows,), -1, dtype=torch.int32),
+                memory=torch.zeros((rows, words), dtype=torch.int32),
+                row_ids=torch.tensor(range(rows) if row_ids is None else row_ids, dtype=torch.int64),
+            ),
             logits=torch.full((results, classes), NAN),
             exit_layers=torch.full((results,), UNWRITTEN),
         )
 
     def give(
-        self, logits: Sequence[Sequence[float]], *, kind: str = "label", rule: str = "streak", **options: Any
+        self, logits: Sequence[Sequence[float]], *, kind: str = "label", rule: str = "agreement", **options: Any
     ) -> None:
         """Give every row one more layer, whose head answers `logits`."""
         self.layer += 1
@@ -52,20 +54,29 @@ class Rows:
             torch.tensor(logits, dtype=torch.float32).view(-1, self.classes),
             torch.eye(self.classes),
             None,
-            self.keep,
-            self.streak,
-            self.answer,
-            self.row_ids,
+            self.state,
             self.logits,
             self.exit_layers,
-            **{"starts": None, "layer": self.layer, "kind": kind, "rule": rule, "patience": 99} | options,
+            **{"layer": self.layer, "last": 999, "kind": kind, "rule": rule, "patience": 99} | options,
         )
+
+    @property
+    def keep(self) -> Tensor:
+        return self.state.keep
+
+    @property
+    def streak(self) -> Tensor:
+        return self.state.streak
+
+    @property
+    def memory(self) -> Tensor:
+        return self.state.memory
 
 
 def test_the_lowest_class_wins_a_tie() -> None:
     rows = Rows.fresh(4, 3)
     rows.give([[1, 3, 3], [2, 2, 2], [-1, 0, 0], [0, -0.0, -5]])
-    assert rows.answer[:, 0].tolist() == [1, 0, 1, 0]
+    assert rows.memory[:, 0].tolist() == [1, 0, 1, 0]
 
 
 def test_a_streak_counts_layers_that_kept_the_answer_and_starts_over_when_it_changes() -> None:
@@ -113,9 +124,9 @@ def test_results_are_written_at_the_row_ids_of_rows_that_leave_and_nowhere_else(
 
 def test_a_row_that_has_left_is_left_alone_entirely() -> None:
     rows = Rows.fresh(2, 2)
-    rows.keep[0], rows.streak[0], rows.answer[0] = 0, 5, 1
-    rows.give([[NAN, 0], [0, 1]], rule="all")
-    assert (rows.keep.tolist(), rows.streak.tolist(), rows.answer[:, 0].tolist()) == ([0, 0], [5, 0], [1, 1])
+    rows.keep[0], rows.streak[0], rows.memory[0] = 0, 5, 1
+    rows.give([[NAN, 0], [0, 1]], last=1)
+    assert (rows.keep.tolist(), rows.streak.tolist(), rows.memory[:, 0].tolist()) == ([0, 0], [5, 0], [1, 1])
     assert rows.exit_layers.tolist() == [UNWRITTEN, 1, UNWRITTEN, UNWRITTEN]
     assert rows.logits[0].isnan().all()
 
@@ -129,15 +140,15 @@ def test_a_logit_that_is_not_finite_ends_the_streak_and_settles_nothing(kind: st
         rows.give([logits], kind=kind, patience=1, threshold=0.5)
         streaks += rows.streak.tolist()
         if len(streaks) == 1:
-            first = rows.answer.clone()
-        assert torch.equal(rows.answer, first)
+            first = rows.memory.clone()
+        assert torch.equal(rows.memory, first)
     assert streaks == [0, -1, -1, 0, 1]
     assert rows.exit_layers[0] == 5
 
 
-def test_a_row_without_a_valid_answer_still_leaves_when_all_do() -> None:
+def test_a_row_without_a_valid_answer_still_leaves_at_the_last_layer() -> None:
     rows = Rows.fresh(1, 2)
-    rows.give([[INF, 1]], rule="all")
+    rows.give([[INF, 1]], last=1)
     assert rows.exit_layers[0] == 1
     assert rows.logits[0, 0] == INF
     assert (rows.keep.tolist(), rows.streak.tolist()) == ([0], [-1])
@@ -149,7 +160,7 @@ def test_values_are_the_same_strictly_below_the_threshold() -> None:
         rows.give([[value]], kind="value", threshold=0.5)
         streaks += rows.streak.tolist()
     assert streaks == [0, 0, 1, 0, 1]
-    assert rows.answer.view(torch.float32).tolist() == [[0.5]]
+    assert rows.memory.view(torch.float32).tolist() == [[0.5]]
 
 
 def test_a_threshold_means_the_float32_number_nearest_to_it() -> None:
@@ -164,7 +175,7 @@ def test_a_label_set_holds_one_bit_for_every_logit_above_zero() -> None:
     classes = [0, 30, 31, 32, 39]
     rows = Rows.fresh(1, 40, words=2)
     rows.give([[1.0 if number in classes else -float(number % 2) for number in range(40)]], kind="label_set")
-    bits = [(word >> bit) & 1 for word in rows.answer[0].tolist() for bit in range(32)]
+    bits = [(word >> bit) & 1 for word in rows.memory[0].tolist() for bit in range(32)]
     assert [number for number, bit in enumerate(bits) if bit] == classes
 
 
@@ -198,50 +209,144 @@ def test_logits_are_the_float32_sums_of_half_precision_products() -> None:
         torch.tensor([[256.0, 1.0]], dtype=torch.bfloat16),
         torch.ones((1, 2), dtype=torch.bfloat16),
         torch.tensor([0.5], dtype=torch.bfloat16),
-        torch.ones(1, dtype=torch.int8),
-        torch.zeros(1, dtype=torch.int32),
-        torch.zeros((1, 1), dtype=torch.int32),
-        torch.zeros(1, dtype=torch.int64),
+        Rows.fresh(1, 1, words=0).state,
         logits,
         exit_layers,
-        starts=None,
         layer=1,
+        last=1,
         kind="label",
-        rule="all",
+        rule="none",
     )
     assert logits.tolist() == [[257.5]]
 
 
-def test_a_packed_row_reads_the_line_where_it_starts_and_no_graph_is_kept() -> None:
+@pytest.mark.parametrize(
+    ("pooling", "expected"), [("first", [[1, 2], [3, 4]]), ("last", [[5, 6], [3, 4]]), ("mean", [[3, 4], [3, 4]])]
+)
+def test_a_packed_row_reads_its_first_token_its_last_or_the_mean_and_no_graph_is_kept(
+    pooling: str, expected: list[list[float]]
+) -> None:
     logits, weight = torch.full((2, 2), NAN), torch.eye(2, requires_grad=True)
     reference.exit_step(
-        torch.tensor([[1.0, 2.0], [NAN, NAN], [3.0, 4.0]]),
+        torch.tensor([[1.0, 2.0], [5.0, 6.0], [3.0, 4.0]]),
         weight,
         None,
-        torch.ones(2, dtype=torch.int8),
-        torch.full((2,), -1, dtype=torch.int32),
-        torch.zeros((2, 1), dtype=torch.int32),
-        torch.arange(2),
+        Rows.fresh(2, 2, words=0).state,
         logits,
         torch.zeros(2, dtype=torch.int64),
-        starts=torch.tensor([0, 2], dtype=torch.int32),
+        cu_seqlens=torch.tensor([0, 2, 3], dtype=torch.int32),
+        pooling=pooling,
         layer=1,
+        last=1,
         kind="label",
-        rule="all",
+        rule="none",
     )
-    assert logits.tolist() == [[1, 2], [3, 4]]
+    assert logits.tolist() == expected
     assert not logits.requires_grad
 
 
-@pytest.mark.parametrize("case", cases.COMPACT_CASES, ids=str)
-def test_compaction_equals_indexing(case: cases.CompactCase) -> None:
-    cases.check_compact(reference, case, "cpu")
+def logits_of(*probabilities: float) -> list[float]:
+    return [math.log(p) for p in probabilities]
+
+
+# Probabilities, layer by layer, of one row with two classes; what each rule's streak is after each layer.
+LAYERS_OF_A_ROW = [(0.6, 0.4), (0.9, 0.1), (0.08, 0.92), (0.5, 0.5), (0.49, 0.51), (0.95, 0.05)]
+
+
+@pytest.mark.parametrize(
+    ("rule", "threshold", "streaks"),
+    [
+        ("agreement", 0.0, [0, 1, 0, 0, 0, 0]),
+        ("confidence", 0.85, [0, 1, 2, 0, 0, 1]),
+        ("confidence", 0.55, [1, 2, 3, 0, 0, 1]),
+        # In nats: 0.673, 0.325, 0.279, 0.693, 0.693, 0.199.
+        ("entropy", 0.3, [0, 0, 1, 0, 0, 1]),
+        ("entropy", 0.6932, [1, 2, 3, 4, 5, 6]),
+        # Against the layer before, in nats: 0.063, 0.387, 0.115, 0.00005, 0.147.
+        ("divergence", 0.1, [0, 1, 0, 0, 1, 0]),
+        ("divergence", 0.12, [0, 1, 0, 1, 2, 0]),
+        # The votes of the class with the most; the tie at layer 4 goes to class 0.
+        ("vote", 0.0, [1, 2, 2, 3, 3, 4]),
+    ],
+)
+def test_a_streak_counts_by_its_rule(rule: str, threshold: float, streaks: list[int]) -> None:
+    rows, found = Rows.fresh(1, 2, words=memory_words("label", rule, 2)), []
+    for probabilities in LAYERS_OF_A_ROW:
+        # Adding one number to all logits changes no probability.
+        rows.give([[logit + 3 for logit in logits_of(*probabilities)]], rule=rule, threshold=threshold)
+        found += rows.streak.tolist()
+    assert found == streaks
+
+
+@pytest.mark.parametrize("rule", ["confidence", "entropy", "divergence", "vote"])
+@pytest.mark.parametrize("number", [NAN, INF])
+def test_no_rule_lets_a_row_leave_on_a_logit_that_is_not_finite(rule: str, number: float) -> None:
+    rows = Rows.fresh(1, 2, words=memory_words("label", rule, 2))
+    rows.give([[9, 0]], rule=rule, threshold=0.5)
+    before = rows.memory.clone()
+    rows.give([[number, 0]], rule=rule, threshold=0.5, patience=1)
+    assert (rows.streak.tolist(), rows.keep.tolist()) == ([-1], [1])
+    assert torch.equal(rows.memory, before)
+    rows.give([[9, 0]], rule=rule, threshold=0.5)
+    assert rows.streak.tolist() == [{"confidence": 1, "entropy": 1, "divergence": 0, "vote": 2}[rule]]
+
+
+@given(logits=st.lists(st.lists(st.integers(-6, 6), min_size=4, max_size=4), min_size=2, max_size=2))
+def test_divergence_is_scipy_s_jensen_shannon(logits: list[list[int]]) -> None:
+    p, q = torch.tensor(logits, dtype=torch.float64).softmax(dim=1).numpy()
+    exact = float(jensenshannon(p, q)) ** 2
+    for threshold, same in ((exact + 1e-5, 1), (exact - 1e-5, 0)):
+        if threshold > 0:
+            rows = Rows.fresh(1, 4, words=4)
+            for layer in logits:
+                rows.give([layer], rule="divergence", threshold=threshold)
+            assert rows.streak.tolist() == [same]
+
+
+def test_rows_of_different_depth_ask_their_own_heads_and_leave_at_their_own_layers() -> None:
+    rows = Rows.fresh(3, 2, words=0)
+    weight = torch.stack([torch.eye(2), 10 * torch.eye(2), 100 * torch.eye(2)])
+    reference.exit_step(
+        torch.tensor([[1.0, 0.0], [2.0, 0.0], [3.0, 0.0]]),
+        weight,
+        torch.tensor([[0.0, 1.0], [0.0, 2.0], [0.0, 3.0]]),
+        rows.state,
+        rows.logits,
+        rows.exit_layers,
+        layer=torch.tensor([3, 1, 2], dtype=torch.int32),
+        last=3,
+        kind="label",
+        rule="confidence",
+        patience=torch.tensor([1, 1, 1], dtype=torch.int32),
+        threshold=0.9,
+    )
+    assert rows.keep.tolist() == [0, 1, 0]
+    assert rows.exit_layers.tolist() == [3, UNWRITTEN, 2, UNWRITTEN, UNWRITTEN]
+    assert rows.logits[[0, 2]].tolist() == [[100, 3], [30, 2]]
+
+
+@pytest.mark.parametrize("activation", ["tanh", "gelu", "relu"])
+def test_a_pooler_stands_between_token_and_head(activation: str) -> None:
+    rows = Rows.fresh(1, 1, words=0)
+    pooler = Pooler(torch.tensor([[1.0, 0.0], [0.0, -2.0]]), torch.tensor([0.5, 0.0]), activation)
+    reference.exit_step(
+        torch.tensor([[0.25, 0.5]]), torch.tensor([[1.0, 10.0]]), None, rows.state, rows.logits, rows.exit_layers,
+        pooler=pooler, layer=1, last=1, kind="label", rule="none",
+    )  # fmt: skip
+    # tanh(0.75) + 10 tanh(-1); x (1 + erf(x / sqrt 2)) / 2 likewise; relu drops the second.
+    expected = {"tanh": -6.980793, "gelu": -1.006525, "relu": 0.75}[activation]
+    assert rows.logits[0].tolist() == pytest.approx([expected], abs=1e-5)
+
+
+@pytest.mark.parametrize("case", compact_cases.COMPACT_CASES, ids=str)
+def test_compaction_equals_indexing(case: compact_cases.CompactCase) -> None:
+    compact_cases.check_compact(reference, case, "cpu")
 
 
 @given(rows=st.lists(st.tuples(st.integers(0, 5), st.integers(0, 1)), max_size=9), words=st.integers(1, 3))
 def test_any_compaction_equals_indexing(rows: list[tuple[int, int]], words: int) -> None:
-    cases.check_compaction(reference, [length for length, _ in rows], [kept for _, kept in rows], words=words)
+    compact_cases.check_compaction(reference, [length for length, _ in rows], [kept for _, kept in rows], words=words)
 
 
 def test_a_batch_shrinks_to_one_row_and_to_none() -> None:
-    cases.check_shrinking_batch(reference, "cpu")
+    compact_cases.check_shrinking_batch(reference, "cpu")

@@ -1,11 +1,14 @@
 """The runtime on a GPU: the same answers as on the CPU, in float32 and bfloat16."""
 
 import copy
+import functools
 
 import pytest
 import torch
 
 import pabee_fast as pf
+from pabee_fast.runtime.engine import Engine
+from pabee_fast.runtime.packed import pack
 from tests.conftest import FAMILIES, padded_rows, tiny_model
 from tests.tolerances import TOLERANCES
 
@@ -14,6 +17,14 @@ pytestmark = [
     pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device"),
 ]
 LENGTHS = [7, 1, 12, 30, 12, 5, 40, 33, 2]
+POLICIES = [
+    pf.Patience(1),
+    pf.Confidence(0.7),
+    pf.Entropy(0.5),
+    pf.PatientConfidence(2, 0.85),
+    pf.PatientDivergence(1, 0.03),
+    pf.Vote(1.4),
+]
 
 
 @pytest.mark.parametrize("family", FAMILIES)
@@ -44,8 +55,26 @@ def test_scheduled_rows_leave_where_told_with_the_logits_of_that_layer(family: s
 
 
 @pytest.mark.parametrize("family", FAMILIES)
-def test_patience_gives_the_cpus_exits(family: str) -> None:
+@pytest.mark.parametrize("policy", POLICIES, ids=str)
+def test_every_policy_gives_the_cpus_exits(family: str, policy: pf.Policy) -> None:
     model, batch = tiny_model(family), padded_rows(LENGTHS, family=family)
-    expected = pf.accelerate(copy.deepcopy(model), pf.Patience(1))(**batch)
-    got = pf.accelerate(model.cuda(), pf.Patience(1))(**{name: values.cuda() for name, values in batch.items()})
+    expected = pf.accelerate(copy.deepcopy(model), policy)(**batch)
+    got = pf.accelerate(model.cuda(), policy)(**{name: values.cuda() for name, values in batch.items()})
     assert got.exit_layers.tolist() == expected.exit_layers.tolist()
+
+
+@pytest.mark.parametrize("lanes", [1, 2])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_the_loop_waits_for_nothing_but_the_counts_it_asked_for(lanes: int, dtype: torch.dtype) -> None:
+    model = tiny_model("bert").to("cuda", dtype)
+    engine = Engine(model, token_budget=60 * lanes, lanes=lanes)
+    batch = pack(functools.partial(engine.family.position_ids, model), **padded_rows(LENGTHS))
+    policy = pf.Scheduled((6, 2, 4, 1, 3, 2, 5, 4, 6))
+    expected = engine.run(batch, policy)  # compiles what is to be compiled
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        got = engine.run(batch, policy)
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+    assert tuple(got.exit_layers.tolist()) == policy.exit_layers
+    assert torch.equal(got.logits, expected.logits)

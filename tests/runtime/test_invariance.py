@@ -1,13 +1,18 @@
 """Rule 1: a row's result does not depend on its batch-mates, their order, the token budget or the compaction."""
 
+import collections
+import dataclasses
 import functools
 import itertools
+import math
 
 import numpy as np
 import pytest
+import scipy.stats
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from scipy.spatial.distance import jensenshannon
 from transformers import PreTrainedModel
 
 import pabee_fast as pf
@@ -39,41 +44,89 @@ def run(family: str, rows: list[int], policy: pf.Policy, **options: float) -> Re
 
 
 @functools.cache
-def independent(
-    family: str, patience: int, first_layer: int = 1, every: int = 1
-) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """Each row alone through the stock layers, unpadded: exit layers, logits, and the least margin of any of its
-    answers up to there, relative to its largest logit."""
+def head_logits(family: str) -> torch.Tensor:
+    """Every head's logits of each row alone through the stock layers, unpadded: [rows, layers, classes]."""
     model, batch = subject(family)
-    exits, logits, margins = [], [], []
+    rows = []
     for ids, mask in zip(batch["input_ids"], batch["attention_mask"], strict=True):
         with torch.no_grad():
             forward = functools.partial(type(model).forward.__wrapped__, model)  # type: ignore[attr-defined]
             _, heads = every_head(model, forward, input_ids=ids[None, : int(mask.sum())])
-        streak, seen = 0, []
-        for layer, head in enumerate(heads, start=1):
-            if layer < len(heads) and (layer < first_layer or (layer - first_layer) % every):
-                continue
-            streak = streak + 1 if seen and seen[-1].argmax() == head[0].argmax() else 0
-            seen.append(head[0])
-            if streak == patience:
-                break
-        top = torch.stack(seen).topk(2, dim=1).values
-        exits.append(layer)
-        logits.append(seen[-1])
-        margins.append(((top[:, 0] - top[:, 1]) / torch.stack(seen).abs().amax(dim=1)).min())
-    return torch.tensor(exits), torch.stack(logits), torch.stack(margins)
+        rows.append(torch.cat(heads))
+    return torch.stack(rows)
+
+
+def exit_alone(logits: torch.Tensor, policy: pf.Policy) -> tuple[int, float]:
+    """Where one row leaves by the published rules, in double precision, from its heads' logits [layers, classes]; and
+    the least margin by which a comparison on the way was decided."""
+    layers, classes = logits.shape
+    tested = [n for n in range(1, layers) if n >= policy.first_layer and (n - policy.first_layer) % policy.every == 0]
+    streak, votes, margin, seen = 0, collections.Counter[int](), float("inf"), []
+    options = {f.name: getattr(policy, f.name) for f in dataclasses.fields(policy)}
+    for tests, layer in enumerate(tested, start=1):
+        row = logits[layer - 1].double()
+        top, second = (row / logits.abs().max()).topk(2).values.tolist()
+        seen.append(row.softmax(0).numpy())
+        label, entropy = int(row.argmax()), float(scipy.stats.entropy(seen[-1]))
+        votes[label] += 1
+        before = seen[-2] if tests > 1 else None
+        match policy:
+            case pf.Patience():
+                margin = min(margin, top - second)
+                streak = streak + 1 if before is not None and before.argmax() == label else 0
+                leaves = streak >= options["patience"]
+            case pf.Vote():
+                margin = min(margin, top - second)
+                leaves = max(votes.values()) / tests ** options["exponent"] >= options["threshold"]
+            case pf.Confidence():
+                margin = min(margin, abs(seen[-1].max() - options["threshold"]))
+                leaves = seen[-1].max() > options["threshold"]
+            case pf.Entropy():
+                margin = min(margin, abs(entropy - options["threshold"]))
+                leaves = entropy < options["threshold"]
+            case pf.PatientConfidence():
+                margin = min(margin, abs(entropy / math.log(classes) - options["threshold"]))
+                streak = streak + 1 if entropy / math.log(classes) < options["threshold"] else 0
+                leaves = streak >= options["patience"]
+            case pf.PatientDivergence():
+                divergence = 1.0 if before is None else float(jensenshannon(before, seen[-1])) ** 2
+                margin = min(margin, abs(divergence - options["threshold"]))
+                streak = streak + 1 if divergence < options["threshold"] else 0
+                leaves = streak >= options["patience"]
+        if leaves:
+            return layer, margin
+    return layers, margin
+
+
+@functools.cache
+def independent(family: str, policy: pf.Policy) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Every row's exit layer, logits there, and whether no comparison on the way hung on rounding."""
+    logits = head_logits(family)
+    exits, margins = zip(*(exit_alone(row, policy) for row in logits), strict=True)
+    layers = torch.tensor(exits)
+    return layers, logits[torch.arange(ROWS), layers - 1], torch.tensor(margins) > TOLERANCES[torch.float32]
+
+
+POLICIES = [
+    *(pf.Patience(patience) for patience in (1, 2, 3)),
+    pf.Patience(1, first_layer=2),
+    pf.Patience(1, every=2),
+    pf.Confidence(0.7),
+    pf.Entropy(0.5, first_layer=2),
+    pf.PatientConfidence(2, 0.85),
+    pf.PatientDivergence(1, 0.03),
+    pf.PatientDivergence(2, 0.1, every=2),
+    pf.Vote(1.4),
+    pf.Vote(1.2, first_layer=2),
+]
 
 
 @pytest.mark.parametrize("family", FAMILIES)
-@pytest.mark.parametrize(("patience", "first_layer", "every"), [(1, 1, 1), (2, 1, 1), (1, 2, 1), (1, 1, 2)])
-def test_exits_and_logits_equal_an_independent_batch_of_one(
-    family: str, patience: int, first_layer: int, every: int
-) -> None:
-    exits, logits, margins = independent(family, patience, first_layer, every)
-    decided = margins > TOLERANCES[torch.float32]
+@pytest.mark.parametrize("policy", POLICIES, ids=str)
+def test_exits_and_logits_equal_an_independent_batch_of_one(family: str, policy: pf.Policy) -> None:
+    exits, logits, decided = independent(family, policy)
     assert decided.sum() >= ROWS - 1, "the rows' answers hang on rounding; take another seed"
-    out = run(family, list(range(ROWS)), pf.Patience(patience, first_layer=first_layer, every=every))
+    out = run(family, list(range(ROWS)), policy)
     assert out.exit_layers[decided].tolist() == exits[decided].tolist()
     assert len(set(exits.tolist())) > 1, "every row left at one layer, so that compaction was not tested"
     assert (out.logits - logits)[decided].abs().max() / logits.abs().max() <= TOLERANCES[torch.float32]
@@ -81,21 +134,21 @@ def test_exits_and_logits_equal_an_independent_batch_of_one(
 
 @settings(max_examples=40, deadline=None)
 @given(data=st.data())
-def test_results_do_not_depend_on_batching_budget_or_compaction(data: st.DataObject) -> None:
-    family = data.draw(st.sampled_from(FAMILIES))
-    policy = pf.Patience(
-        data.draw(st.integers(1, 4)), first_layer=data.draw(st.integers(1, 3)), every=data.draw(st.integers(1, 2))
-    )
+def test_results_do_not_depend_on_batching_budget_lanes_or_compaction(data: st.DataObject) -> None:
+    family, policy = data.draw(st.sampled_from(FAMILIES)), data.draw(st.sampled_from(POLICIES))
     order = data.draw(st.permutations(range(ROWS)))
     cuts = sorted(data.draw(st.sets(st.integers(1, ROWS - 1), max_size=5)))
-    budget = data.draw(st.integers(40, 400))
-    gather_cost = data.draw(st.sampled_from([0.0, 0.03, 2.0, float("inf")]))
+    options = {
+        "token_budget": data.draw(st.integers(40, 400)),
+        "lanes": data.draw(st.integers(1, 3)),
+        "gather_cost": data.draw(st.sampled_from([0.0, 0.03, 2.0, float("inf")])),
+    }
     together = run(family, list(range(ROWS)), policy)
-    _, _, margins = independent(family, 6)
+    _, _, decided_rows = independent(family, policy)
     for first, last in itertools.pairwise([0, *cuts, ROWS]):
         rows = order[first:last]
-        apart = run(family, rows, policy, token_budget=budget, gather_cost=gather_cost)
-        decided = margins[rows] > TOLERANCES[torch.float32]
+        apart = run(family, rows, policy, **options)
+        decided = decided_rows[rows]
         assert apart.exit_layers[decided].tolist() == together.exit_layers[rows][decided].tolist()
         same = apart.exit_layers == together.exit_layers[rows]
         difference = (apart.logits - together.logits[rows])[same].abs().max() / together.logits.abs().max()
@@ -119,23 +172,27 @@ def test_a_row_longer_than_the_budget_is_refused_by_name() -> None:
         plan_waves(np.array([3, 9]), 8)
 
 
-def test_out_of_memory_halves_the_budget_and_repeats_only_what_is_left(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("lanes", [1, 2])
+def test_out_of_memory_halves_the_budget_and_repeats_only_what_is_left(
+    lanes: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
     model, batch = subject("bert")
-    engine = Engine(model, token_budget=200)
+    engine = Engine(model, token_budget=200 * lanes, lanes=lanes)
     packed = pack(functools.partial(engine.family.position_ids, model), **batch)
     expected = engine.run(packed, pf.Patience(2))
-    seen, real = [], engine._advance
+    seen, real = [], engine._embed
 
-    def scarce(wave: Wave, *args: object) -> None:
+    def scarce(*args: object) -> Wave:
+        wave = real(*args)  # type: ignore[arg-type]
         tokens = wave.hidden.shape[1]
         seen.append(tokens)
         if len(seen) > 1 and tokens > 90:  # the first wave still fits
             raise torch.OutOfMemoryError("injected")
-        real(wave, *args)  # type: ignore[arg-type]
+        return wave
 
-    monkeypatch.setattr(engine, "_advance", scarce)
+    monkeypatch.setattr(engine, "_embed", scarce)
     out = engine.run(packed, pf.Patience(2))
-    assert engine.token_budget <= 100
+    assert engine.token_budget <= 100 * lanes
     assert max(seen[3:]) <= 100, "a later wave ignored the lowered budget"
     assert sum(seen) - sum(s for s in seen[1:] if s > 90) == packed.lengths.sum(), "a wave that had run was repeated"
     assert out.exit_layers.tolist() == expected.exit_layers.tolist()
@@ -161,7 +218,7 @@ def test_one_row_that_does_not_fit_is_an_error(monkeypatch: pytest.MonkeyPatch) 
     def none_left(*args: object) -> None:
         raise torch.OutOfMemoryError("injected")
 
-    monkeypatch.setattr(engine, "_advance", none_left)
+    monkeypatch.setattr(engine, "_embed", none_left)
     with pytest.raises(torch.OutOfMemoryError, match="injected"):
         engine.run(packed, pf.Patience(2))
 
@@ -171,7 +228,7 @@ class Counting:
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
         self.layers_with_head: list[int] = []
-        self.calls = {"plan": 0, "gather": 0, "read_back": 0}
+        self.calls = {"plan": 0, "gather": 0, "ReadBack": 0}
         real_step = ops.exit_step
 
         def step(*args: object, **kwargs: object) -> None:
@@ -192,6 +249,28 @@ class Counting:
         monkeypatch.setattr(ops, name, counted)
 
 
+def test_a_second_lane_runs_its_layers_while_the_first_waits_for_its_counts(monkeypatch: pytest.MonkeyPatch) -> None:
+    model, batch = subject("bert")
+    engine = Engine(model, token_budget=300, lanes=2)
+    packed = pack(functools.partial(engine.family.position_ids, model), **batch)
+    events: list[str] = []
+    real_layer = engine._layer
+
+    def layer(number: int, wave: Wave) -> torch.Tensor:
+        events.append(f"layer {number}")
+        return real_layer(number, wave)
+
+    class ReadBack(ops.ReadBack):
+        def wait(self) -> list[int]:
+            events.append("wait")
+            return super().wait()
+
+    monkeypatch.setattr(engine, "_layer", layer)
+    monkeypatch.setattr(ops, "ReadBack", ReadBack)
+    engine.run(packed, pf.Scheduled((6,) * (ROWS - 1) + (1,)))
+    assert events[:6] == ["layer 1", "layer 1", "wait", "layer 2", "wait", "layer 2"]
+
+
 def test_nothing_is_read_back_or_moved_before_a_row_can_leave(monkeypatch: pytest.MonkeyPatch) -> None:
     model, batch = subject("bert")
     engine = Engine(model)
@@ -202,15 +281,15 @@ def test_nothing_is_read_back_or_moved_before_a_row_can_leave(monkeypatch: pytes
 
     engine.run(packed, pf.Patience(6))
     assert seen.layers_with_head == [6], "a policy that cannot leave early needs the last head alone"
-    assert seen.calls == {"plan": 0, "gather": selecting, "read_back": 0}
+    assert seen.calls == {"plan": 0, "gather": selecting, "ReadBack": 0}
 
     seen.layers_with_head.clear()
     engine.run(packed, pf.Scheduled((6,) * ROWS))
     assert seen.layers_with_head == [1, 2, 3, 4, 5, 6]
-    assert seen.calls == {"plan": 0, "gather": 2 * selecting, "read_back": 0}
+    assert seen.calls == {"plan": 0, "gather": 2 * selecting, "ReadBack": 0}
 
     engine.run(packed, pf.Scheduled((4,) * (ROWS // 2) + (6,) * (ROWS // 2)))
-    assert seen.calls["plan"] == seen.calls["read_back"] == 2, "layers 4 and 5"
+    assert seen.calls["plan"] == seen.calls["ReadBack"] == 2, "layers 4 and 5"
     assert seen.calls["gather"] == 3 * selecting + 1, "one compaction, at layer 4; at 5 nobody leaves"
 
     engine.run(packed, pf.Scheduled((2,) * ROWS))
