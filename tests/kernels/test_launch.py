@@ -4,7 +4,7 @@ import inspect
 import subprocess
 import sys
 from pathlib import Path
-from types import ModuleType
+from types import ModuleType, SimpleNamespace
 from typing import Any
 
 import pytest
@@ -249,9 +249,10 @@ def test_a_compiled_kernel_refuses_tensors_on_a_cpu(kernels: dict[str, ModuleTyp
 
 
 def test_nothing_is_launched_for_no_rows(kernels: dict[str, ModuleType], monkeypatch: pytest.MonkeyPatch) -> None:
-    # What is no JITFunction passes for interpreted, and None cannot be launched.
+    # What is no JITFunction passes for interpreted, and this cannot be launched.
+    nothing = SimpleNamespace(__name__="nothing", params=[])
     for name, module in kernels.items():
-        monkeypatch.setattr(module, f"{name}_kernel", None)
+        monkeypatch.setattr(module, f"{name}_kernel", nothing)
     kernels["exit_step"].exit_step(**exit_step_arguments(rows=0))
     found = kernels["plan"].plan(**plan_arguments(rows=0))
     assert (found.cu_seqlens.tolist(), found.counts.tolist()) == ([0], [0, 0, 0])
