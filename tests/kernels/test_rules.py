@@ -1,4 +1,4 @@
-"""What each rule counts, what may stand in front of a head, and rows of different depth, on numbers worked out by hand."""
+"""What each rule counts, what stands in front of a head, and rows of different depth, on numbers worked out by hand."""
 
 import math
 
