@@ -18,7 +18,7 @@ from .checks import (
 )
 from .launch import Plan
 
-__all__ = ["Plan", "Pooler", "RowState", "exit_step", "gather", "plan", "pool"]
+__all__ = ["Plan", "Pooler", "RowState", "exit_step", "gather", "plan", "pool", "settle"]
 
 ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {"tanh": torch.tanh, "gelu": gelu, "relu": torch.relu}
 
@@ -110,7 +110,9 @@ def exit_step(
     if bias is not None:
         scores += bias.float()
 
-    streak, memory = _settle(scores, state.streak[active], state.memory[active], kind, rule, threshold)
+    streak, memory = settle(
+        scores, state.streak[active], state.memory[active], kind=kind, rule=rule, threshold=threshold
+    )
     state.streak[active], state.memory[active] = streak, memory
     ids = state.row_ids[active]
     leaves = torch.zeros_like(ids, dtype=torch.bool)
@@ -124,10 +126,17 @@ def exit_step(
     state.keep[active[leaves]] = 0
 
 
-def _settle(
-    scores: Tensor, streak: Tensor, memory: Tensor, kind: str, rule: str, threshold: float
+def settle(
+    scores: Tensor, streak: Tensor, memory: Tensor, *, kind: str, rule: str, threshold: float
 ) -> tuple[Tensor, Tensor]:
-    """The streak [rows] int32 and memory [rows, words] int32 of rows with these logits, [rows, classes] float32."""
+    """Return rows' streaks and memory after one more tested layer: the part of `exit_step` that knows the rules.
+
+    Args:
+        scores: [rows, classes] float32, the logits of that layer's head.
+        streak: [rows] int32, and
+        memory: [rows, words] int32, as they were before; see RowState. Neither is changed.
+        kind, rule, threshold: see `exit_step`.
+    """
     if rule == "none":
         return streak, memory
     valid = scores.isfinite().all(dim=1)
