@@ -4,7 +4,7 @@ from collections.abc import Callable
 
 import torch
 from torch import Tensor
-from torch.nn.functional import gelu
+from torch.nn.functional import gelu, one_hot
 
 from .checks import (
     BITS_PER_WORD,
@@ -18,7 +18,7 @@ from .checks import (
 )
 from .launch import Plan
 
-__all__ = ["Plan", "Pooler", "RowState", "exit_step", "gather", "plan", "pool", "settle"]
+__all__ = ["Plan", "Pooler", "RowState", "count", "exit_step", "gather", "observe", "plan", "pool", "settle"]
 
 ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {"tanh": torch.tanh, "gelu": gelu, "relu": torch.relu}
 
@@ -139,25 +139,51 @@ def settle(
     """
     if rule == "none":
         return streak, memory
+    measure, memory = observe(scores, memory, kind=kind, rule=rule)
+    return count(streak, measure, kind=kind, rule=rule, threshold=threshold), memory
+
+
+def observe(scores: Tensor, memory: Tensor, *, kind: str, rule: str) -> tuple[Tensor, Tensor]:
+    """Return what a rule looks at, and its memory after one more tested layer; neither depends on its settings.
+
+    The measure, [rows] float32, is NaN where a logit is not finite, and such a row's memory stays as it was. By
+    "agreement" and "given" it is |y - y before| of one output, and otherwise 0 for the answer before and 1 for another;
+    by "confidence" the largest probability; by "entropy" and "divergence" these, in nats; by "vote" the most votes.
+    """
     valid = scores.isfinite().all(dim=1)
-    known = (streak + 1).clamp(min=0)  # the streak if this layer meets the condition; 0 too for "not before"
-    if rule in ("confidence", "entropy"):
-        log_p = scores.log_softmax(dim=1)
-        measure = log_p.amax(dim=1).exp() - threshold if rule == "confidence" else threshold - _entropy(log_p.exp())
-        return torch.where(valid, torch.where(measure > 0, streak.clamp(min=0) + 1, 0), -1), memory
-    if rule == "vote":
-        votes = memory + torch.nn.functional.one_hot(_lowest_argmax(scores), scores.shape[1]) * valid[:, None]
-        return torch.where(valid, votes.amax(dim=1), -1).int(), votes.int()
-    if rule == "divergence":
-        p, q = scores.softmax(dim=1), memory.view(torch.float32)
-        new, same = p.view(torch.int32), _entropy((p + q) / 2) - (_entropy(p) + _entropy(q)) / 2 < threshold
+    if rule == "confidence":
+        measure = 1 / (scores - scores.amax(dim=1, keepdim=True)).exp().sum(dim=1)
+    elif rule == "entropy":
+        measure = _entropy(scores.softmax(dim=1))
+    elif rule == "vote":
+        memory = memory + one_hot(scores.argmax(dim=1), scores.shape[1]).int() * valid[:, None]
+        measure = memory.amax(dim=1).float()
     else:
-        new = _answers(scores, kind)
-        if kind == "value":
-            same = (scores - memory.view(torch.float32)).abs()[:, 0] < threshold
+        if rule == "divergence":
+            p, q = scores.softmax(dim=1), memory.view(torch.float32)
+            new, measure = p.view(torch.int32), _entropy((p + q) / 2) - (_entropy(p) + _entropy(q)) / 2
+        elif kind == "value":
+            new, measure = scores.view(torch.int32), (scores - memory.view(torch.float32)).abs()[:, 0]
         else:
-            same = (new == memory).all(dim=1)
-    return torch.where(valid, torch.where(same, known, 0), -1), torch.where(valid[:, None], new, memory)
+            new = _answers(scores, kind)
+            measure = (new != memory).any(dim=1).float()
+        memory = torch.where(valid[:, None], new, memory)
+    return torch.where(valid, measure, torch.nan), memory
+
+
+def count(streak: Tensor, measure: Tensor, *, kind: str, rule: str, threshold: float) -> Tensor:
+    """Return rows' streaks, [rows] int32, after a layer at which `observe` gave `measure`."""
+    if rule == "vote":
+        longer = measure.nan_to_num().int()
+    elif rule == "confidence":
+        longer = torch.where(measure > threshold, streak.clamp(min=0) + 1, 0)
+    elif rule == "entropy":
+        longer = torch.where(measure < threshold, streak.clamp(min=0) + 1, 0)
+    else:
+        # From -1 to 0 where there was no valid answer to compare with.
+        limit = threshold if kind == "value" or rule == "divergence" else 0.5
+        longer = torch.where(measure < limit, streak + 1, 0)
+    return torch.where(measure.isnan(), -1, longer).int()
 
 
 def _entropy(p: Tensor) -> Tensor:
@@ -165,19 +191,10 @@ def _entropy(p: Tensor) -> Tensor:
     return -torch.xlogy(p, p).sum(dim=1)
 
 
-def _lowest_argmax(scores: Tensor) -> Tensor:
-    # torch promises no order among equal maxima, so the lowest index is asked for; 0 where a logit is NaN.
-    classes = torch.arange(scores.shape[1], device=scores.device)
-    is_best = scores == scores.amax(dim=1, keepdim=True)
-    return torch.where(is_best, classes, scores.shape[1]).amin(dim=1) % scores.shape[1]
-
-
 def _answers(scores: Tensor, kind: str) -> Tensor:
     # scores: [rows, classes] float32 -> [rows, words] int32
     if kind == "label":
-        return _lowest_argmax(scores)[:, None].int()
-    if kind == "value":
-        return scores.view(torch.int32)
+        return scores.argmax(dim=1, keepdim=True).int()  # torch promises the lowest index on ties
     rows, classes_count = scores.shape
     words = memory_words(kind, "agreement", classes_count)
     members = scores.new_zeros((rows, words * BITS_PER_WORD), dtype=torch.int64)

@@ -92,7 +92,8 @@ def settle(
                 answer = value.to(tl.int32, bitcast=True)
                 same = tl.abs(value - previous.to(tl.float32, bitcast=True)) < threshold
             tl.store(memory_ptr + row_idx, answer, mask=active & valid)
-        streak = tl.where(same & (streak >= 0), streak + 1, 0)
+        # From -1 to 0 where there was no valid answer to compare with.
+        streak = tl.where(same, streak + 1, 0)
 
     streak = tl.where(valid, streak, -1)
     tl.store(streak_ptr + row_idx, streak, mask=active)

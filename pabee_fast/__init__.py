@@ -1,6 +1,8 @@
 """pabee_fast: early exit that really makes batches faster."""
 
 from pabee_fast.errors import CheckpointError, InputError, PabeeFastError, UnsupportedError
+from pabee_fast.evaluation.replay import Replay, Replayer, replay
+from pabee_fast.evaluation.trace import Trace, trace
 from pabee_fast.models.heads import attach_heads, from_pretrained
 from pabee_fast.models.pabee_checkpoint import load_pabee_checkpoint
 from pabee_fast.policies import (
@@ -34,9 +36,12 @@ __all__ = [
     "PatientConfidence",
     "PatientDivergence",
     "Policy",
+    "Replay",
+    "Replayer",
     "RowResult",
     "Scheduled",
     "Scorer",
+    "Trace",
     "UnsupportedError",
     "Vote",
     "accelerate",
@@ -44,5 +49,7 @@ __all__ = [
     "from_pretrained",
     "load_pabee_checkpoint",
     "parse_policy",
+    "replay",
     "restore",
+    "trace",
 ]

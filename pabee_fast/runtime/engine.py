@@ -15,7 +15,7 @@ from transformers import PreTrainedModel
 
 from pabee_fast.models import family_of
 from pabee_fast.models.heads import answer_kind, has_heads, heads_of
-from pabee_fast.policies import Policy, Rule, require_whole
+from pabee_fast.policies import FullDepth, Policy, Rule, require_whole
 from pabee_fast.runtime import ops
 from pabee_fast.runtime.attention import packed_attention_in
 from pabee_fast.runtime.packed import Layout, PackedBatch, cumulative
@@ -109,6 +109,22 @@ class Engine:
                 else:
                     lanes.append((members, lane))
         return results
+
+    @torch.no_grad()
+    def every_head(self, batch: PackedBatch) -> Tensor:
+        """What every head says of every row, [layers, rows, classes] float32, in the order of `batch`."""
+        rows, layers = len(batch.lengths), len(self.layers)
+        logits = torch.full((layers, rows, self.classes), float("nan"), device=self.device)
+        exits = torch.empty(rows, dtype=torch.int64, device=self.device)
+        with packed_attention_in(self.model.config):
+            for members in plan_waves(batch.lengths, self.token_budget):
+                wave = self._embed(batch, members, FullDepth())
+                for layer in range(1, layers + 1):
+                    wave.hidden = self._layer(layer, wave)
+                    wave.state.keep.fill_(1)
+                    # Every layer is the last one once, so that all rows write what they have.
+                    self._exit_step(wave, layer, layer, Rule("none"), None, Results(logits[layer - 1], exits))
+        return logits
 
     @property
     def _wave_budget(self) -> int:

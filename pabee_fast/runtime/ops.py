@@ -14,11 +14,11 @@ from torch.nn.functional import linear
 from pabee_fast.kernels import reference
 from pabee_fast.kernels.checks import Pooler, RowState, memory_words
 from pabee_fast.kernels.launch import MAX_CLASSES, Plan
-from pabee_fast.kernels.reference import ACTIVATIONS
+from pabee_fast.kernels.reference import ACTIVATIONS, count, observe
 
 __all__ = [
-    "ACTIVATIONS", "Plan", "Pooler", "ReadBack", "RowState", "exit_step", "gather", "kernels_in_use", "memory_words",
-    "move", "plan", "pool", "to_device",
+    "ACTIVATIONS", "Plan", "Pooler", "ReadBack", "RowState", "count", "exit_step", "gather", "kernels_in_use",
+    "memory_words", "move", "observe", "plan", "pool", "pooler_in_use", "to_device",
 ]  # fmt: skip
 
 logger = logging.getLogger(__name__)

@@ -120,6 +120,18 @@ class Scorer:
         self.tally.errors += sum(result.error is not None for result in results)
         return results
 
+    @staticmethod
+    def texts(rows: Sequence[Row]) -> list[tuple[str, ...]]:
+        """The rows as the tokenizer takes them.
+
+        Raises:
+            InputError: a row that cannot be scored.
+        """
+        for number, row in enumerate(rows):
+            if error := _why_not(row):
+                raise InputError(f"row {number}: {error}; leave such rows out")
+        return [_texts(row) for row in rows]
+
 
 def _texts(row: Row) -> tuple[str, ...]:
     return (row,) if isinstance(row, str) else tuple(part for part in row or () if part is not None)

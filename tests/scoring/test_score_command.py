@@ -148,7 +148,7 @@ def test_regression_writes_values(tiny_tokenizer: Any, tmp_path: Path) -> None:
     ("change", "says"),
     [
         ({"--text-column": "texts"}, "'texts'.*'id', 'text'"),
-        ({"--policy": "patients:6"}, "patience, full-depth, fixed-depth"),
+        ({"--policy": "patients:6"}, "patience, confidence, .*full-depth, fixed-depth"),
         ({"--policy": "patience:0"}, "FullDepth"),
         ({"--policy": "patience:2,threshold=0.5"}, "threshold"),
         ({"--dtype": "int8"}, "float32, bfloat16, float16"),

@@ -1,0 +1,52 @@
+"""The command line: reads options, calls the library, shows its errors in one line. A module for each command.
+
+Heavy imports wait for the command that needs them, so that `--help` answers at once.
+"""
+
+import sys
+from typing import Annotated
+
+import typer
+
+from pabee_fast.cli.info import info_command
+from pabee_fast.cli.score import score_command
+from pabee_fast.cli.train import train_command
+from pabee_fast.errors import PabeeFastError
+
+app = typer.Typer(
+    help="Patience-based early exit that makes batches of a Hugging Face classifier faster.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
+
+
+def main() -> None:
+    """The console script `pabee-fast`: an error of ours is one line on stderr and exit status 2."""
+    try:
+        app()
+    except PabeeFastError as error:
+        print(f"pabee-fast: {' '.join(str(error).split())}", file=sys.stderr)
+        sys.exit(2)
+
+
+def _show_version(wanted: bool) -> None:
+    if wanted:
+        from pabee_fast import __version__
+
+        print(__version__)
+        raise typer.Exit
+
+
+@app.callback()
+def _options(
+    version: Annotated[
+        bool, typer.Option("--version", help="Show the version and exit.", callback=_show_version, is_eager=True)
+    ] = False,
+) -> None:
+    pass
+
+
+app.command("score")(score_command)
+app.command("train")(train_command)
+app.command("info")(info_command)

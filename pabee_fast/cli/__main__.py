@@ -1,0 +1,3 @@
+from pabee_fast.cli import main
+
+main()

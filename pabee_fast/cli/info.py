@@ -1,0 +1,43 @@
+"""`pabee-fast info`."""
+
+from typing import Annotated
+
+import typer
+
+
+def info_command(
+    model: Annotated[str | None, typer.Option(help="Model directory: also tells its family and heads.")] = None,
+    dtype: Annotated[str, typer.Option(help="auto, float32, bfloat16 or float16.")] = "auto",
+    device: Annotated[str, typer.Option(help="auto, cpu or cuda.")] = "auto",
+) -> None:
+    """Tell what would run here, and why: device, precision, attention, kernels."""
+    import torch
+    import transformers
+
+    from pabee_fast import FullDepth, __version__
+    from pabee_fast.models import FAMILIES
+    from pabee_fast.models.heads import has_heads
+    from pabee_fast.scoring.load import Setting, load_scorer
+
+    setting = Setting.choose(device, dtype)
+    lines = {
+        "pabee-fast": __version__,
+        "torch, transformers": f"{torch.__version__}, {transformers.__version__}",
+        "device": setting.device_name,
+        "dtype": f"{setting.dtype_name} ({setting.dtype_reason})",
+        "exit step, compaction": setting.kernels,
+        "attention": setting.attention(),
+        "families": ", ".join(FAMILIES),
+    }
+    if model is not None:
+        engine = load_scorer(model, FullDepth(), setting).engine
+        config = engine.model.config
+        heads = f"{len(engine.layers)}, the model's own included" if has_heads(engine.model) else "none but its own"
+        lines |= {
+            "attention": setting.attention(config.hidden_size // config.num_attention_heads),
+            "model": f"{config.model_type}, {len(engine.layers)} layers of {config.hidden_size}, {engine.kind} answers",
+            "heads": heads,
+            "token budget": str(engine.token_budget),
+        }
+    for name, value in lines.items():
+        print(f"{name + ':':<24}{value}")

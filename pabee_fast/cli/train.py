@@ -1,0 +1,75 @@
+"""`pabee-fast train`."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.console import Console
+
+from pabee_fast.cli.show import quieten_transformers
+
+
+def train_command(
+    table: Annotated[Path, typer.Argument(metavar="TRAIN", help="Table of labelled texts: csv, tsv, jsonl, parquet.")],
+    model: Annotated[str, typer.Option(help="Model directory or hub id: an encoder, a classifier, or one with heads.")],
+    output: Annotated[Path, typer.Option(help="Directory for the trained model; written after every epoch.")],
+    eval_table: Annotated[
+        Path | None, typer.Option("--eval", help="Table on which every layer is evaluated after every epoch.")
+    ] = None,
+    text_column: Annotated[str, typer.Option(help="Column of the texts.")] = "text",
+    text_pair_column: Annotated[str | None, typer.Option(help="Column of the second texts, for pairs.")] = None,
+    label_column: Annotated[
+        str, typer.Option(help="Column of the labels: ids from 0, names, numbers (regression), lists (label sets).")
+    ] = "label",
+    problem_type: Annotated[
+        str | None,
+        typer.Option(help="single_label_classification, multi_label_classification or regression; default: by labels."),
+    ] = None,
+    teacher: Annotated[
+        str | None, typer.Option(help="A classifier whose answers are learned beside the labels (distillation).")
+    ] = None,
+    alpha: Annotated[float, typer.Option(help="The teacher's share of the loss, 0 to 1.")] = 0.5,
+    temperature: Annotated[float, typer.Option(help="Softens the teacher's and the heads' answers.")] = 2.0,
+    epochs: Annotated[int, typer.Option(help="Passes over the table.")] = 5,
+    batch_size: Annotated[int, typer.Option(help="Rows of a step (on each device).")] = 32,
+    accumulate: Annotated[int, typer.Option(help="Batches whose gradients make one optimizer step.")] = 1,
+    learning_rate: Annotated[float, typer.Option(help="Peak learning rate of AdamW.")] = 2e-5,
+    schedule: Annotated[str, typer.Option(help="Learning rate after warm-up: linear, cosine or constant.")] = "linear",
+    warmup: Annotated[float, typer.Option(help="Share of the steps in which the learning rate rises, 0 to 1.")] = 0.06,
+    weight_decay: Annotated[float, typer.Option(help="Weight decay of AdamW.")] = 0.01,
+    max_length: Annotated[int, typer.Option(help="Tokens at which a text is cut.")] = 128,
+    bf16: Annotated[bool, typer.Option("--bf16", help="Compute in bfloat16 mixed precision.")] = False,
+    seed: Annotated[int, typer.Option(help="Seed of new heads, dropout and the order of rows.")] = 0,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Write into a directory that has files.")] = False,
+) -> None:
+    """Fine-tune a classifier together with the heads through which rows leave early (PABEE's joint loss)."""
+    from pabee_fast.training.train import TrainSettings, train
+
+    quieten_transformers()
+    settings = TrainSettings(
+        train=str(table),
+        model=model,
+        output=str(output),
+        eval=str(eval_table) if eval_table else None,
+        text_column=text_column,
+        text_pair_column=text_pair_column,
+        label_column=label_column,
+        problem_type=problem_type,
+        teacher=teacher,
+        alpha=alpha,
+        temperature=temperature,
+        epochs=epochs,
+        batch_size=batch_size,
+        accumulate=accumulate,
+        learning_rate=learning_rate,
+        schedule=schedule,
+        warmup=warmup,
+        weight_decay=weight_decay,
+        max_length=max_length,
+        bf16=bf16,
+        seed=seed,
+        overwrite=overwrite,
+    )
+    console = Console()
+    train(settings, console)
+    console.print(f"wrote {output}", soft_wrap=True)

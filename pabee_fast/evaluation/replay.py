@@ -1,0 +1,108 @@
+"""Replay: what any policy would have answered, out of a trace and without the model.
+
+The rules are the reference's own (`kernels.reference.observe` and `count`); here is only who asks them when. What a
+rule looks at depends on which layers are tested and on nothing else of a policy, so it is worked out once for many.
+"""
+
+from collections import OrderedDict
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from pabee_fast.evaluation.trace import Trace
+from pabee_fast.policies import Policy
+from pabee_fast.runtime import ops
+
+
+@dataclass(frozen=True)
+class Replay:
+    """What a policy does with the rows of a trace."""
+
+    logits: Tensor  # [rows, classes] float32, at each row's exit layer
+    exit_layers: Tensor  # [rows] int64, 1-based
+    lengths: Tensor  # [rows] int64, tokens
+    layers: int
+
+    @property
+    def mean_exit_layer(self) -> float:
+        """Over rows."""
+        return float(self.exit_layers.double().mean())
+
+    @property
+    def layer_ratio(self) -> float:
+        """The most that these exits can save: tokens times layers of full depth, over those of these exits."""
+        spent = (self.lengths * self.exit_layers).sum()
+        return float(self.lengths.sum() * self.layers / spent)
+
+
+class Replayer:
+    """Replays policies over one trace; it remembers what rules looked at, for the next policy of the same kind.
+
+    Args:
+        trace: of which model and rows.
+        remembered: how many (rule, tested layers) pairs are kept, each [tested layers, rows] float32.
+    """
+
+    def __init__(self, trace: Trace, *, remembered: int = 8) -> None:
+        self.trace, self.remembered = trace, remembered
+        self._measures: OrderedDict[tuple[str, tuple[int, ...]], list[Tensor]] = OrderedDict()
+
+    @torch.no_grad()
+    def replay(self, policy: Policy) -> Replay:
+        """Every row's exit layer and logits there, as the runtime would give them.
+
+        Raises:
+            InputError: the policy does not fit the trace's model.
+        """
+        trace, layers = self.trace, self.trace.layers
+        policy.check(layers, trace.kind, len(trace))
+        last = policy.depth(layers)
+        exit_layers = torch.full((len(trace),), last, dtype=torch.int64)
+        given = policy.exit_at()
+        tested = tuple(layer for layer in range(1, last) if policy.tests(layer, layers))
+        if given is not None:
+            # A given exit is taken at the first tested layer that is not before it.
+            for layer in reversed(tested):
+                exit_layers[torch.tensor(given) <= layer] = layer
+        elif tested:
+            exit_layers = self._by_rule(policy, tested, exit_layers)
+        logits = trace.logits[exit_layers - 1, torch.arange(len(trace))]
+        return Replay(logits, exit_layers, trace.lengths, layers)
+
+    def _by_rule(self, policy: Policy, tested: tuple[int, ...], exit_layers: Tensor) -> Tensor:
+        kind, classes = self.trace.kind, self.trace.classes
+        streak = torch.full((len(self.trace),), -1, dtype=torch.int32)
+        rules = [policy.rule(layer, classes) for layer in tested]
+        settled = torch.zeros(len(self.trace), dtype=torch.bool)
+        for layer, rule, measure in zip(tested, rules, self._measure(rules[0].name, tested), strict=True):
+            streak = ops.count(streak, measure, kind=kind, rule=rule.name, threshold=rule.threshold)
+            leaves = (streak >= rule.patience) & ~settled
+            exit_layers = torch.where(leaves, layer, exit_layers)
+            settled |= leaves
+        return exit_layers
+
+    def _measure(self, rule: str, tested: tuple[int, ...]) -> list[Tensor]:
+        """What a rule looks at in each tested layer, [rows] float32 each."""
+        key = (rule, tested)
+        if key not in self._measures:
+            kind, classes, rows = self.trace.kind, self.trace.classes, len(self.trace)
+            memory = torch.zeros((rows, ops.memory_words(kind, rule, classes)), dtype=torch.int32)
+            measures = []
+            for layer in tested:
+                measure, memory = ops.observe(self.trace.logits[layer - 1], memory, kind=kind, rule=rule)
+                measures.append(measure)
+            self._measures[key] = measures
+            while len(self._measures) > self.remembered:
+                self._measures.popitem(last=False)
+        self._measures.move_to_end(key)
+        return self._measures[key]
+
+
+def replay(trace: Trace, policy: Policy) -> Replay:
+    """What `policy` would have done with the rows of `trace`; for many policies, use one `Replayer`.
+
+    Raises:
+        InputError: the policy does not fit the trace's model.
+    """
+    return Replayer(trace).replay(policy)

@@ -1,0 +1,156 @@
+"""A trace: every head's logits for every row of a data set, from one run of the model at full depth."""
+
+import functools
+import hashlib
+import json
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from itertools import islice
+from pathlib import Path
+
+import torch
+from safetensors import safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from pabee_fast.errors import CheckpointError, InputError
+from pabee_fast.models.heads import has_heads, heads_of
+from pabee_fast.policies import AnswerKind, FullDepth
+from pabee_fast.scoring.scorer import Row, Scorer
+from pabee_fast.scoring.tokens import tokenize
+
+FORMAT = "1"
+
+
+@dataclass(frozen=True)
+class Trace:
+    """Every head's logits for every row, and what is needed to judge a policy by them."""
+
+    logits: Tensor  # [layers, rows, classes] float32
+    lengths: Tensor  # [rows] int64, tokens
+    kind: AnswerKind
+    fingerprint: str
+    labels: Tensor | None = None  # [rows] int64 or float32, or [rows, classes] of a label set
+
+    @property
+    def layers(self) -> int:
+        """How many heads there are, the model's own included."""
+        return self.logits.shape[0]
+
+    @property
+    def classes(self) -> int:
+        """How many outputs a head has."""
+        return self.logits.shape[2]
+
+    def __len__(self) -> int:
+        return self.logits.shape[1]
+
+    def select(self, rows: Tensor) -> "Trace":
+        """The trace of some of the rows: int64 indices, or bool flags."""
+        labels = None if self.labels is None else self.labels[rows]
+        return Trace(self.logits[:, rows], self.lengths[rows], self.kind, self.fingerprint, labels)
+
+    def save(self, path: str | Path) -> None:
+        """Writes the trace as one safetensors file."""
+        tensors = {"logits": self.logits.contiguous(), "lengths": self.lengths.contiguous()}
+        if self.labels is not None:
+            tensors["labels"] = self.labels.contiguous()
+        save_file(tensors, path, {"format": FORMAT, "kind": self.kind, "fingerprint": self.fingerprint})
+
+    @classmethod
+    def load(cls, path: str | Path) -> "Trace":
+        """Reads what `save` wrote.
+
+        Raises:
+            CheckpointError: the file is no trace.
+        """
+        with safe_open(path, framework="pt") as file:
+            about = file.metadata() or {}
+            if about.get("format") != FORMAT or "fingerprint" not in about:
+                raise CheckpointError(f"{path} is no trace of this version: make one with pf.trace(...).save(path)")
+            names = set(file.keys())
+            labels = file.get_tensor("labels") if "labels" in names else None
+            return cls(
+                file.get_tensor("logits"),
+                file.get_tensor("lengths"),
+                about["kind"],
+                about["fingerprint"],
+                labels,
+            )
+
+    def check_model(self, model: PreTrainedModel) -> None:
+        """Raises InputError unless the trace was made with a model of these weights."""
+        if fingerprint(model) != self.fingerprint:
+            raise InputError("the trace is of another model (its weights differ): make a new one with pf.trace")
+
+
+@torch.no_grad()
+def trace(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    rows: Iterable[Row],
+    *,
+    labels: Sequence[int] | Sequence[float] | Tensor | None = None,
+    max_length: int | None = None,
+    token_budget: int | None = None,
+    window: int = 8_192,
+) -> Trace:
+    """Runs a model with heads once at full depth and keeps what every head says of every row.
+
+    Args:
+        model: with heads, in evaluation mode.
+        tokenizer: its fast tokenizer.
+        rows: texts, or pairs of texts.
+        labels: one a row: class ids, values (one output), or 0/1 lists (label sets); None: there are none.
+        max_length, token_budget, window: as for `Scorer`.
+
+    Raises:
+        InputError: no heads, no rows, a row that cannot be scored, or labels that do not fit the rows or the model.
+    """
+    if not has_heads(model):
+        heads_of(model)  # says how to add them
+    scorer = Scorer(
+        model, tokenizer, policy=FullDepth(), max_length=max_length, token_budget=token_budget, window=window
+    )
+    source, parts, lengths = iter(rows), [], []
+    number_positions = functools.partial(scorer.engine.family.position_ids, model)
+    while taken := list(islice(source, window)):
+        texts = scorer.texts(taken)
+        batch, _ = tokenize(tokenizer, texts, scorer.max_length, number_positions)
+        parts.append(scorer.engine.every_head(batch).cpu())
+        lengths.append(torch.from_numpy(batch.lengths))
+    if not parts:
+        raise InputError("rows is empty: a trace needs at least one row")
+    logits = torch.cat(parts, dim=1)
+    found = _checked_labels(labels, logits, scorer.engine.kind)
+    return Trace(logits, torch.cat(lengths), scorer.engine.kind, fingerprint(model), found)
+
+
+def _checked_labels(given: Sequence[int] | Sequence[float] | Tensor | None, logits: Tensor, kind: str) -> Tensor | None:
+    if given is None:
+        return None
+    labels = torch.as_tensor(given)
+    _, rows, classes = logits.shape
+    shape = (rows, classes) if kind == "label_set" else (rows,)
+    if labels.shape != shape:
+        raise InputError(f"labels is {list(labels.shape)} for {rows} rows of {kind} answers: give {list(shape)}")
+    if kind == "value":
+        return labels.float()
+    low, high = int(labels.min()), int(labels.max())
+    most = 1 if kind == "label_set" else classes - 1
+    if labels.is_floating_point() or low < 0 or high > most:
+        raise InputError(
+            f"labels hold {low} to {high} ({labels.dtype}): the model's are whole numbers from 0 to {most}"
+        )
+    return labels.long()
+
+
+def fingerprint(model: PreTrainedModel) -> str:
+    """A hash over the names and values of all weights and the label set: what a trace and a guarantee hold for."""
+    digest = hashlib.sha256()
+    for name, tensor in sorted(model.state_dict().items()):
+        digest.update(name.encode())
+        digest.update(tensor.detach().cpu().contiguous().view(torch.uint8).numpy().tobytes() if tensor.numel() else b"")
+    digest.update(json.dumps([model.config.num_labels, model.config.problem_type]).encode())
+    return digest.hexdigest()
