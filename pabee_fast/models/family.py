@@ -5,7 +5,7 @@ module holds the post-norm encoders' common shape, and a family's own file only 
 """
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -14,10 +14,22 @@ from pabee_fast.errors import UnsupportedError
 from pabee_fast.runtime.ops import ACTIVATIONS, Pooler
 
 
+class Head(NamedTuple):
+    """What the exit step asks after one layer: a linear over what it reads of a row."""
+
+    linear: nn.Linear
+    pooling: str
+    """Which tokens of a row it reads: "first", "last" or "mean"."""
+    pooler: Pooler | None
+    """What stands between those and the linear."""
+
+
 class Family:
     """A post-norm encoder with a pooler over the first token, as BERT; the base of the others."""
 
     model_type = ""
+    pooling = "first"
+    """Which tokens of a row the model's own classifier reads."""
 
     def check(self, model: Any) -> None:
         """Raises UnsupportedError for a variant whose layers mean something else when packed."""

@@ -21,6 +21,7 @@ from transformers.utils import cached_file
 
 from pabee_fast.errors import CheckpointError, InputError, UnsupportedError
 from pabee_fast.models import family_of
+from pabee_fast.models.family import Head
 from pabee_fast.policies import AnswerKind, Policy
 
 CONFIG_ENTRY = "pabee_fast"
@@ -105,6 +106,14 @@ def heads_of(model: PreTrainedModel) -> list[nn.Linear]:
             "transformers' Trainer, or use FullDepth()"
         )
     return [*getattr(model, HEADS), family_of(model).classifier(model)]
+
+
+def exit_heads_of(model: PreTrainedModel) -> list[Head]:
+    """What the exit step asks after each layer; the model's own classifier everywhere if it has no heads, since only
+    the last layer can be tested then."""
+    family = family_of(model)
+    linears = heads_of(model) if has_heads(model) else [family.classifier(model)] * model.config.num_hidden_layers
+    return [Head(linear, family.pooling, family.pooler(model)) for linear in linears]
 
 
 def answer_kind(model: PreTrainedModel) -> AnswerKind:

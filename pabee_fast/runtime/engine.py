@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from pabee_fast.models import family_of
-from pabee_fast.models.heads import answer_kind, has_heads, heads_of
+from pabee_fast.models.heads import answer_kind, exit_heads_of, has_heads, heads_of
 from pabee_fast.policies import FullDepth, Policy, Rule, require_whole
 from pabee_fast.runtime import ops
 from pabee_fast.runtime.attention import packed_attention_in
@@ -57,12 +57,11 @@ class Engine:
     ) -> None:
         self.model, self.family = model, family_of(model)
         self.layers: Sequence[nn.Module] = self.family.layers(model)
-        own = self.family.classifier(model)
-        # Without heads, only the last layer can be tested.
-        self.heads = heads_of(model) if has_heads(model) else [own] * len(self.layers)
+        self.heads = exit_heads_of(model)
         self.kind = answer_kind(model)
         self.classes: int = model.config.num_labels
-        self.device, self.dtype = own.weight.device, own.weight.dtype
+        own = self.heads[-1].linear.weight
+        self.device, self.dtype = own.device, own.dtype
         self.token_budget = token_budget if token_budget is not None else TOKEN_BUDGETS.get(self.device.type, 4_096)
         require_whole("token_budget", self.token_budget, at_least=1)
         self.first_budget = self.token_budget  # out-of-memory errors lower the other
@@ -183,15 +182,15 @@ class Engine:
         head = self.heads[layer - 1]
         ops.exit_step(
             wave.hidden[0],
-            head.weight,
-            head.bias,
+            head.linear.weight,
+            head.linear.bias,
             wave.state,
             results.logits,
             results.exit_layers,
             cu_seqlens=wave.layout.cu_seqlens,
-            pooling="first",
-            key_mask=None,
-            pooler=self.family.pooler(self.model),
+            pooling=head.pooling,
+            key_mask=wave.layout.key_mask if head.pooling == "mean" else None,
+            pooler=head.pooler,
             layer=layer,
             last=last,
             kind=self.kind,
