@@ -225,6 +225,45 @@ def check_gather(
         check_tensor("sources", sources, {"rows": starts.shape[0]}, torch.int32, hidden.device)
 
 
+def check_attention(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    cu_seqlens: Tensor,
+    *,
+    window: int | None,
+    key_mask: Tensor | None,
+    positions: Tensor | None,
+) -> None:
+    """Raise ValueError, naming the argument, what was given and the fix, unless `attention` can take them all."""
+    check_ndim("query", query, "tokens", "heads", "head_dim")
+    check_ndim("key", key, "tokens", "kv_heads", "head_dim")
+    check_ndim("value", value, "tokens", "kv_heads", "value_dim")
+    check_ndim("cu_seqlens", cu_seqlens, "rows + 1")
+    (tokens, heads, head_dim), kv_heads, value_dim = query.shape, key.shape[1], value.shape[2]
+    dtype, device = query.dtype, query.device
+    if dtype not in FEATURE_DTYPES:
+        raise ValueError(f"query is {dtype}; convert it to one of {', '.join(map(str, FEATURE_DTYPES))}")
+    if 0 in (heads, kv_heads, head_dim, value_dim) or heads % kv_heads:
+        raise ValueError(
+            f"query is {list(query.shape)}, key {list(key.shape)} and value {list(value.shape)}; give key and value a "
+            "number of heads that divides the query's, and no head without numbers"
+        )
+    shape, kv_shape = {"tokens": tokens, "heads": heads}, {"tokens": tokens, "kv_heads": kv_heads}
+    check_tensor("query", query, {**shape, "head_dim": head_dim}, dtype, device, is_strided=True)
+    check_tensor("key", key, {**kv_shape, "head_dim": head_dim}, dtype, device, is_strided=True)
+    check_tensor("value", value, {**kv_shape, "value_dim": value_dim}, dtype, device, is_strided=True)
+    if cu_seqlens.shape[0] == 0:
+        raise ValueError("cu_seqlens is [0]; it starts with 0 and has one entry more than there are rows")
+    check_tensor("cu_seqlens", cu_seqlens, {"rows + 1": cu_seqlens.shape[0]}, torch.int32, device)
+    if window is not None and window < 1:
+        raise ValueError(f"window is {window}; a query sees at least itself, so give at least 1, or None for no window")
+    if key_mask is not None:
+        check_tensor("key_mask", key_mask, {"tokens": tokens}, torch.bool, device)
+    if positions is not None:
+        check_tensor("positions", positions, {"tokens": tokens}, torch.int32, device)
+
+
 def check_on_device(name: str, tensor: Tensor, is_interpreted: bool) -> None:
     """Raise ValueError unless a kernel can be launched on this tensor."""
     if tensor.device.type != "cuda" and not is_interpreted:
@@ -250,6 +289,8 @@ def check_tensor(
     shape: dict[str, int],
     dtype: torch.dtype | None = None,
     device: torch.device | None = None,
+    *,
+    is_strided: bool = False,
 ) -> None:
     if tuple(tensor.shape) != tuple(shape.values()):
         dims, sizes = ", ".join(shape), list(shape.values())
@@ -258,5 +299,6 @@ def check_tensor(
         raise ValueError(f"{name} is {tensor.dtype}; convert it to {dtype}")
     if device is not None and tensor.device != device:
         raise ValueError(f"{name} is on {tensor.device}; move it to {device}, where the other tensors are")
-    if not tensor.is_contiguous():
-        raise ValueError(f"{name} is not contiguous; make it so where it is allocated")
+    if not (tensor.stride(-1) == 1 or tensor.shape[-1] == 1 if is_strided else tensor.is_contiguous()):
+        what = "'s last dimension is not contiguous" if is_strided else " is not contiguous"
+        raise ValueError(f"{name}{what}; make it so where it is allocated")

@@ -17,8 +17,11 @@ from .checks import (
     memory_words,
 )
 from .launch import Plan
+from .reference_attention import attention
 
-__all__ = ["Plan", "Pooler", "RowState", "count", "exit_step", "gather", "observe", "plan", "pool", "settle"]
+__all__ = [
+    "Plan", "Pooler", "RowState", "attention", "count", "exit_step", "gather", "observe", "plan", "pool", "settle",
+]  # fmt: skip
 
 ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {"tanh": torch.tanh, "gelu": gelu, "relu": torch.relu}
 

@@ -1,20 +1,26 @@
-"""Attention within the rows of a packed batch, as a function that transformers' layers call by name."""
+"""Attention within the rows of a packed batch, as a function that transformers' layers call by name.
+
+It knows transformers' conventions and refuses what it does not know; who attends how stands in `ops.attention`.
+"""
 
 import contextlib
 import functools
 from collections.abc import Iterator
-from typing import Any, cast
+from typing import Any
 
-import torch
 from torch import Tensor, nn
-from torch.nn.functional import scaled_dot_product_attention
 from transformers import AttentionInterface, AttentionMaskInterface, PretrainedConfig
 from transformers.masking_utils import sdpa_mask
 
 from pabee_fast.errors import UnsupportedError
+from pabee_fast.runtime import ops
 from pabee_fast.runtime.packed import Layout
 
 NAME = "pabee_fast_packed"
+
+HARMLESS = ("deterministic", "position_ids", "use_cache")
+"""What layers pass along and attention does not need: a flag of a backward pass; positions, which rotary embeddings
+have used before; and a flag of the cache, which would have been filled before as well."""
 
 
 @contextlib.contextmanager
@@ -46,85 +52,48 @@ def packed_attention(
     layout: Layout,
     scaling: float | None = None,
     dropout: float = 0.0,
+    is_causal: bool | None = None,
+    sliding_window: int | None = None,
     **kwargs: Any,
 ) -> tuple[Tensor, None]:
     """Softmax(q k^T * scaling) v within each row.
 
     Args:
-        module: the layer's attention module.
-        query, key, value: [1, heads, tokens, head_dim].
+        module: the layer's attention module; its `is_causal` says whether a query sees the tokens after it.
+        query: [1, heads, tokens, head_dim].
+        key: [1, kv_heads, tokens, head_dim]; kv_heads divides heads.
+        value: [1, kv_heads, tokens, value_dim].
         attention_mask: must be None; a packed batch has `layout` instead.
         layout: where the rows lie.
         scaling: of the products; None: head_dim ** -0.5.
         dropout: must be 0, since packed layers only infer.
-        **kwargs: anything that is not None raises, since ignoring it would change the result.
+        is_causal: goes before the module's, as in transformers' own functions.
+        sliding_window: a query sees the keys fewer than so many tokens away, before it if causal and else on both
+            sides. That is what transformers' flash attention makes of the number, and its masks agree: causal ones
+            (`sliding_window_causal_mask_function`) count the query's own token, and bidirectional layers, whose mask
+            reaches `config.sliding_window` tokens to each side, pass one more.
+        **kwargs: what does no harm is let through (HARMLESS, a false `output_attentions`); anything else that is not
+            None raises, since ignoring it would change the result.
 
     Returns:
-        [1, tokens, heads, head_dim] and None (no attention weights).
+        [1, tokens, heads, value_dim] and None (no attention weights).
 
     Raises:
-        UnsupportedError: an argument that packed attention does not know, causal attention, or dropout.
+        UnsupportedError: an argument that packed attention does not know, dropout, or neither module nor caller says
+            whether attention is causal.
     """
-    unknown = {name: given for name, given in kwargs.items() if given is not None}
-    unknown |= {"attention_mask": attention_mask} if attention_mask is not None else {}
-    unknown |= {"dropout": dropout} if dropout else {}
-    unknown |= {"is_causal": True} if getattr(module, "is_causal", False) else {}
+    unknown = [name for name, given in kwargs.items() if given is not None and name not in HARMLESS]
+    if kwargs.get("output_attentions") is False:
+        unknown.remove("output_attentions")
+    unknown += ["attention_mask"] if attention_mask is not None else []
+    unknown += ["dropout"] if dropout else []
+    unknown += [f"sliding_window={sliding_window}"] if sliding_window is not None and sliding_window < 1 else []
     if unknown:
         raise UnsupportedError(f"packed attention cannot honour {', '.join(unknown)}; restore the model (pf.restore)")
-    attend = _choose(query, layout)
-    out = attend(query[0].transpose(0, 1), key[0].transpose(0, 1), value[0].transpose(0, 1), layout, scaling)
-    return out[None], None
-
-
-def attention_in_use(device: torch.device, dtype: torch.dtype, head_dim: int) -> str:
-    """In words: which attention serves, and why."""
-    if device.type != "cuda":
-        return "scaled_dot_product_attention over runs of rows of one length (not on CUDA)"
-    if _varlen_serves(dtype, head_dim):
-        return "torch.nn.attention.varlen (half precision on CUDA)"
-    return f"scaled_dot_product_attention over a padded copy ({dtype}, head size {head_dim}: no library kernel serves)"
-
-
-def _choose(query: Tensor, layout: Layout) -> Any:
-    if not query.is_cuda:
-        return _attend_runs
-    serves = layout.key_mask is None and _varlen_serves(query.dtype, query.shape[-1])
-    return _attend_varlen if serves else _attend_padded
-
-
-def _varlen_serves(dtype: torch.dtype, head_dim: int) -> bool:
-    return dtype in (torch.float16, torch.bfloat16) and head_dim % 8 == 0 and head_dim <= 256
-
-
-def _attend_runs(query: Tensor, key: Tensor, value: Tensor, layout: Layout, scaling: float | None) -> Tensor:
-    """Rows of one length side by side are one rectangular call. Tensors are [tokens, heads, head_dim]."""
-    out = query.new_empty((query.shape[0], query.shape[1], value.shape[2]))
-    for start, rows, length in layout.runs:
-        run = slice(start, start + rows * length)
-        q, k, v = (t[run].unflatten(0, (rows, length)).transpose(1, 2) for t in (query, key, value))
-        mask = None if layout.key_mask is None else layout.key_mask[run].view(rows, 1, 1, length)
-        attended = scaled_dot_product_attention(q, k, v, attn_mask=mask, scale=scaling)  # [rows, heads, length, dim]
-        out[run].unflatten(0, (rows, length)).copy_(attended.transpose(1, 2))
-    return out
-
-
-def _attend_varlen(query: Tensor, key: Tensor, value: Tensor, layout: Layout, scaling: float | None) -> Tensor:
-    """The library's variable-length kernel, for half precision on CUDA."""
-    from torch.nn.attention.varlen import varlen_attn
-
-    ends, longest = layout.cu_seqlens, layout.max_seqlen
-    return cast(Tensor, varlen_attn(query, key, value, ends, ends, longest, longest, scale=scaling))
-
-
-def _attend_padded(query: Tensor, key: Tensor, value: Tensor, layout: Layout, scaling: float | None) -> Tensor:
-    """Through a padded copy; reads nothing back, since the host knows rows and longest row."""
-    starts, ends = layout.cu_seqlens[:-1, None], layout.cu_seqlens[1:, None]
-    where = starts + torch.arange(layout.max_seqlen, device=query.device)  # [rows, longest]
-    seen = where < ends
-    where = where.clamp(max=query.shape[0] - 1)
-    keys = seen if layout.key_mask is None else seen & layout.key_mask[where]
-    q, k, v = (t[where].transpose(1, 2) for t in (query, key, value))  # [rows, heads, longest, head_dim]
-    attended = scaled_dot_product_attention(q, k, v, attn_mask=keys[:, None, None], scale=scaling).transpose(1, 2)
-    row = torch.searchsorted(layout.cu_seqlens, torch.arange(query.shape[0], device=query.device), right=True) - 1
-    column = torch.arange(query.shape[0], device=query.device) - layout.cu_seqlens[row]
-    return attended[row, column]
+    is_causal = getattr(module, "is_causal", None) if is_causal is None else is_causal
+    if is_causal is None:  # transformers' functions differ in what they take it for
+        raise UnsupportedError(
+            f"{type(module).__name__} does not say whether it is causal: set its is_causal to True or False"
+        )
+    q, k, v = (tensor[0].transpose(0, 1) for tensor in (query, key, value))
+    return ops.attention(q, k, v, layout, scaling=scaling, is_causal=is_causal, window=sliding_window)[None], None

@@ -142,7 +142,7 @@ class Engine:
     def _embed(self, batch: PackedBatch, rows: np.ndarray, policy: Policy) -> Wave:
         part = batch.select(rows, self.device)
         ends, row_ids = ops.to_device([cumulative(part.lengths), rows], self.device)
-        layout = Layout(ends, int(part.lengths.max()), part.key_mask)
+        layout = Layout(ends, int(part.lengths.max()), part.key_mask, part.positions)
         hidden = self.family.embed(self.model, **{name: values[None] for name, values in part.inputs.items()})
         words = ops.memory_words(self.kind, policy.rule(1, self.classes).name, self.classes)
         return Wave.start(hidden, layout, row_ids, words)

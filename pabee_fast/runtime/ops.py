@@ -1,10 +1,11 @@
 """The one seam to the kernels: CUDA tensors go to Triton, others to the reference."""
 
 import functools
+import inspect
 import logging
 from collections.abc import Callable, Iterable
 from types import ModuleType
-from typing import Any, cast
+from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
 import torch
@@ -16,9 +17,12 @@ from pabee_fast.kernels.checks import Pooler, RowState, memory_words
 from pabee_fast.kernels.launch import MAX_CLASSES, Plan
 from pabee_fast.kernels.reference import ACTIVATIONS, count, observe
 
+if TYPE_CHECKING:
+    from pabee_fast.runtime.packed import Layout
+
 __all__ = [
-    "ACTIVATIONS", "Plan", "Pooler", "ReadBack", "RowState", "count", "exit_step", "gather", "kernels_in_use",
-    "memory_words", "move", "observe", "plan", "pool", "pooler_in_use", "to_device",
+    "ACTIVATIONS", "Plan", "Pooler", "ReadBack", "RowState", "attention", "attention_in_use", "count", "exit_step",
+    "gather", "kernels_in_use", "memory_words", "move", "observe", "plan", "pool", "pooler_in_use", "to_device",
 ]  # fmt: skip
 
 logger = logging.getLogger(__name__)
@@ -112,6 +116,101 @@ def plan(keep: Tensor, *args: Any) -> Plan:
 def gather(hidden: Tensor, *args: Any, **options: Any) -> tuple[Tensor, Tensor | None]:
     """See `kernels.reference.gather`."""
     return cast(tuple[Tensor, Tensor | None], _kernel("gather", hidden)(hidden, *args, **options))
+
+
+def attention(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    layout: "Layout",
+    *,
+    scaling: float | None = None,
+    is_causal: bool = False,
+    window: int | None = None,
+) -> Tensor:
+    """Attention within each row of a packed batch, by what serves these tensors best; see `attention_in_use`.
+
+    Args:
+        query: [tokens, heads, head_dim]. Here and below only the last dimension need be contiguous: the three views of
+            one joined projection [tokens, 3, heads, head_dim] are taken as they are.
+        key: [tokens, kv_heads, head_dim], with kv_heads a divisor of heads (grouped-query attention).
+        value: [tokens, kv_heads, value_dim].
+        layout: where the rows lie, and which of their tokens nobody attends to.
+        scaling: of the products; None: head_dim ** -0.5.
+        is_causal: whether a query sees only its own token and those before it.
+        window: a query sees the keys fewer than so many tokens away, on both sides unless `is_causal`; transformers'
+            `sliding_window` as its layers pass it on. None: all of the row.
+
+    Returns:
+        [tokens, heads, value_dim], contiguous; zeros for a query that sees no key.
+    """
+    if window is not None and layout.positions is None and window >= layout.max_seqlen:
+        window = None
+    # Only windows measure by places of the padded layout: order is the same in both.
+    positions = None if window is None else layout.positions
+    if layout.key_mask is None and positions is None and _library_serves(query, key, value):
+        return _library_attention(query, key, value, layout, scaling=scaling, is_causal=is_causal, window=window)
+    return reference.attention(
+        query, key, value, layout.cu_seqlens, scaling=scaling, is_causal=is_causal, window=window,
+        key_mask=layout.key_mask, positions=positions,
+    )  # fmt: skip
+
+
+def _library_serves(query: Tensor, key: Tensor, value: Tensor) -> bool:
+    """Whether torch's variable-length attention takes these tensors, of a batch that hides no token."""
+    if not _library_takes(query.device, query.dtype, query.shape[-1]) or value.shape[-1] != query.shape[-1]:
+        return False
+    return query.shape[1] == key.shape[1] or "enable_gqa" in _library_options()
+
+
+def _library_takes(device: torch.device, dtype: torch.dtype, head_dim: int) -> bool:
+    # FlashAttention 2: half precision, Ampere or newer, sizes of whole 16-byte words.
+    return (
+        device.type == "cuda"
+        and dtype in (torch.float16, torch.bfloat16)
+        and head_dim % 8 == 0
+        and head_dim <= 256
+        and torch.backends.cuda.is_flash_attention_available()
+        and torch.cuda.get_device_capability(device) >= (8, 0)
+    )
+
+
+@functools.cache
+def _library_options() -> frozenset[str]:
+    """What this torch's function can be asked for: grouped-query heads came with torch 2.12."""
+    from torch.nn.attention.varlen import varlen_attn
+
+    return frozenset(inspect.signature(varlen_attn).parameters)
+
+
+def _library_attention(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    layout: "Layout",
+    *,
+    scaling: float | None,
+    is_causal: bool,
+    window: int | None,
+) -> Tensor:
+    from torch.nn.attention.varlen import varlen_attn
+
+    reach = -1 if window is None else window - 1  # its windows count the keys on each side; -1 is all of them
+    grouped: dict[str, Any] = {"enable_gqa": True} if query.shape[1] != key.shape[1] else {}
+    ends, longest = layout.cu_seqlens, layout.max_seqlen
+    out = varlen_attn(
+        query, key, value, ends, ends, longest, longest, scale=scaling,
+        window_size=(reach, 0 if is_causal else reach), **grouped,
+    )  # fmt: skip
+    return cast(Tensor, out)
+
+
+def attention_in_use(device: torch.device, dtype: torch.dtype, head_dim: int) -> str:
+    """In words: which attention serves heads of `head_dim` numbers, and why."""
+    if _library_takes(device, dtype, head_dim):
+        return "torch.nn.attention.varlen (half precision on CUDA)"
+    why = "not on CUDA" if device.type != "cuda" else f"{dtype}, head size {head_dim}: no library kernel serves"
+    return f"scaled_dot_product_attention over runs of rows of one length ({why})"
 
 
 class ReadBack:

@@ -3,7 +3,6 @@
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from functools import cached_property
-from itertools import groupby
 
 import numpy as np
 import torch
@@ -18,23 +17,14 @@ class Layout:
     """Where the rows of a packed batch lie; all that attention needs to know of it.
 
     `key_mask` [tokens] bool is there only where a row keeps its first token although its mask hides it, as left
-    padding does: that token asks and answers, but nobody attends to it.
+    padding does: that token asks and answers, but nobody attends to it. `positions` [tokens] int32 are there only where
+    a mask hid tokens between others: where in the padded layout a token stood, since sliding windows measure by that.
     """
 
     cu_seqlens: Tensor  # [rows + 1] int32
     max_seqlen: int
     key_mask: Tensor | None = None
-
-    @cached_property
-    def runs(self) -> list[tuple[int, int, int]]:
-        """(first token, rows, length) of every run of neighbouring rows of one length. Reads the device."""
-        lengths = self.cu_seqlens.diff().tolist()
-        runs, start = [], 0
-        for length, run in groupby(lengths):
-            rows = len(list(run))
-            runs.append((start, rows, length))
-            start += rows * length
-        return runs
+    positions: Tensor | None = None
 
 
 @dataclass(frozen=True)
@@ -44,6 +34,7 @@ class PackedBatch:
     inputs: Mapping[str, Tensor]  # each [tokens, ...]: input_ids or inputs_embeds, position_ids, perhaps token_type_ids
     lengths: np.ndarray  # [rows] int64, on the host
     key_mask: Tensor | None = None  # [tokens] bool, see Layout
+    positions: Tensor | None = None  # [tokens] int32, see Layout
 
     @cached_property
     def starts(self) -> np.ndarray:
@@ -62,9 +53,8 @@ class PackedBatch:
             return ops.move(ops.gather(values, starts, ends, **size)[0], device)
 
         inputs = {name: pick(values) for name, values in self.inputs.items()}
-        return replace(
-            self, inputs=inputs, lengths=lengths, key_mask=None if self.key_mask is None else pick(self.key_mask)
-        )
+        key_mask, positions = (None if mark is None else pick(mark) for mark in (self.key_mask, self.positions))
+        return replace(self, inputs=inputs, lengths=lengths, key_mask=key_mask, positions=positions)
 
 
 def cumulative(lengths: np.ndarray) -> np.ndarray:
@@ -116,4 +106,6 @@ def pack(
     where = kept.flatten().nonzero().flatten()
     lengths = kept.sum(dim=1).cpu().numpy()
     key_mask = None if bool(visible[:, 0].all()) else visible.flatten()[where]
-    return PackedBatch({name: t.flatten(0, 1)[where] for name, t in given.items()}, lengths, key_mask)
+    has_holes = bool((kept[:, 1:] & ~kept[:, :-1]).any())
+    positions = (where % shape[1]).int() if has_holes else None
+    return PackedBatch({name: t.flatten(0, 1)[where] for name, t in given.items()}, lengths, key_mask, positions)

@@ -50,11 +50,12 @@ class Wave:
     def compact(self, plan: ops.Plan, rows: int, tokens: int, longest: int) -> "Wave":
         """The survivors alone, as `plan` lays them."""
         places, size = (plan.starts, plan.cu_seqlens), {"rows": rows, "tokens": tokens, "longest": longest}
-        mask = self.layout.key_mask
         hidden, memory = ops.gather(self.hidden[0], *places, **size, memory=self.state.memory, sources=plan.sources)
         assert memory is not None
         state = ops.RowState(self.state.keep.new_ones(rows), plan.streak[:rows], memory, plan.row_ids[:rows])
-        layout = Layout(
-            plan.cu_seqlens[: rows + 1], longest, None if mask is None else ops.gather(mask, *places, **size)[0]
-        )
+        marks = [
+            None if values is None else ops.gather(values, *places, **size)[0]
+            for values in (self.layout.key_mask, self.layout.positions)
+        ]
+        layout = Layout(plan.cu_seqlens[: rows + 1], longest, *marks)
         return Wave(hidden[None], layout, state)

@@ -10,7 +10,6 @@ from pabee_fast.errors import InputError
 from pabee_fast.models.heads import CONFIG_ENTRY, from_pretrained
 from pabee_fast.policies import Policy
 from pabee_fast.runtime import ops
-from pabee_fast.runtime.attention import attention_in_use
 from pabee_fast.runtime.device import choose_device, choose_dtype
 from pabee_fast.scoring.scorer import Scorer
 
@@ -48,7 +47,7 @@ class Setting:
 
     def attention(self, head_dim: int = 64) -> str:
         """What runs attention for heads of this size."""
-        return attention_in_use(self.device, self.dtype, head_dim)
+        return ops.attention_in_use(self.device, self.dtype, head_dim)
 
 
 def load_scorer(

@@ -4,7 +4,9 @@ import pytest
 import torch
 
 # A failure in a shared case shows its values, as one in a test does.
-pytest.register_assert_rewrite("tests.kernels.exit_cases", "tests.kernels.compact_cases")
+pytest.register_assert_rewrite(
+    "tests.kernels.attention_cases", "tests.kernels.exit_cases", "tests.kernels.compact_cases"
+)
 
 
 @pytest.fixture(autouse=True)

@@ -1,0 +1,178 @@
+"""Cases that hold attention against its formula in float64; the reference, the interpreter and a GPU run the same ones.
+
+Sizes are chosen: 0 rows (nothing to launch), 1 row, 1 token, primes and the neighbours of powers of two (no block
+divides them), head sizes of 1 (all padding), 20 and 24 (padded to 32), and more than one block of keys.
+"""
+
+import itertools
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from tests.tolerances import assert_close
+
+
+@dataclass(frozen=True)
+class AttentionCase:
+    """Rows of the given lengths, and what their queries see."""
+
+    lengths: tuple[int, ...]
+    heads: int = 2
+    kv_heads: int = 2
+    head_dim: int = 16
+    value_dim: int | None = None
+    scaling: float | None = None
+    is_causal: bool = False
+    window: int | None = None
+    hidden: str | None = None
+    """Which tokens nobody attends to: the "first" of every second row, "every" one of every second row, or "some"."""
+    has_holes: bool = False
+    """Whether the padded layout had hidden tokens between the packed ones."""
+    is_joined: bool = False
+    """Whether query, key and value are views of one projection, [tokens, heads in all, head_dim]."""
+
+    def __str__(self) -> str:
+        longest = max(self.lengths, default=0)
+        words = [
+            f"{len(self.lengths)}x{longest}", f"{self.heads}-{self.kv_heads}-{self.head_dim}-{self.value_dim or ''}",
+            "causal" if self.is_causal else "", f"window{self.window}" if self.window else "", self.hidden or "",
+            "holes" if self.has_holes else "", "joined" if self.is_joined else "",
+        ]  # fmt: skip
+        return "-".join(word for word in words if word)
+
+    @property
+    def tokens(self) -> int:
+        return sum(self.lengths)
+
+    def cu_seqlens(self) -> Tensor:
+        """Return [rows + 1] int32."""
+        return torch.tensor([0, *itertools.accumulate(self.lengths)], dtype=torch.int32)
+
+    def tensors(self, dtype: torch.dtype, device: str = "cpu") -> list[Tensor]:
+        """Return query, key and value."""
+        generator = torch.Generator().manual_seed(0)
+        heads = [self.heads, self.kv_heads, self.kv_heads]
+        sizes = [self.head_dim, self.head_dim, self.value_dim or self.head_dim]
+        made = [
+            torch.randn((self.tokens, number, size), generator=generator).to(device, dtype)
+            for number, size in zip(heads, sizes, strict=True)
+        ]
+        return list(torch.cat(made, dim=1).split(heads, dim=1)) if self.is_joined else made
+
+    def key_mask(self) -> Tensor | None:
+        """Return [tokens] bool, or None."""
+        if self.hidden is None:
+            return None
+        if self.hidden == "some":
+            return torch.rand(self.tokens, generator=torch.Generator().manual_seed(1)) < 0.6
+        mask = torch.ones(self.tokens, dtype=torch.bool)
+        for start, end in list(itertools.pairwise(self.cu_seqlens().tolist()))[::2]:
+            mask[start : start + 1 if self.hidden == "first" else end] = False
+        return mask
+
+    def positions(self) -> Tensor | None:
+        """Return [tokens] int32, ascending within a row, or None."""
+        if not self.has_holes:
+            return None
+        return (torch.arange(self.tokens) * 7 // 4).int()  # steps of 1 and 2
+
+    def options(self, device: str = "cpu") -> dict[str, Any]:
+        """Return the keyword arguments."""
+        marks = {"key_mask": self.key_mask(), "positions": self.positions()}
+        return {
+            "scaling": self.scaling,
+            "is_causal": self.is_causal,
+            "window": self.window,
+            **{name: None if mark is None else mark.to(device) for name, mark in marks.items()},
+        }
+
+
+def softmax_maths(case: AttentionCase, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
+    """Return softmax(scaling * q k^T) v of every row and head by itself, as the formula says, in float64."""
+    group = case.heads // case.kv_heads
+    key, value = (tensor.repeat_interleave(group, dim=1) for tensor in (key, value))
+    scaling = 1 / math.sqrt(case.head_dim) if case.scaling is None else case.scaling
+    out = torch.zeros(case.tokens, case.heads, value.shape[2], dtype=torch.float64)
+    mask, positions = case.key_mask(), case.positions()
+    for start, end in itertools.pairwise(case.cu_seqlens().tolist()):
+        row = slice(start, end)
+        q, k, v = (tensor[row].double() for tensor in (query, key, value))
+        place = torch.arange(end - start) if positions is None else positions[row]
+        distance = place[:, None] - place[None, :]  # [queries, keys]
+        seen = torch.ones_like(distance, dtype=torch.bool)
+        if case.is_causal:
+            seen &= distance >= 0
+        if case.window is not None:
+            seen &= distance.abs() < case.window
+        if mask is not None:
+            seen &= mask[row]
+        weights = torch.einsum("qhd,khd->hqk", q, k).mul(scaling).exp() * seen
+        total = weights.sum(-1, keepdim=True)
+        out[row] = torch.einsum("hqk,khd->qhd", weights / total.where(total > 0, 1), v)
+    return out
+
+
+LENGTHS = (7, 1, 13, 13, 2, 31, 5)
+# Longer than a block of queries and of keys, beside short rows.
+LONG = (3, 131, 64, 1, 97)
+ATTENTION_CASES = [
+    AttentionCase(lengths=()),
+    AttentionCase(lengths=(1,)),
+    AttentionCase(lengths=(13,)),
+    AttentionCase(lengths=(0, 5, 0, 0, 3, 0)),
+    AttentionCase(lengths=(1,) * 37),
+    AttentionCase(lengths=LENGTHS),
+    AttentionCase(lengths=LENGTHS, scaling=0.3),
+    *(AttentionCase(lengths=LENGTHS, head_dim=head_dim) for head_dim in (1, 20, 24, 64)),
+    AttentionCase(lengths=(5, 17), head_dim=128),
+    AttentionCase(lengths=(5, 17), head_dim=256),
+    AttentionCase(lengths=LENGTHS, head_dim=24, value_dim=40),
+    AttentionCase(lengths=LENGTHS, heads=3, kv_heads=1),
+    AttentionCase(lengths=LENGTHS, heads=6, kv_heads=2, head_dim=20, is_causal=True),
+    AttentionCase(lengths=LONG),
+    AttentionCase(lengths=LONG, is_causal=True),
+    *(AttentionCase(lengths=LONG, window=window) for window in (1, 2, 33, 500)),
+    *(AttentionCase(lengths=LONG, window=window, is_causal=True) for window in (1, 2, 33, 500)),
+    # The window is as wide as the rows, and a little less and more.
+    *(AttentionCase(lengths=(31, 32, 33), window=32, is_causal=is_causal) for is_causal in (False, True)),
+    AttentionCase(lengths=LENGTHS, hidden="first"),
+    AttentionCase(lengths=LENGTHS, hidden="first", is_causal=True),
+    AttentionCase(lengths=LENGTHS, hidden="every"),
+    AttentionCase(lengths=LONG, hidden="some", window=4),
+    AttentionCase(lengths=LONG, hidden="some", window=4, is_causal=True),
+    AttentionCase(lengths=LONG, has_holes=True, window=40),
+    AttentionCase(lengths=LONG, has_holes=True, window=40, is_causal=True, hidden="first"),
+    AttentionCase(lengths=LENGTHS, has_holes=True),
+    AttentionCase(lengths=LENGTHS, is_joined=True),
+    AttentionCase(lengths=LENGTHS, heads=4, head_dim=20, is_joined=True, is_causal=True, window=5),
+]
+
+
+def check_attention(attention: Callable[..., Tensor], case: AttentionCase, dtype: torch.dtype, device: str) -> None:
+    """Hold attention against its formula, on the numbers as `dtype` holds them."""
+    tensors = case.tensors(dtype, device)
+    got = attention(*tensors, case.cu_seqlens().to(device), **case.options(device))
+    assert (got.dtype, got.device.type, got.is_contiguous()) == (dtype, device, True)
+    assert_close(got.cpu().double(), softmax_maths(case, *(tensor.cpu() for tensor in tensors)), dtype)
+
+
+def check_neighbours_do_not_matter(
+    attention: Callable[..., Tensor], lengths: list[int], place: int, *, is_causal: bool, window: int | None
+) -> None:
+    """Hold a row among others, some of them not finite, against the row alone."""
+    case = AttentionCase(tuple(lengths), is_causal=is_causal, window=window)
+    ends = case.cu_seqlens()
+    row = slice(int(ends[place]), int(ends[place + 1]))
+    tensors = case.tensors(torch.float32)
+    own = [tensor[row].clone() for tensor in tensors]
+    for number, tensor in enumerate(tensors):
+        tensor[number::5] = float("nan")
+        tensor[number + 1 :: 7] = float("inf")
+        tensor[row] = own[number]
+    among = attention(*tensors, ends, **case.options())[row]
+    assert among.isfinite().all()
+    assert_close(among, attention(*own, torch.tensor([0, lengths[place]]).int(), **case.options()))
