@@ -58,6 +58,14 @@ class Policy:
         on_grid = layer >= self.first_layer and (layer - self.first_layer) % self.every == 0
         return on_grid and layer < last and self.first_exit(layers) < last
 
+    def from_layer(self, first: int) -> "Policy":
+        """The policy for a model whose heads begin at layer `first`: no layer before it is tested.
+
+        Raises:
+            InputError: it tests an earlier layer alone.
+        """
+        return self if first <= self.first_layer else dataclasses.replace(self, first_layer=first)
+
     def rule(self, layer: int, classes: int) -> Rule:
         """What the exit step does at a tested layer of a model with so many classes; its name never changes."""
         return Rule("none")
@@ -247,6 +255,9 @@ class FullDepth(Policy):
 
     needs_heads: ClassVar[bool] = False
 
+    def from_layer(self, first: int) -> "FullDepth":
+        return self
+
 
 @dataclass(frozen=True)
 class FixedDepth(Policy):
@@ -257,6 +268,11 @@ class FixedDepth(Policy):
     def __post_init__(self) -> None:
         super().__post_init__()
         require_whole("layers", self.layers, at_least=1)
+
+    def from_layer(self, first: int) -> "FixedDepth":
+        if self.layers < first:
+            raise InputError(f"FixedDepth({self.layers}): the model's heads begin at layer {first}; give that or more")
+        return self
 
     def depth(self, layers: int) -> int:
         return min(self.layers, layers)

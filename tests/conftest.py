@@ -71,9 +71,19 @@ def tiny_stock(family: str, *, num_labels: int = 3, seed: int = 0, **options: ob
     return model.eval()
 
 
-def tiny_model(family: str, *, num_labels: int = 3, seed: int = 0, **options: object) -> PreTrainedModel:
+def tiny_model(
+    family: str,
+    *,
+    head: str = "pabee",
+    pooling: str | None = None,
+    first_layer: int = 1,
+    num_labels: int = 3,
+    seed: int = 0,
+    **options: object,
+) -> PreTrainedModel:
     """The same with heads."""
-    return pf.attach_heads(tiny_stock(family, num_labels=num_labels, seed=seed, **options)).eval()
+    stock = tiny_stock(family, num_labels=num_labels, seed=seed, **options)
+    return pf.attach_heads(stock, head, pooling=pooling, first_layer=first_layer).eval()
 
 
 def padded_rows(lengths: list[int], *, family: str = "bert", seed: int = 0) -> dict[str, torch.Tensor]:

@@ -55,7 +55,7 @@ class Replayer:
         Raises:
             InputError: the policy does not fit the trace's model.
         """
-        trace, layers = self.trace, self.trace.layers
+        trace, layers, policy = self.trace, self.trace.layers, policy.from_layer(self.trace.first_layer)
         policy.check(layers, trace.kind, len(trace))
         last = policy.depth(layers)
         exit_layers = torch.full((len(trace),), last, dtype=torch.int64)

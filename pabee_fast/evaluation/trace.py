@@ -32,6 +32,7 @@ class Trace:
     kind: AnswerKind
     fingerprint: str
     labels: Tensor | None = None  # [rows] int64 or float32, or [rows, classes] of a label set
+    first_layer: int = 1  # the first with a head; logits of layers before it are NaN
 
     @property
     def layers(self) -> int:
@@ -49,14 +50,15 @@ class Trace:
     def select(self, rows: Tensor) -> "Trace":
         """The trace of some of the rows: int64 indices, or bool flags."""
         labels = None if self.labels is None else self.labels[rows]
-        return Trace(self.logits[:, rows], self.lengths[rows], self.kind, self.fingerprint, labels)
+        return Trace(self.logits[:, rows], self.lengths[rows], self.kind, self.fingerprint, labels, self.first_layer)
 
     def save(self, path: str | Path) -> None:
         """Writes the trace as one safetensors file."""
         tensors = {"logits": self.logits.contiguous(), "lengths": self.lengths.contiguous()}
         if self.labels is not None:
             tensors["labels"] = self.labels.contiguous()
-        save_file(tensors, path, {"format": FORMAT, "kind": self.kind, "fingerprint": self.fingerprint})
+        about = {"format": FORMAT, "kind": self.kind, "fingerprint": self.fingerprint}
+        save_file(tensors, path, about | {"first_layer": str(self.first_layer)})
 
     @classmethod
     def load(cls, path: str | Path) -> "Trace":
@@ -77,6 +79,7 @@ class Trace:
                 about["kind"],
                 about["fingerprint"],
                 labels,
+                int(about.get("first_layer", 1)),
             )
 
     def check_model(self, model: PreTrainedModel) -> None:
@@ -124,7 +127,7 @@ def trace(
         raise InputError("rows is empty: a trace needs at least one row")
     logits = torch.cat(parts, dim=1)
     found = _checked_labels(labels, logits, scorer.engine.kind)
-    return Trace(logits, torch.cat(lengths), scorer.engine.kind, fingerprint(model), found)
+    return Trace(logits, torch.cat(lengths), scorer.engine.kind, fingerprint(model), found, scorer.engine.first_head)
 
 
 def _checked_labels(given: Sequence[int] | Sequence[float] | Tensor | None, logits: Tensor, kind: str) -> Tensor | None:

@@ -72,7 +72,11 @@ class Family:
     def pooled(self, model: Any, first: Tensor) -> Tensor:
         """The heads' input for training, [rows, hidden_size], with the stock model's dropout, from first tokens."""
         weight, bias, activation = self.pooler(model)
-        return model.dropout(ACTIVATIONS[activation](nn.functional.linear(first, weight, bias)))
+        return self.dropout(model)(ACTIVATIONS[activation](nn.functional.linear(first, weight, bias)))
+
+    def dropout(self, model: Any) -> nn.Module:
+        """What the stock model applies in front of its classifier in training."""
+        return model.dropout
 
     def classifier(self, model: Any) -> nn.Linear:
         """The model's own classifier, which is the last head."""

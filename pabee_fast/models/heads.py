@@ -2,12 +2,13 @@
 
 A model with heads is an instance of a subclass of its own class that keeps the class's name, so that pickle, deepcopy,
 `isinstance`, pipelines and `save_pretrained` see the model they know. The last head is the model's own classifier;
-the n - 1 others live in `model.exit_heads` and in the same safetensors files. The config entry `pabee_fast` holds
-their shapes and a hash of their values.
+the others live in `model.exit_heads` and in the same safetensors files. The config entry `pabee_fast` holds their kind,
+their shapes and a hash of their values; whatever else stands in it is kept.
 """
 
 import functools
 import hashlib
+import inspect
 import json
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
@@ -22,11 +23,13 @@ from transformers.utils import cached_file
 from pabee_fast.errors import CheckpointError, InputError, UnsupportedError
 from pabee_fast.models import family_of
 from pabee_fast.models.family import Head
+from pabee_fast.models.head_kinds import HeadSpec
 from pabee_fast.policies import AnswerKind, Policy
 
 CONFIG_ENTRY = "pabee_fast"
 HEADS = "exit_heads"
-FORMAT = 1
+FORMATS = (1, 2)
+"""Entries that this version reads; it writes the last. Format 1 knew the published heads alone."""
 
 Model = TypeVar("Model", bound=PreTrainedModel)
 
@@ -41,14 +44,15 @@ class EarlyExitModel(PreTrainedModel if TYPE_CHECKING else object):  # type: ign
     def __init__(self, config: Any, *args: Any, **kwargs: Any) -> None:
         super().__init__(config, *args, **kwargs)
         if hasattr(config, CONFIG_ENTRY):
-            setattr(self, HEADS, _new_heads(self))
+            setattr(self, HEADS, spec_of(self).new_heads(self))
 
     def save_pretrained(self, save_directory: Any, *args: Any, **kwargs: Any) -> Any:
         """As the model's own, with the config entry brought up to date with the heads that are written."""
         if has_heads(self):
             state = kwargs.get("state_dict") or self.state_dict()
             heads = {name: t for name, t in state.items() if name.startswith(f"{HEADS}.")}
-            setattr(self.config, CONFIG_ENTRY, _config_entry(heads))
+            entry = getattr(self.config, CONFIG_ENTRY) | _config_entry(spec_of(self), heads)
+            setattr(self.config, CONFIG_ENTRY, entry)
         settings = self.config.__dict__
         ignored = settings.pop(key := "keys_to_ignore_at_inference", None)  # accelerate's, not the model's
         try:
@@ -83,6 +87,18 @@ def stock_class(cls: Any) -> Any:
     return cls.__mro__[2] if issubclass(cls, EarlyExitModel) else cls
 
 
+def named_arguments(model: PreTrainedModel, *args: Any, **kwargs: Any) -> dict[str, Any]:
+    """A call of the model's forward as a mapping from names to values."""
+    given = dict(_signature(stock_class(type(model))).bind(model, *args, **kwargs).arguments)
+    del given["self"]
+    return given | given.pop("kwargs", {})
+
+
+@functools.cache
+def _signature(cls: type[PreTrainedModel]) -> inspect.Signature:
+    return inspect.signature(cls.forward)
+
+
 def _empty_instance(stock: Any) -> Any:
     """Where pickle and deepcopy start from: their `__setstate__` fills it, so its forward is bound to the copy."""
     cls = early_exit_class(stock)
@@ -94,26 +110,34 @@ def has_heads(model: Any) -> bool:
     return getattr(model, HEADS, None) is not None
 
 
+def spec_of(model: PreTrainedModel) -> HeadSpec:
+    """What heads the config of a model with heads promises."""
+    return HeadSpec.from_entry(model, getattr(model.config, CONFIG_ENTRY))
+
+
 def heads_of(model: PreTrainedModel) -> list[nn.Linear]:
-    """One linear head a layer, the model's own classifier last.
+    """The heads of the layers from `spec_of(model).first_layer` on, the model's own classifier last.
 
     Raises:
         InputError: the model has no heads.
     """
     if not has_heads(model):
         raise InputError(
-            f"{type(model).__name__} has no heads: train some with `pabee-fast train` or pf.attach_heads(model) and "
-            "transformers' Trainer, or use FullDepth()"
+            f"{type(model).__name__} has no heads: fit some with `pabee-fast fit`, train some with `pabee-fast train` "
+            "or pf.attach_heads(model) and transformers' Trainer, or use FullDepth()"
         )
     return [*getattr(model, HEADS), family_of(model).classifier(model)]
 
 
 def exit_heads_of(model: PreTrainedModel) -> list[Head]:
-    """What the exit step asks after each layer; the model's own classifier everywhere if it has no heads, since only
-    the last layer can be tested then."""
+    """What the exit step asks after each of the last layers, as `heads_of` orders them; of a model without heads, after
+    the last layer alone."""
     family = family_of(model)
-    linears = heads_of(model) if has_heads(model) else [family.classifier(model)] * model.config.num_hidden_layers
-    return [Head(linear, family.pooling, family.pooler(model)) for linear in linears]
+    own = Head(family.classifier(model), family.pooling, family.pooler(model))
+    if not has_heads(model):
+        return [own]
+    spec = spec_of(model)
+    return [*(spec.exit_head(model, linear) for linear in getattr(model, HEADS)), own]
 
 
 def answer_kind(model: PreTrainedModel) -> AnswerKind:
@@ -132,47 +156,45 @@ def answer_kind(model: PreTrainedModel) -> AnswerKind:
     return "label"
 
 
-def attach_heads(model: Model, head: str = "pabee") -> Model:
-    """Adds an untrained internal classifier after every layer but the last, in place.
+def attach_heads(model: Model, head: str = "pabee", *, pooling: str | None = None, first_layer: int = 1) -> Model:
+    """Adds untrained internal classifiers before the last layer, in place.
 
     In training mode the model's forward then returns the loss over all heads, sum_j j * L_j / sum_j j (PABEE,
     section 3.3); in evaluation mode it answers as before. `save_pretrained` writes a normal model directory.
 
     Args:
         model: a live `*ForSequenceClassification` model of a supported family.
-        head: "pabee", one linear a layer behind the model's own pooler over the first token, shared by all layers.
+        head: "pabee", the published heads: one linear a layer behind the model's own pooler, shared by all layers;
+            "own-pooler", each behind a dense layer and tanh of its own; "linear", each over the tokens themselves.
+        pooling: which tokens of a row they read: "first", "last", or the "mean" of all; None: as the model's own
+            classifier does. That one always stays as it is.
+        first_layer: the first layer that gets a head.
 
     Returns:
         The same object.
 
     Raises:
-        InputError: it has heads already, or another `head`.
+        InputError: it has heads already, or another `head`, `pooling` or `first_layer`.
         UnsupportedError: no supported family.
     """
-    family_of(model)
-    if head != "pabee":
-        raise InputError(f"head={head!r}: give 'pabee'")
+    spec = HeadSpec.of(model, head, pooling, first_layer)
     if has_heads(model):
         raise InputError("the model has heads already; load it without them to start anew")
-    setattr(model, HEADS, _new_heads(model))
-    setattr(model.config, CONFIG_ENTRY, _config_entry(getattr(model, HEADS).state_dict(prefix=f"{HEADS}.")))
+    return replace_heads(model, spec)
+
+
+def replace_heads(model: Model, spec: HeadSpec) -> Model:
+    """Gives a model untrained heads in place of those it may have, and its config a new entry."""
+    setattr(model, HEADS, spec.new_heads(model))
+    heads = getattr(model, HEADS).state_dict(prefix=f"{HEADS}.")
+    setattr(model.config, CONFIG_ENTRY, _config_entry(spec, heads))
     model.__class__ = early_exit_class(type(model))
     return model
 
 
-def _new_heads(model: PreTrainedModel) -> nn.ModuleList:
-    last = family_of(model).classifier(model)
-    like: dict[str, Any] = {"device": last.weight.device, "dtype": last.weight.dtype}
-    heads = [nn.Linear(last.in_features, last.out_features, **like) for _ in range(model.config.num_hidden_layers - 1)]
-    for head in heads:
-        nn.init.normal_(head.weight, std=getattr(model.config, "initializer_range", 0.02))
-        nn.init.zeros_(head.bias)
-    return nn.ModuleList(heads).train(model.training)
-
-
-def _config_entry(heads: Mapping[str, Tensor]) -> dict[str, Any]:
+def _config_entry(spec: HeadSpec, heads: Mapping[str, Tensor]) -> dict[str, Any]:
     shapes = {name: list(tensor.shape) for name, tensor in sorted(heads.items())}
-    return {"format": FORMAT, "head": "pabee", "shapes": shapes, "sha256": _hash(heads)}
+    return {"format": FORMATS[-1], **spec.entry(), "shapes": shapes, "sha256": _hash(heads)}
 
 
 def _hash(heads: Mapping[str, Tensor]) -> str:
@@ -208,8 +230,8 @@ def from_pretrained(path_or_id: str | Path, policy: Policy | None = None, **kwar
         raise UnsupportedError(f"{path_or_id}: transformers has no sequence classifier for {type(config).__name__}")
     if not hasattr(config, CONFIG_ENTRY):
         raise CheckpointError(
-            f"{path_or_id} has no heads (no {CONFIG_ENTRY!r} in its config): load it with transformers and add them by "
-            "`pf.attach_heads(model)` and training, or train some with `pabee-fast train`"
+            f"{path_or_id} has no heads (no {CONFIG_ENTRY!r} in its config): fit some with `pabee-fast fit`, train "
+            "some with `pabee-fast train`, or load it with transformers, pf.attach_heads(model), and train"
         )
     _check_heads(str(path_or_id), getattr(config, CONFIG_ENTRY), hub)
     model = early_exit_class(stock).from_pretrained(path_or_id, config=config, **kwargs).eval()
@@ -222,8 +244,10 @@ def from_pretrained(path_or_id: str | Path, policy: Policy | None = None, **kwar
 
 def _check_heads(path: str, entry: Mapping[str, Any], hub: Mapping[str, Any]) -> None:
     """Holds the stored head tensors against the config entry that promises them."""
-    if entry.get("format") != FORMAT:
-        raise CheckpointError(f"{path}: heads of format {entry.get('format')!r}; this version reads {FORMAT}")
+    if entry.get("format") not in FORMATS:
+        raise CheckpointError(
+            f"{path}: heads of format {entry.get('format')!r}; this version reads {' and '.join(map(str, FORMATS))}"
+        )
     stored = {name: read() for name, read in _stored_tensors(path, hub) if name.startswith(f"{HEADS}.")}
     absent = sorted(entry["shapes"].keys() - stored.keys())
     if absent:

@@ -48,7 +48,7 @@ def load_pabee_checkpoint(
     if num_labels not in (None, classes):
         raise CheckpointError(f"num_labels={num_labels}, but the checkpoint's heads have {classes} outputs")
     config.num_labels = classes
-    model = attach_heads(AutoModelForSequenceClassification.from_config(config))
+    model = attach_heads(AutoModelForSequenceClassification.from_config(config), head="pabee")
     backbone = {name: tensor for name, tensor in state.items() if not name.startswith("classifiers.")}
     # Older transformers saved this buffer; it holds 0, 1, 2, ...
     backbone = {name: tensor for name, tensor in backbone.items() if not name.endswith("embeddings.position_ids")}

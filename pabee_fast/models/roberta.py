@@ -29,5 +29,8 @@ class Roberta(Family):
         head = model.classifier
         return head.dropout(torch.tanh(head.dense(head.dropout(first))))
 
+    def dropout(self, model: Any) -> nn.Module:
+        return model.classifier.dropout
+
     def classifier(self, model: Any) -> nn.Linear:
         return model.classifier.out_proj

@@ -60,6 +60,7 @@ class Engine:
         self.heads = exit_heads_of(model)
         self.kind = answer_kind(model)
         self.classes: int = model.config.num_labels
+        self.first_head = len(self.layers) - len(self.heads) + 1  # the first layer that has one
         own = self.heads[-1].linear.weight
         self.device, self.dtype = own.device, own.dtype
         self.token_budget = token_budget if token_budget is not None else TOKEN_BUDGETS.get(self.device.type, 4_096)
@@ -69,14 +70,18 @@ class Engine:
         self.lanes = lanes if lanes is not None else LANES.get(self.device.type, 1)
         require_whole("lanes", self.lanes, at_least=1)
 
-    def check(self, policy: Policy) -> None:
-        """Raises InputError where the policy does not fit the model or needs heads that it lacks; warns where it is of
-        no use. Meant for the moment a policy is chosen."""
-        policy.check(len(self.layers), self.kind)
+    def check(self, policy: Policy) -> Policy:
+        """The policy as this model runs it: tests begin where its heads do. Meant for the moment a policy is chosen.
+
+        Raises InputError where the policy does not fit the model or needs heads that it lacks; warns where it is of no
+        use."""
         if policy.needs_heads and not has_heads(self.model):
             heads_of(self.model)  # says how to add them
+        policy = policy.from_layer(self.first_head)
+        policy.check(len(self.layers), self.kind)
         if warning := policy.warning(len(self.layers)):
             warnings.warn(warning, stacklevel=3)
+        return policy
 
     @torch.no_grad()
     def run(self, batch: PackedBatch, policy: Policy) -> Results:
@@ -85,7 +90,7 @@ class Engine:
         Raises:
             InputError: the policy does not fit the model or the rows, or a row is longer than the token budget.
         """
-        rows = len(batch.lengths)
+        rows, policy = len(batch.lengths), policy.from_layer(self.first_head)
         policy.check(len(self.layers), self.kind, rows)
         results = Results.empty(rows, self.classes, self.device)
         given = policy.exit_at()
@@ -111,7 +116,8 @@ class Engine:
 
     @torch.no_grad()
     def every_head(self, batch: PackedBatch) -> Tensor:
-        """What every head says of every row, [layers, rows, classes] float32, in the order of `batch`."""
+        """What every head says of every row, [layers, rows, classes] float32, in the order of `batch`; NaN in layers
+        without one."""
         rows, layers = len(batch.lengths), len(self.layers)
         logits = torch.full((layers, rows, self.classes), float("nan"), device=self.device)
         exits = torch.empty(rows, dtype=torch.int64, device=self.device)
@@ -120,6 +126,8 @@ class Engine:
                 wave = self._embed(batch, members, FullDepth())
                 for layer in range(1, layers + 1):
                     wave.hidden = self._layer(layer, wave)
+                    if layer < self.first_head:
+                        continue
                     wave.state.keep.fill_(1)
                     # Every layer is the last one once, so that all rows write what they have.
                     self._exit_step(wave, layer, layer, Rule("none"), None, Results(logits[layer - 1], exits))
@@ -179,7 +187,7 @@ class Engine:
     def _exit_step(
         self, wave: Wave, layer: int, last: int, rule: Rule, exit_at: Tensor | None, results: Results
     ) -> None:
-        head = self.heads[layer - 1]
+        head = self.heads[layer - self.first_head]
         ops.exit_step(
             wave.hidden[0],
             head.linear.weight,

@@ -1,7 +1,6 @@
 """The forward of an early-exit model at the Hugging Face edge, and the two verbs that swap it in and out."""
 
 import functools
-import inspect
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -12,7 +11,7 @@ from transformers.loss.loss_utils import ForSequenceClassificationLoss
 from transformers.modeling_outputs import SequenceClassifierOutput
 
 from pabee_fast.errors import InputError, UnsupportedError
-from pabee_fast.models.heads import EarlyExitModel, Model, early_exit_class, has_heads, stock_class
+from pabee_fast.models.heads import EarlyExitModel, Model, early_exit_class, has_heads, named_arguments, stock_class
 from pabee_fast.policies import Policy
 from pabee_fast.runtime.engine import Engine
 from pabee_fast.runtime.packed import pack
@@ -45,7 +44,7 @@ def accelerate(model: Model, policy: Policy, *, token_budget: int | None = None)
     """
     if not isinstance(policy, Policy):
         raise InputError(f"policy={policy!r}: give a policy, pf.Patience(6) for instance")
-    Engine(model, token_budget=token_budget).check(policy)
+    policy = Engine(model, token_budget=token_budget).check(policy)
     model.__class__ = early_exit_class(type(model))
     model.exit_policy, model.token_budget = policy, token_budget
     if IGNORED_BY_TRAINER not in (ignored := _ignored(model.config)):  # or Trainer's predictions become a tuple
@@ -89,15 +88,7 @@ def forward(model: PreTrainedModel, stock_forward: Callable[..., Any], *args: An
         return multi_exit_loss(model, stock_forward, *args, **kwargs)
     if model.exit_policy is None:
         return stock_forward(*args, **kwargs)
-    given = {k: v for k, v in _signature(stock_class(type(model))).bind(model, *args, **kwargs).arguments.items()}
-    del given["self"]
-    given |= given.pop("kwargs", {})
-    return _early_exit(model, **given)
-
-
-@functools.cache
-def _signature(cls: type[PreTrainedModel]) -> inspect.Signature:
-    return inspect.signature(cls.forward)
+    return _early_exit(model, **named_arguments(model, *args, **kwargs))
 
 
 def _early_exit(

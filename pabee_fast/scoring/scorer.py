@@ -64,8 +64,7 @@ class Scorer:
             raise InputError("the model is in training mode: call model.eval() first")
         self.engine = Engine(model, token_budget=token_budget)
         self.model, self.tokenizer = model, tokenizer
-        self.policy = policy or getattr(model, "exit_policy", None) or FullDepth()
-        self.engine.check(self.policy)
+        self.policy = self.engine.check(policy or getattr(model, "exit_policy", None) or FullDepth())
         limit = min(self.engine.family.max_length(model), tokenizer.model_max_length, self.engine.token_budget)
         if max_length is not None and max_length > limit:
             raise InputError(

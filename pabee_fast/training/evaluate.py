@@ -10,7 +10,7 @@ from rich.table import Table
 from torch import Tensor
 from transformers import DataCollatorWithPadding, PreTrainedModel
 
-from pabee_fast.models.heads import answer_kind, stock_class
+from pabee_fast.models.heads import answer_kind, spec_of, stock_class
 from pabee_fast.policies import AnswerKind
 from pabee_fast.training.examples import Features
 from pabee_fast.training.objective import every_head
@@ -18,10 +18,10 @@ from pabee_fast.training.objective import every_head
 
 @dataclass(frozen=True)
 class LayerScores:
-    """One metric of every head, layer 1 first."""
+    """One metric of every head, layer 1 first; None for a layer without one."""
 
     metric: str
-    by_layer: tuple[float, ...]
+    by_layer: tuple[float | None, ...]
 
 
 def evaluate_layers(
@@ -38,7 +38,9 @@ def evaluate_layers(
     logits = torch.cat(list(_all_logits(model, features, collator, batch_size)), dim=1)
     order = _by_length(features)
     labels = torch.tensor([features[i]["labels"] for i in order])
-    return score(logits, labels, answer_kind(model))
+    without_head = (None,) * (spec_of(model).first_layer - 1)
+    scores = score(logits, labels, answer_kind(model))
+    return [LayerScores(column.metric, without_head + column.by_layer) for column in scores]
 
 
 def score(logits: Tensor, labels: Tensor, kind: AnswerKind) -> list[LayerScores]:
@@ -62,7 +64,7 @@ def as_table(title: str, scores: Sequence[LayerScores]) -> Table:
     for column in scores:
         table.add_column(column.metric, justify="right")
     for layer, values in enumerate(zip(*(column.by_layer for column in scores), strict=True), 1):
-        table.add_row(str(layer), *(f"{value:.4f}" for value in values))
+        table.add_row(str(layer), *("-" if value is None else f"{value:.4f}" for value in values))
     return table
 
 

@@ -12,7 +12,8 @@ from transformers.loss.loss_utils import ForSequenceClassificationLoss
 from transformers.modeling_outputs import SequenceClassifierOutput
 
 from pabee_fast.models import family_of
-from pabee_fast.models.heads import HEADS, answer_kind
+from pabee_fast.models.head_kinds import read_padded
+from pabee_fast.models.heads import HEADS, answer_kind, named_arguments, spec_of
 from pabee_fast.policies import AnswerKind
 
 
@@ -68,26 +69,29 @@ def multi_exit_loss(
                 distillation.loss(loss, logits, teacher_logits, kind)
                 for loss, logits in zip(losses, all_logits, strict=True)
             ]
-        out.loss = weighted_mean(losses)
+        out.loss = weighted_mean(losses, spec_of(model).first_layer)
     return out if (model.config.return_dict if return_dict is None else return_dict) else out.to_tuple()
 
 
 def every_head(
     model: PreTrainedModel, stock_forward: Callable[..., Any], *args: Any, **kwargs: Any
 ) -> tuple[SequenceClassifierOutput, list[Tensor]]:
-    """The stock output and every head's logits, [rows, classes] each, the model's own classifier last."""
+    """The stock output and every head's logits, [rows, classes] each, the model's own classifier last; the first are
+    those of layer `spec_of(model).first_layer`."""
     wanted = kwargs.pop("output_hidden_states", None) or model.config.output_hidden_states
     out = stock_forward(*args, **kwargs, output_hidden_states=True, return_dict=True)
-    family = family_of(model)
-    states = family.layer_outputs(model, out.hidden_states)
-    heads = getattr(model, HEADS)
-    logits = [head(family.pooled(model, state[:, 0])) for head, state in zip(heads, states, strict=False)]
+    spec, mask = spec_of(model), named_arguments(model, *args, **kwargs).get("attention_mask")
+    states = family_of(model).layer_outputs(model, out.hidden_states)[spec.first_layer - 1 :]
+    logits = [
+        spec.logits(model, head, read_padded(state, mask, spec.pooling))
+        for head, state in zip(getattr(model, HEADS), states, strict=False)
+    ]
     if not wanted:
         out.hidden_states = None
     return out, [*logits, out.logits]
 
 
-def weighted_mean(losses: Sequence[Tensor]) -> Tensor:
-    """sum_j j * L_j / sum_j j over the heads j = 1..n (PABEE, section 3.3, equation 5)."""
-    weights = torch.arange(1, len(losses) + 1, dtype=losses[0].dtype, device=losses[0].device)
-    return torch.stack(list(losses)) @ weights / weights.sum()
+def weighted_mean(losses: Sequence[Tensor], first_layer: int = 1) -> Tensor:
+    """sum_j j * L_j / sum_j j over the layers j with a head (PABEE, section 3.3, equation 5)."""
+    layers = torch.arange(first_layer, first_layer + len(losses), dtype=losses[0].dtype, device=losses[0].device)
+    return torch.stack(list(losses)) @ layers / layers.sum()

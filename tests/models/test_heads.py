@@ -103,9 +103,9 @@ def test_heads_that_are_not_the_configs_are_refused(break_it: str, tmp_path: Pat
 def test_a_directory_of_a_later_format_is_refused(tmp_path: Path) -> None:
     tiny_model("bert").save_pretrained(tmp_path)
     config = json.loads((tmp_path / "config.json").read_text())
-    config["pabee_fast"]["format"] = 2
+    config["pabee_fast"]["format"] = 3
     (tmp_path / "config.json").write_text(json.dumps(config))
-    with pytest.raises(pf.CheckpointError, match="format 2"):
+    with pytest.raises(pf.CheckpointError, match="format 3"):
         pf.from_pretrained(tmp_path)
 
 
@@ -123,8 +123,14 @@ def test_remote_code_is_refused(tmp_path: Path) -> None:
 def test_heads_are_attached_once_and_of_a_known_kind() -> None:
     with pytest.raises(pf.InputError, match="has heads already"):
         pf.attach_heads(tiny_model("bert"))
-    with pytest.raises(pf.InputError, match="'pabee'"):
-        pf.attach_heads(tiny_stock("bert"), head="linear")
+    for asked, says in (
+        ({"head": "mlp"}, "'pabee', 'own-pooler' or 'linear'"),
+        ({"pooling": "max"}, "'first', 'last' or 'mean'"),
+        ({"first_layer": 0}, "first_layer=0"),
+        ({"first_layer": 7}, "6 layers"),
+    ):
+        with pytest.raises(pf.InputError, match=says):
+            pf.attach_heads(tiny_stock("bert"), **asked)
 
 
 def test_attached_heads_follow_the_models_precision_and_mode() -> None:
