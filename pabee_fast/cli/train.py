@@ -25,6 +25,16 @@ def train_command(
         str | None,
         typer.Option(help="single_label_classification, multi_label_classification or regression; default: by labels."),
     ] = None,
+    head: Annotated[
+        str | None, typer.Option(help="New heads: pabee, own-pooler or linear; see pf.attach_heads.")
+    ] = None,
+    pooling: Annotated[
+        str | None, typer.Option(help="What new heads read: the first token, the last, or the mean of all.")
+    ] = None,
+    first_layer: Annotated[int | None, typer.Option(help="First layer that gets a head.")] = None,
+    objective: Annotated[
+        str, typer.Option(help="pabee, or self-distillation: every head also learns the last one's answers.")
+    ] = "pabee",
     teacher: Annotated[
         str | None, typer.Option(help="A classifier whose answers are learned beside the labels (distillation).")
     ] = None,
@@ -55,6 +65,10 @@ def train_command(
         text_pair_column=text_pair_column,
         label_column=label_column,
         problem_type=problem_type,
+        head=head,
+        pooling=pooling,
+        first_layer=first_layer,
+        objective=objective,
         teacher=teacher,
         alpha=alpha,
         temperature=temperature,

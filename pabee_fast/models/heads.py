@@ -27,6 +27,8 @@ from pabee_fast.models.head_kinds import HeadSpec
 from pabee_fast.policies import AnswerKind, Policy
 
 CONFIG_ENTRY = "pabee_fast"
+FIT = "fit"
+"""The key of the entry under which `fit` says what it did."""
 HEADS = "exit_heads"
 FORMATS = (1, 2)
 """Entries that this version reads; it writes the last. Format 1 knew the published heads alone."""

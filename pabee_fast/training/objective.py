@@ -49,25 +49,43 @@ class Distillation:
         return self.temperature**2 * kl_div(head, teacher, reduction="sum", log_target=True) / choices
 
 
+SELF_DISTILLATION = Distillation(alpha=0.3, temperature=3.0)
+"""The last head as teacher of the others: the weight and temperature of "Be Your Own Teacher" (Zhang et al., ICCV 2019,
+section 3.2, equation 6) as its code has them; its third term, between feature maps, is left out."""
+
+
 def multi_exit_loss(
     model: PreTrainedModel,
     stock_forward: Callable[..., Any],
     *args: Any,
     teacher_logits: Tensor | None = None,
     distillation: Distillation = Distillation(),
+    self_distillation: Distillation | None = None,
     **kwargs: Any,
 ) -> SequenceClassifierOutput | tuple[Tensor, ...]:
-    """The stock forward with PABEE's joint loss in place of the last head's."""
+    """The stock forward with PABEE's joint loss in place of the last head's.
+
+    Args:
+        teacher_logits: [rows, classes] of another model, for all heads to learn by `distillation`; None: there is none.
+        self_distillation: how every head but the last learns the last one's answers, which get no gradient from it, on
+            top of that; None: not at all.
+    """
     labels = kwargs.pop("labels", None)
     return_dict = kwargs.pop("return_dict", None)
     out, all_logits = every_head(model, stock_forward, *args, **kwargs)
     if labels is not None:
+        kind = answer_kind(model)
         losses = [ForSequenceClassificationLoss(labels, logits, model.config) for logits in all_logits]
         if teacher_logits is not None:
-            kind = answer_kind(model)
             losses = [
                 distillation.loss(loss, logits, teacher_logits, kind)
                 for loss, logits in zip(losses, all_logits, strict=True)
+            ]
+        if self_distillation is not None:
+            *inner, last = all_logits
+            losses[:-1] = [
+                self_distillation.loss(loss, logits, last.detach(), kind)
+                for loss, logits in zip(losses[:-1], inner, strict=True)
             ]
         out.loss = weighted_mean(losses, spec_of(model).first_layer)
     return out if (model.config.return_dict if return_dict is None else return_dict) else out.to_tuple()

@@ -28,16 +28,18 @@ from transformers import (
 )
 
 from pabee_fast.errors import InputError, PabeeFastError
-from pabee_fast.models.heads import CONFIG_ENTRY, attach_heads, from_pretrained, has_heads
+from pabee_fast.models.heads import CONFIG_ENTRY, FIT, attach_heads, from_pretrained, has_heads, spec_of
 from pabee_fast.policies import require_whole
 from pabee_fast.training.evaluate import LayerScores, as_table, evaluate_layers
 from pabee_fast.training.examples import Examples, Features, read_examples
 from pabee_fast.training.labels import Labels, labels_of_column, labels_of_config
-from pabee_fast.training.objective import Distillation
+from pabee_fast.training.objective import SELF_DISTILLATION, Distillation
 from pabee_fast.training.teacher import full_depth_logits, in_order_of
 
 LOGGING_STEPS = 50
 RECORD = "training.json"
+OBJECTIVES = {"pabee": None, "self-distillation": SELF_DISTILLATION}
+"""How the heads learn from the last one, beside labels and teacher."""
 
 
 @dataclass(frozen=True)
@@ -52,6 +54,10 @@ class TrainSettings:
     text_pair_column: str | None = None
     label_column: str = "label"
     problem_type: str | None = None
+    head: str | None = None
+    pooling: str | None = None
+    first_layer: int | None = None
+    objective: str = "pabee"
     teacher: str | None = None
     alpha: float = 0.5
     temperature: float = 2.0
@@ -81,6 +87,8 @@ class TrainSettings:
         for name in ("learning_rate", "temperature"):
             if not 0 < getattr(self, name) < math.inf:
                 raise InputError(f"{name}={getattr(self, name)}: give a positive number")
+        if self.objective not in OBJECTIVES:
+            raise InputError(f"objective={self.objective!r}: give {' or '.join(OBJECTIVES)}")
         if self.schedule not in ("linear", "cosine", "constant"):
             raise InputError(f"schedule={self.schedule!r}: give linear, cosine or constant")
         output = Path(self.output)
@@ -136,6 +144,7 @@ def train(settings: TrainSettings, console: Console) -> PreTrainedModel:
         train_dataset=features,
         data_collator=DataCollatorWithPadding(tokenizer),
         distillation=Distillation(settings.alpha, settings.temperature),
+        self_distillation=OBJECTIVES[settings.objective],
     )
     trainer.remove_callback(PrinterCallback)
     trainer.add_callback(_Epochs(settings, tokenizer, eval_features, console))
@@ -144,14 +153,16 @@ def train(settings: TrainSettings, console: Console) -> PreTrainedModel:
 
 
 class _MultiExitTrainer(Trainer):
-    """The stock Trainer, which also tells the objective how to weigh the teacher."""
+    """The stock Trainer, which also tells the objective how to weigh its terms."""
 
-    def __init__(self, *args: Any, distillation: Distillation, **kwargs: Any) -> None:
+    def __init__(
+        self, *args: Any, distillation: Distillation, self_distillation: Distillation | None, **kwargs: Any
+    ) -> None:
         super().__init__(*args, **kwargs)
-        self.distillation = distillation
+        self.weights = {"distillation": distillation, "self_distillation": self_distillation}
 
     def compute_loss(self, model: Any, inputs: dict[str, Any], *args: Any, **kwargs: Any) -> Any:
-        return super().compute_loss(model, {**inputs, "distillation": self.distillation}, *args, **kwargs)
+        return super().compute_loss(model, inputs | self.weights, *args, **kwargs)
 
 
 class _Epochs(TrainerCallback):
@@ -231,7 +242,24 @@ def _load(settings: TrainSettings, examples: Examples) -> tuple[PreTrainedModel,
     longest = getattr(config, "max_position_embeddings", settings.max_length)
     if settings.max_length > longest:
         raise InputError(f"max_length={settings.max_length}: the model has {longest} positions; give at most that")
-    return model if has_heads(model) else attach_heads(model), tokenizer
+    return _with_heads(settings, model), tokenizer
+
+
+def _with_heads(settings: TrainSettings, model: PreTrainedModel) -> PreTrainedModel:
+    """The model with the heads asked for; those it has already are trained further."""
+    asked = {name: getattr(settings, name) for name in ("head", "pooling", "first_layer")}
+    asked = {name: value for name, value in asked.items() if value is not None}
+    if not has_heads(model):
+        return attach_heads(model, **asked)
+    has = spec_of(model).entry()
+    for name, value in asked.items():
+        if has[name] != value:
+            raise InputError(
+                f"{name}={value!r}: {settings.model} has heads of {name} {has[name]!r} already; leave the option out, "
+                "or start from a model without heads"
+            )
+    getattr(model.config, CONFIG_ENTRY).pop(FIT, None)  # what was fitted for these heads no longer holds
+    return model
 
 
 def _config_and_tokenizer(what: str, path: str) -> tuple[Any, PreTrainedTokenizerBase]:

@@ -143,6 +143,10 @@ def test_another_problem_than_a_classifiers_own_is_refused(
         ("--warmup", 2, "warmup=2"),
         ("--weight-decay", -1, "weight_decay=-1"),
         ("--schedule", "steps", "schedule='steps'"),
+        ("--objective", "joint", "objective='joint'"),
+        ("--head", "mlp", "head='mlp'"),
+        ("--pooling", "max", "pooling='max'"),
+        ("--first-layer", 9, "first_layer=9"),
         ("--max-length", 99, "max_length=99"),
     ],
 )
@@ -150,6 +154,16 @@ def test_settings_out_of_range_are_named(
     refused: Callable[..., str], table: Tables, reviews: Rows, option: str, value: Any, named: str
 ) -> None:
     assert named in refused(table("train.csv", reviews), option, value)
+
+
+def test_heads_that_are_there_are_not_exchanged(
+    refused: Callable[..., str], table: Tables, reviews: Rows, pabee_fast: Command, encoder: Path, tmp_path: Path,
+    brief: list[str],
+) -> None:  # fmt: skip
+    train, first = table("train.csv", reviews), tmp_path / "first"
+    assert pabee_fast("train", train, "--model", encoder, "--output", first, "--head", "linear", *brief) == 0
+    assert "head='pabee'" in refused(train, "--head", "pabee", model=first)
+    assert "has heads of first_layer 1 already" in refused(train, "--first-layer", 2, model=first)
 
 
 def test_a_model_that_is_not_there_is_named(

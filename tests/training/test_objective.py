@@ -11,7 +11,7 @@ from transformers import AutoModelForSequenceClassification
 
 import pabee_fast as pf
 from pabee_fast.models.heads import heads_of
-from pabee_fast.training.objective import Distillation, weighted_mean
+from pabee_fast.training.objective import SELF_DISTILLATION, Distillation, weighted_mean
 
 IDS = torch.tensor([[2, 5, 9, 3], [2, 7, 9, 3], [2, 6, 3, 0]])
 MASK = (IDS != 0).long()
@@ -122,3 +122,42 @@ def test_distilled_heads_are_weighted_by_depth(tiny_config: Callable[..., Any]) 
     distillation = Distillation(alpha=0.6, temperature=3.0)
     loss = model(IDS, MASK, labels=labels, teacher_logits=teacher, distillation=distillation).loss
     assert loss.item() == pytest.approx(expected, rel=1e-5)
+
+
+@pytest.mark.parametrize("problem_type", CASES)
+@pytest.mark.parametrize("with_teacher", [False, True])
+def test_self_distillation_adds_the_last_heads_answers_to_the_others(
+    tiny_config: Callable[..., Any], problem_type: str, with_teacher: bool
+) -> None:
+    outputs, labels = CASES[problem_type]
+    kind = {"regression": "value", "multi_label_classification": "label_set"}.get(problem_type, "label")
+    model, teacher = make_model(tiny_config(num_labels=outputs, problem_type=problem_type)), torch.randn(3, outputs)
+    all_logits = logits_by_hand(model)
+
+    def distance(logits: Tensor, to: Tensor, temperature: float) -> float:
+        pairs = zip(logits.tolist(), to.tolist(), strict=True)
+        return sum(to_teacher_by_hand(kind, head, target, temperature) for head, target in pairs) / 3
+
+    losses = [label_loss(problem_type, logits, labels) for logits in all_logits]
+    if with_teacher:
+        losses = [
+            0.5 * loss + 0.5 * distance(logits, teacher, 2.0) for loss, logits in zip(losses, all_logits, strict=True)
+        ]
+    for i in (0, 1):
+        losses[i] = 0.7 * losses[i] + 0.3 * distance(all_logits[i], all_logits[2], 3.0)
+    expected = (1 * losses[0] + 2 * losses[1] + 3 * losses[2]) / 6
+    given = {"teacher_logits": teacher} if with_teacher else {}
+    loss = model(IDS, MASK, labels=labels, self_distillation=SELF_DISTILLATION, **given).loss
+    assert loss.item() == pytest.approx(expected, rel=1e-5)
+
+
+def test_the_last_head_does_not_learn_from_the_others(tiny_config: Callable[..., Any]) -> None:
+    gradients = []
+    for objective in (None, SELF_DISTILLATION):
+        model = make_model(tiny_config(num_labels=3))
+        labels = CASES["single_label_classification"][1]
+        model(IDS, MASK, labels=labels, self_distillation=objective).loss.backward()
+        gradients.append([head.weight.grad for head in heads_of(model)])
+    plain, distilled = gradients
+    assert torch.equal(plain[-1], distilled[-1])
+    assert not torch.equal(plain[0], distilled[0])

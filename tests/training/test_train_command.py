@@ -11,7 +11,8 @@ from safetensors.torch import load_file
 from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
 import pabee_fast as pf
-from pabee_fast.models.heads import has_heads
+from pabee_fast.models.head_kinds import HeadSpec
+from pabee_fast.models.heads import has_heads, spec_of
 
 Command = Callable[..., int]
 Tables = Callable[..., Path]
@@ -193,3 +194,42 @@ def test_overwriting_leaves_no_shard_of_the_model_before(
     assert {file.name for file in out.iterdir() if file.name.startswith("model")} == {"model.safetensors"}
     assert (out / "notes.txt").exists()
     assert not list(tmp_path.glob(".out.*"))
+
+
+@pytest.mark.parametrize("objective", ["pabee", "self-distillation"])
+def test_heads_of_another_kind_are_trained_from_a_layer_on(
+    pabee_fast: Command, table: Tables, reviews: Rows, encoder: Path, tmp_path: Path, learn: list[str], objective: str
+) -> None:
+    train, out = table("train.csv", reviews), tmp_path / "out"
+    heads = ["--head", "own-pooler", "--pooling", "mean", "--first-layer", "2", "--objective", objective]
+    assert pabee_fast("train", train, "--eval", train, "--model", encoder, "--output", out, *heads, *learn) == 0
+    without, *accuracies = last_epoch(out)["accuracy"]
+    assert without is None
+    assert len(accuracies) == 2
+    assert min(accuracies) > 0.8
+    assert spec_of(pf.from_pretrained(out)) == HeadSpec("own-pooler", "mean", 2)
+
+
+def test_objectives_lead_to_other_models(
+    pabee_fast: Command, table: Tables, reviews: Rows, encoder: Path, tmp_path: Path, brief: list[str]
+) -> None:
+    train, weights = table("train.csv", reviews), []
+    for objective in ("pabee", "self-distillation"):
+        out = tmp_path / objective
+        assert pabee_fast("train", train, "--model", encoder, "--output", out, "--objective", objective, *brief) == 0
+        weights.append(load_file(out / "model.safetensors")["exit_heads.0.weight"])
+    assert not torch.equal(*weights)
+
+
+def test_training_further_drops_what_was_fitted(
+    pabee_fast: Command, table: Tables, reviews: Rows, encoder: Path, tmp_path: Path, brief: list[str]
+) -> None:
+    train, first, second = table("train.csv", reviews), tmp_path / "first", tmp_path / "second"
+    assert pabee_fast("train", train, "--model", encoder, "--output", first, *brief) == 0
+    config = json.loads((first / "config.json").read_text())
+    config["pabee_fast"] |= {"fit": {"rows": 3}, "of another": "tool"}
+    (first / "config.json").write_text(json.dumps(config))
+    assert pabee_fast("train", train, "--model", first, "--output", second, *brief) == 0
+    entry = json.loads((second / "config.json").read_text())["pabee_fast"]
+    assert entry["of another"] == "tool"
+    assert "fit" not in entry
