@@ -4,7 +4,9 @@ The rules are the reference's own (`kernels.reference.observe` and `count`); her
 rule looks at depends on which layers are tested and on nothing else of a policy, so it is worked out once for many.
 """
 
+import contextlib
 from collections import OrderedDict
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import torch
@@ -46,7 +48,7 @@ class Replayer:
 
     def __init__(self, trace: Trace, *, remembered: int = 8) -> None:
         self.trace, self.remembered = trace, remembered
-        self._measures: OrderedDict[tuple[str, tuple[int, ...]], list[Tensor]] = OrderedDict()
+        self._remembered: OrderedDict[tuple[str, tuple[int, ...]], list[Tensor]] = OrderedDict()
 
     @torch.no_grad()
     def replay(self, policy: Policy) -> Replay:
@@ -57,46 +59,70 @@ class Replayer:
         """
         trace, layers, policy = self.trace, self.trace.layers, policy.from_layer(self.trace.first_layer)
         policy.check(layers, trace.kind, len(trace))
-        last = policy.depth(layers)
-        exit_layers = torch.full((len(trace),), last, dtype=torch.int64)
-        given = policy.exit_at()
-        tested = tuple(layer for layer in range(1, last) if policy.tests(layer, layers))
-        if given is not None:
-            # A given exit is taken at the first tested layer that is not before it.
-            for layer in reversed(tested):
-                exit_layers[torch.tensor(given) <= layer] = layer
-        elif tested:
-            exit_layers = self._by_rule(policy, tested, exit_layers)
-        logits = trace.logits[exit_layers - 1, torch.arange(len(trace))]
+        exit_layers = torch.full((len(trace),), policy.depth(layers), dtype=torch.int64)
+        given, tested = policy.exit_at(), self._tested(policy)
+        with one_thread():
+            if given is not None:
+                # A given exit is taken at the first tested layer that is not before it.
+                for layer in reversed(tested):
+                    exit_layers[torch.tensor(given) <= layer] = layer
+            elif tested:
+                self._leave_by_rule(policy, tested, exit_layers)
+            logits = trace.logits[exit_layers - 1, torch.arange(len(trace))]
         return Replay(logits, exit_layers, trace.lengths, layers)
 
-    def _by_rule(self, policy: Policy, tested: tuple[int, ...], exit_layers: Tensor) -> Tensor:
-        kind, classes = self.trace.kind, self.trace.classes
-        streak = torch.full((len(self.trace),), -1, dtype=torch.int32)
-        rules = [policy.rule(layer, classes) for layer in tested]
-        settled = torch.zeros(len(self.trace), dtype=torch.bool)
-        for layer, rule, measure in zip(tested, rules, self._measure(rules[0].name, tested), strict=True):
-            streak = ops.count(streak, measure, kind=kind, rule=rule.name, threshold=rule.threshold)
-            leaves = (streak >= rule.patience) & ~settled
-            exit_layers = torch.where(leaves, layer, exit_layers)
-            settled |= leaves
-        return exit_layers
+    @torch.no_grad()
+    def measures(self, policy: Policy) -> list[Tensor]:
+        """What the policy's rule looks at in each tested layer but the last, [rows] float32 each; see
+        `kernels.reference.observe`. Empty where no row can leave early."""
+        tested = self._tested(policy)
+        if not tested:
+            return []
+        with one_thread():
+            return self._measures(policy.rule(tested[0], self.trace.classes).name, tested)
 
-    def _measure(self, rule: str, tested: tuple[int, ...]) -> list[Tensor]:
-        """What a rule looks at in each tested layer, [rows] float32 each."""
+    def _tested(self, policy: Policy) -> tuple[int, ...]:
+        layers = self.trace.layers
+        return tuple(layer for layer in range(1, policy.depth(layers)) if policy.tests(layer, layers))
+
+    def _leave_by_rule(self, policy: Policy, tested: tuple[int, ...], exit_layers: Tensor) -> None:
+        """Writes the exit layer of every row that leaves before the last layer."""
+        kind, classes = self.trace.kind, self.trace.classes
+        rules = [policy.rule(layer, classes) for layer in tested]
+        streak = torch.full(exit_layers.shape, -1, dtype=torch.int32)
+        waiting = torch.ones(exit_layers.shape, dtype=torch.bool)
+        for layer, rule, measure in zip(tested, rules, self._measures(rules[0].name, tested), strict=True):
+            streak = ops.count(streak, measure, kind=kind, rule=rule.name, threshold=rule.threshold)
+            leaves = (streak >= rule.patience) & waiting
+            exit_layers.masked_fill_(leaves, layer)
+            waiting &= ~leaves
+
+    def _measures(self, rule: str, tested: tuple[int, ...]) -> list[Tensor]:
         key = (rule, tested)
-        if key not in self._measures:
+        if key not in self._remembered:
             kind, classes, rows = self.trace.kind, self.trace.classes, len(self.trace)
             memory = torch.zeros((rows, ops.memory_words(kind, rule, classes)), dtype=torch.int32)
             measures = []
             for layer in tested:
                 measure, memory = ops.observe(self.trace.logits[layer - 1], memory, kind=kind, rule=rule)
                 measures.append(measure)
-            self._measures[key] = measures
-            while len(self._measures) > self.remembered:
-                self._measures.popitem(last=False)
-        self._measures.move_to_end(key)
-        return self._measures[key]
+            self._remembered[key] = measures
+            while len(self._remembered) > self.remembered:
+                self._remembered.popitem(last=False)
+        self._remembered.move_to_end(key)
+        return self._remembered[key]
+
+
+@contextlib.contextmanager
+def one_thread() -> Iterator[None]:
+    """Torch in one thread meanwhile: replay is many short steps, which on a machine with other work would spend most
+    of their time waiting for a second thread (seen: 45 s for 1 s of work)."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
 
 
 def replay(trace: Trace, policy: Policy) -> Replay:

@@ -1,20 +1,21 @@
 """A trace: every head's logits for every row of a data set, from one run of the model at full depth."""
 
 import functools
-import hashlib
 import json
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from itertools import islice
 from pathlib import Path
+from typing import Any
 
 import torch
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from pabee_fast.errors import CheckpointError, InputError
+from pabee_fast.evaluation.conditions import Conditions, model_fingerprint
 from pabee_fast.models.heads import has_heads, heads_of
 from pabee_fast.policies import AnswerKind, FullDepth
 from pabee_fast.scoring.scorer import Row, Scorer
@@ -30,7 +31,7 @@ class Trace:
     logits: Tensor  # [layers, rows, classes] float32
     lengths: Tensor  # [rows] int64, tokens
     kind: AnswerKind
-    fingerprint: str
+    conditions: Conditions
     labels: Tensor | None = None  # [rows] int64 or float32, or [rows, classes] of a label set
     first_layer: int = 1  # the first with a head; logits of layers before it are NaN
 
@@ -50,14 +51,14 @@ class Trace:
     def select(self, rows: Tensor) -> "Trace":
         """The trace of some of the rows: int64 indices, or bool flags."""
         labels = None if self.labels is None else self.labels[rows]
-        return Trace(self.logits[:, rows], self.lengths[rows], self.kind, self.fingerprint, labels, self.first_layer)
+        return Trace(self.logits[:, rows], self.lengths[rows], self.kind, self.conditions, labels, self.first_layer)
 
     def save(self, path: str | Path) -> None:
         """Writes the trace as one safetensors file."""
         tensors = {"logits": self.logits.contiguous(), "lengths": self.lengths.contiguous()}
         if self.labels is not None:
             tensors["labels"] = self.labels.contiguous()
-        about = {"format": FORMAT, "kind": self.kind, "fingerprint": self.fingerprint}
+        about = {"format": FORMAT, "kind": self.kind, "conditions": json.dumps(asdict(self.conditions))}
         save_file(tensors, path, about | {"first_layer": str(self.first_layer)})
 
     @classmethod
@@ -65,27 +66,31 @@ class Trace:
         """Reads what `save` wrote.
 
         Raises:
+            InputError: there is no such file.
             CheckpointError: the file is no trace.
         """
-        with safe_open(path, framework="pt") as file:
-            about = file.metadata() or {}
-            if about.get("format") != FORMAT or "fingerprint" not in about:
-                raise CheckpointError(f"{path} is no trace of this version: make one with pf.trace(...).save(path)")
-            names = set(file.keys())
-            labels = file.get_tensor("labels") if "labels" in names else None
-            return cls(
-                file.get_tensor("logits"),
-                file.get_tensor("lengths"),
-                about["kind"],
-                about["fingerprint"],
-                labels,
-                int(about.get("first_layer", 1)),
-            )
+        if not Path(path).is_file():
+            raise InputError(f"{path} is not a file: give a trace that pf.trace(...).save(path) wrote")
+        try:
+            with safe_open(path, framework="pt") as file:
+                about = file.metadata() or {}
+                tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - not a mapping
+        except SafetensorError as error:
+            raise CheckpointError(f"{path} is no trace ({error}): make one with pf.trace(...).save(path)") from error
+        if about.get("format") != FORMAT or not {"logits", "lengths"} <= tensors.keys() or "conditions" not in about:
+            raise CheckpointError(f"{path} is no trace of this version: make one with pf.trace(...).save(path)")
+        kind: Any = about["kind"]
+        conditions = Conditions(**json.loads(about["conditions"]))
+        first_layer = int(about.get("first_layer", 1))
+        return cls(tensors["logits"], tensors["lengths"], kind, conditions, tensors.get("labels"), first_layer)
 
     def check_model(self, model: PreTrainedModel) -> None:
-        """Raises InputError unless the trace was made with a model of these weights."""
-        if fingerprint(model) != self.fingerprint:
-            raise InputError("the trace is of another model (its weights differ): make a new one with pf.trace")
+        """Raises InputError unless the trace was made with this very model, in this precision."""
+        if model_fingerprint(model) != self.conditions.model:
+            raise InputError(
+                f"the trace is of another model, or of this one in another precision than {self.conditions.dtype}: "
+                "make a new one with pf.trace"
+            )
 
 
 @torch.no_grad()
@@ -127,33 +132,30 @@ def trace(
         raise InputError("rows is empty: a trace needs at least one row")
     logits = torch.cat(parts, dim=1)
     found = _checked_labels(labels, logits, scorer.engine.kind)
-    return Trace(logits, torch.cat(lengths), scorer.engine.kind, fingerprint(model), found, scorer.engine.first_head)
+    conditions = Conditions.of(model, tokenizer, scorer.max_length)
+    return Trace(logits, torch.cat(lengths), scorer.engine.kind, conditions, found, scorer.engine.first_head)
 
 
 def _checked_labels(given: Sequence[int] | Sequence[float] | Tensor | None, logits: Tensor, kind: str) -> Tensor | None:
     if given is None:
         return None
     labels = torch.as_tensor(given)
+    labels = labels.long() if labels.dtype == torch.bool else labels
     _, rows, classes = logits.shape
     shape = (rows, classes) if kind == "label_set" else (rows,)
     if labels.shape != shape:
         raise InputError(f"labels is {list(labels.shape)} for {rows} rows of {kind} answers: give {list(shape)}")
     if kind == "value":
-        return labels.float()
-    low, high = int(labels.min()), int(labels.max())
+        values = labels.float()
+        if not bool(values.isfinite().all()):
+            row = int((~values.isfinite()).nonzero()[0])
+            raise InputError(f"labels hold {values[row]} at row {row}: give finite numbers, or leave such rows out")
+        return values
+    low, high = float(labels.min()), float(labels.max())
     most = 1 if kind == "label_set" else classes - 1
-    if labels.is_floating_point() or low < 0 or high > most:
+    # A label set's 0 and 1 may come as floats, as losses take them.
+    if (labels != labels.round()).any() or (labels.is_floating_point() and kind == "label") or low < 0 or high > most:
         raise InputError(
-            f"labels hold {low} to {high} ({labels.dtype}): the model's are whole numbers from 0 to {most}"
+            f"labels hold {low:g} to {high:g} ({labels.dtype}): the model's are whole numbers from 0 to {most}"
         )
     return labels.long()
-
-
-def fingerprint(model: PreTrainedModel) -> str:
-    """A hash over the names and values of all weights and the label set: what a trace and a guarantee hold for."""
-    digest = hashlib.sha256()
-    for name, tensor in sorted(model.state_dict().items()):
-        digest.update(name.encode())
-        digest.update(tensor.detach().cpu().contiguous().view(torch.uint8).numpy().tobytes() if tensor.numel() else b"")
-    digest.update(json.dumps([model.config.num_labels, model.config.problem_type]).encode())
-    return digest.hexdigest()

@@ -3,39 +3,118 @@
 import functools
 import itertools
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from transformers import PreTrainedTokenizerFast
 
 import pabee_fast as pf
+from pabee_fast.policies import COMMAND_LINE, AnswerKind
 from pabee_fast.runtime.engine import Engine
-from pabee_fast.runtime.packed import pack
+from pabee_fast.runtime.packed import PackedBatch, pack
 from tests.conftest import FAMILIES, padded_rows, tiny_model
+from tests.evaluation.traces import CONDITIONS, made_up
 from tests.tolerances import assert_close
 
 TEXTS = ["a bad film", "good", "this was not what the film is and it was long", "", "very very", "a a a", "the , it !"]
+LENGTHS = [5, 9, 2, 14, 7, 3, 9, 1, 11, 6, 4, 8]
+LAYERS = 6
+"""Of the tiny models."""
 POLICIES = [
     *(pf.Patience(patience) for patience in (1, 2, 6)),
     pf.Patience(1, first_layer=2, every=2),
     pf.Confidence(0.7),
+    pf.Confidence(0.7, first_layer=3, every=2),
     pf.Entropy(0.6, first_layer=2),
     pf.PatientConfidence(2, 0.9),
+    pf.PatientConfidence(1, 0.9, first_layer=2, every=3),
     pf.PatientDivergence(1, 0.03),
     pf.PatientDivergence(2, 0.1, every=2),
     pf.Vote(1.4),
+    pf.Vote(0.8, 0.9, first_layer=2, every=2),
     pf.FullDepth(),
     pf.FixedDepth(3),
     pf.Scheduled((6, 2, 1, 5, 3, 4, 2), every=2),
 ]
+OTHER_ANSWERS: list[tuple[int, str, AnswerKind]] = [
+    (1, "regression", "value"),
+    (3, "multi_label_classification", "label_set"),
+]
 
 
-def made_up(rows: int = 40, layers: int = 6, classes: int = 3, seed: int = 0, kind: str = "label") -> pf.Trace:
-    generator = torch.Generator().manual_seed(seed)
-    logits = torch.randn(layers, rows, classes, generator=generator).cumsum(0)
-    return pf.Trace(logits, torch.randint(1, 30, (rows,), generator=generator), kind, "made up")  # type: ignore[arg-type]
+@st.composite
+def policies(draw: st.DrawFn, kind: AnswerKind, rows: int) -> pf.Policy:
+    """Any policy that a model of such answers takes, on any grid of layers."""
+    grid = {"first_layer": draw(st.integers(1, LAYERS)), "every": draw(st.integers(1, 3))}
+    patience, share = st.integers(1, LAYERS), st.floats(0.02, 0.98)
+    if kind == "label":
+        rules = [
+            st.builds(pf.Patience, patience, **_given(grid)),
+            st.builds(pf.Confidence, st.floats(0.35, 0.98), **_given(grid)),
+            st.builds(pf.Entropy, st.floats(0.05, 1.0), **_given(grid)),
+            st.builds(pf.PatientConfidence, patience, share, **_given(grid)),
+            st.builds(pf.PatientDivergence, patience, st.floats(1e-3, 0.5), **_given(grid)),
+            st.builds(pf.Vote, st.floats(0.3, 2.5), st.floats(0.1, 1.0), **_given(grid)),
+        ]
+    else:
+        threshold = st.floats(0.05, 1.5) if kind == "value" else st.none()
+        rules = [st.builds(pf.Patience, patience, threshold, **_given(grid))]
+    exits = st.lists(st.integers(1, LAYERS), min_size=rows, max_size=rows).map(tuple)
+    rules += [st.just(pf.FullDepth()), st.builds(pf.FixedDepth, patience)]
+    rules.append(st.builds(pf.Scheduled, exits, **_given(grid)))
+    return draw(st.one_of(rules))
+
+
+def _given(grid: dict[str, int]) -> dict[str, Any]:
+    return {name: st.just(value) for name, value in grid.items()}
+
+
+@functools.cache
+def run_and_trace(kind: AnswerKind) -> tuple[Engine, PackedBatch, pf.Trace]:
+    """A model in which one head overflows for some rows and one token is NaN at every layer."""
+    outputs, problem_type = {"value": (1, "regression"), "label_set": (3, "multi_label_classification")}.get(
+        kind, (3, "single_label_classification")
+    )
+    model = tiny_model("bert", num_labels=outputs, problem_type=problem_type)
+    with torch.no_grad():
+        model.exit_heads[2].weight[0] *= 2e38
+        model.bert.embeddings.word_embeddings.weight[SPOILT] = float("nan")
+    engine, rows = Engine(model), padded_rows(LENGTHS)
+    rows["input_ids"][3, 0] = SPOILT
+    batch = pack(functools.partial(engine.family.position_ids, model), **rows)
+    return engine, batch, pf.Trace(engine.every_head(batch), torch.tensor(LENGTHS), engine.kind, CONDITIONS)
+
+
+SPOILT = 3
+"""A token that no row has by chance."""
+
+
+def test_the_rows_that_hypothesis_is_given_hold_every_kind_of_trouble() -> None:
+    _, _, made = run_and_trace("label")
+    finite = made.logits.isfinite().all(dim=2)
+    assert not finite[:, 3].any()
+    assert 0 < int((~finite[2]).sum()) < len(LENGTHS)
+    assert finite[[0, 1, 3, 4, 5]].sum() == 5 * (len(LENGTHS) - 1)
+
+
+@pytest.mark.parametrize("kind", ["label", "value", "label_set"])
+@settings(max_examples=60, derandomize=True, deadline=None)
+@given(data=st.data())
+def test_replay_equals_the_runtime_for_any_policy(kind: AnswerKind, data: st.DataObject) -> None:
+    engine, batch, made = run_and_trace(kind)
+    policy = data.draw(policies(kind, len(LENGTHS)))
+    out, found = engine.run(batch, policy), pf.replay(made, policy)
+    assert found.exit_layers.tolist() == out.exit_layers.tolist()
+    finite = out.logits.isfinite()
+    assert torch.equal(found.logits.isfinite(), finite)
+    assert_close(found.logits[finite & (out.logits.abs() < 1e30)], out.logits[finite & (out.logits.abs() < 1e30)])
+
+
+def test_the_policies_replayed_are_all_there_are() -> None:
+    assert {type(policy) for policy in POLICIES} == {*COMMAND_LINE, pf.Scheduled}
 
 
 @pytest.mark.parametrize("family", FAMILIES)
@@ -49,15 +128,15 @@ def test_replay_equals_the_runtime(family: str, policy: pf.Policy, tiny_tokenize
     assert found.logits.argmax(dim=1).tolist() == [model.config.label2id[result.prediction] for result in results]
 
 
-@pytest.mark.parametrize(("outputs", "problem_type"), [(1, "regression"), (3, "multi_label_classification")])
-def test_replay_equals_the_runtime_for_other_answers(outputs: int, problem_type: str) -> None:
-    model = tiny_model("bert", num_labels=outputs)
-    model.config.problem_type = problem_type
+@pytest.mark.parametrize(("outputs", "problem_type", "kind"), OTHER_ANSWERS)
+def test_replay_equals_the_runtime_for_other_answers(outputs: int, problem_type: str, kind: AnswerKind) -> None:
+    model = tiny_model("bert", num_labels=outputs, problem_type=problem_type)
     policy = pf.Patience(1, threshold=0.3 if outputs == 1 else None)
     engine, lengths = Engine(model), [5, 9, 2, 14, 7, 3]
     batch = pack(functools.partial(engine.family.position_ids, model), **padded_rows(lengths))
     out = engine.run(batch, policy)
-    made = pf.Trace(engine.every_head(batch), torch.tensor(lengths), engine.kind, "")
+    assert engine.kind == kind
+    made = pf.Trace(engine.every_head(batch), torch.tensor(lengths), engine.kind, CONDITIONS)
     found = pf.replay(made, policy)
     assert found.exit_layers.tolist() == out.exit_layers.tolist()
     assert len(set(found.exit_layers.tolist())) > 1, "one exit layer says little"
@@ -91,7 +170,7 @@ def test_a_policy_that_is_stricter_never_leaves_earlier() -> None:
 
 def test_layer_ratio_weighs_rows_by_their_tokens() -> None:
     made = made_up(rows=2, layers=6)
-    made = pf.Trace(made.logits, torch.tensor([10, 30]), "label", "")
+    made = pf.Trace(made.logits, torch.tensor([10, 30]), "label", CONDITIONS)
     found = pf.replay(made, pf.Scheduled((6, 2)))
     assert found.mean_exit_layer == 4
     assert found.layer_ratio == pytest.approx((40 * 6) / (10 * 6 + 30 * 2))
@@ -110,6 +189,7 @@ def test_a_trace_says_what_the_model_says_and_comes_back_from_its_file(
     back = pf.Trace.load(tmp_path / "trace.safetensors")
     assert torch.equal(back.logits, made.logits)
     assert torch.equal(back.lengths, made.lengths)
+    assert back.conditions == made.conditions
     assert back.labels is not None
     assert back.labels.tolist() == [0, 1, 2, 0, 1, 2, 0]
     back.check_model(model)

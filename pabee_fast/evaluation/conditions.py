@@ -1,0 +1,80 @@
+"""What a trace was made under, and what a promise holds for: weights, tokenizer, precision, and where rows are cut."""
+
+import hashlib
+import json
+from dataclasses import dataclass
+
+import torch
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from pabee_fast.errors import InputError
+from pabee_fast.models.heads import CONFIG_ENTRY, answer_kind, exit_heads_of
+
+NOT_OF_THE_MODEL = ("format", "shapes", "sha256", "guarantee")
+"""Keys of the config entry that describe how heads are stored, or were judged, and not what they answer."""
+
+
+@dataclass(frozen=True)
+class Conditions:
+    """Two runs under equal conditions give a row the same logits, up to the tolerance of their precision."""
+
+    model: str
+    """Fingerprint of weights and heads, as loaded."""
+    tokenizer: str
+    """Fingerprint of vocabulary and rules."""
+    dtype: str
+    """Of the layers, float32 say."""
+    max_length: int
+    """The most tokens of a row."""
+
+    @classmethod
+    def of(cls, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, max_length: int) -> "Conditions":
+        """Those of a model as it is; reads all its weights once."""
+        dtype = str(exit_heads_of(model)[-1].linear.weight.dtype).removeprefix("torch.")
+        return cls(model_fingerprint(model), tokenizer_fingerprint(tokenizer), dtype, max_length)
+
+    def differences(self, now: "Conditions") -> list[str]:
+        """In words, each with its fix: why what was found under these conditions does not hold under those of `now`."""
+        found = []
+        if self.dtype != now.dtype:
+            # Rounded weights have another fingerprint, so that nothing can be said of the model.
+            found.append(f"it was made in {self.dtype} and this runs in {now.dtype} (give dtype {self.dtype})")
+        elif self.model != now.model:
+            found.append("the model's weights or heads are others")
+        if self.tokenizer != now.tokenizer:
+            found.append("the tokenizer is another")
+        if self.max_length != now.max_length:
+            found.append(
+                f"it was made with rows cut at {self.max_length} tokens and this cuts at {now.max_length} "
+                f"(give max length {self.max_length})"
+            )
+        return found
+
+
+def model_fingerprint(model: PreTrainedModel) -> str:
+    """A hash over all weights by name and over what the config says of answers, attention and heads."""
+    digest, config = hashlib.sha256(), model.config
+    for name, tensor in sorted(model.state_dict().items()):
+        digest.update(f"{name} {tensor.dtype} {list(tensor.shape)}".encode())
+        digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().data)
+    entry = {k: v for k, v in getattr(config, CONFIG_ENTRY, {}).items() if k not in NOT_OF_THE_MODEL}
+    shape = [getattr(config, name, None) for name in ("num_attention_heads", "hidden_act", "layer_norm_eps")]
+    digest.update(json.dumps([config.model_type, answer_kind(model), shape, entry], sort_keys=True).encode())
+    return digest.hexdigest()
+
+
+def tokenizer_fingerprint(tokenizer: PreTrainedTokenizerBase) -> str:
+    """A hash over all that turns a text into ids.
+
+    Raises:
+        InputError: a slow tokenizer.
+    """
+    if not tokenizer.is_fast:
+        raise InputError(
+            f"{type(tokenizer).__name__} is not a fast tokenizer: load it with AutoTokenizer, use_fast=True"
+        )
+    rules = json.loads(tokenizer.backend_tokenizer.to_str())
+    for of_the_last_call in ("truncation", "padding"):
+        rules.pop(of_the_last_call, None)
+    inputs = [sorted(tokenizer.model_input_names), tokenizer.truncation_side]
+    return hashlib.sha256(json.dumps([rules, inputs], sort_keys=True).encode()).hexdigest()
