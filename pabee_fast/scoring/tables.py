@@ -1,4 +1,4 @@
-"""Tables of texts, read and written in chunks: csv, tsv, JSON Lines and parquet, chosen by suffix.
+"""Tables of texts, read and written in chunks: csv, tsv, JSON Lines and parquet, chosen by suffix. Arrow IPC is read.
 
 Memory is bounded by one chunk and does not grow with the table. A scoring command in outline:
 
@@ -19,8 +19,8 @@ from pathlib import Path
 from pabee_fast.errors import InputError
 from pabee_fast.scoring.tables_csv import CsvTable
 from pabee_fast.scoring.tables_jsonl import JsonTable
-from pabee_fast.scoring.tables_parquet import ParquetTable
-from pabee_fast.scoring.tables_read import Chunk, Table, table_format
+from pabee_fast.scoring.tables_parquet import ArrowTable, ParquetTable
+from pabee_fast.scoring.tables_read import Chunk, Table, compression, open_bytes, table_format
 from pabee_fast.scoring.tables_write import TableWriter, check_names, check_output, write_table
 
 __all__ = [
@@ -34,7 +34,13 @@ __all__ = [
     "write_table",
 ]
 
-_TABLES: dict[str, type[Table]] = {"csv": CsvTable, "tsv": CsvTable, "jsonl": JsonTable, "parquet": ParquetTable}
+_TABLES: dict[str, type[Table]] = {
+    "csv": CsvTable,
+    "tsv": CsvTable,
+    "jsonl": JsonTable,
+    "parquet": ParquetTable,
+    "arrow": ArrowTable,
+}
 CHUNK_ROWS = 16_384
 CHUNK_BYTES = 32 * 2**20
 
@@ -59,8 +65,10 @@ def open_table(
     no type, it becomes a column of JSON texts. Blank lines are not rows; a line that is not a JSON object is a row with
     an error whose columns are null.
 
-    parquet: types are kept. A text column may be string, large string, string view or a dictionary of those; of any
-    other type, every row gets an error.
+    Text formats may be compressed: .gz, .bz2 or .zst after the format's suffix.
+
+    parquet, arrow: types are kept. A text column may be string, large string, string view or a dictionary of those; of
+    any other type, every row gets an error.
 
     Invalid UTF-8 gives the row an error; its column holds U+FFFD in place of the bytes (null where it is nested).
 
@@ -75,14 +83,22 @@ def open_table(
     if chunk_rows < 1 or chunk_bytes < 1:
         raise InputError(f"chunk_rows and chunk_bytes must be at least 1, not {chunk_rows} and {chunk_bytes}")
     path = Path(path)
+    kind = check_file(path)
+    return _TABLES[kind](path, tuple(text_columns), chunk_rows, chunk_bytes)
+
+
+def check_file(path: Path) -> str:
+    """The format of a file to read; raises InputError where it is no file, cannot be read, or is of no known format."""
     kind = table_format(path)
+    if compression(path) and kind in ("parquet", "arrow"):
+        raise InputError(f"{path}: {kind} files are compressed inside; decompress this one first")
     if path.exists() and not path.is_file():
         raise InputError(f"{path} is not a regular file; give a table file")
     try:
-        with path.open("rb") as file:
+        with open_bytes(path) as file:
             start = file.read(2)
     except OSError as error:
         raise InputError(f"{path} cannot be read: {error.strerror}") from error
     if start in (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE):
         raise InputError(f"{path} is UTF-16; convert it to UTF-8 first")
-    return _TABLES[kind](path, tuple(text_columns), chunk_rows, chunk_bytes)
+    return kind

@@ -16,7 +16,7 @@ from typing import Any, NamedTuple
 import pyarrow as pa
 
 from pabee_fast.errors import InputError
-from pabee_fast.scoring.tables_read import ROW_SIZE, Chunk, Table, grouped, replace_surrogates
+from pabee_fast.scoring.tables_read import ROW_SIZE, Chunk, Place, Table, grouped, open_bytes, replace_surrogates
 
 # Bounds on what is remembered of a file's keys, so that data used as keys cannot fill the memory.
 _MOST_COLUMNS = 4096
@@ -40,35 +40,80 @@ def json_text(value: object) -> str:
     return _ENCODER.encode(value)
 
 
+@dataclass(frozen=True)
+class JsonScan:
+    """What one reading of JSON Lines files tells: the columns of all of them, and how many rows each has.
+
+    columns      name -> type; None where the values share no type, so that the column is one of JSON texts
+    rows         by file
+    first_error  of the first line that is no JSON object
+    """
+
+    columns: dict[str, pa.DataType | None]
+    rows: list[int]
+    first_error: str | None = None
+
+
+def scan_json(paths: Sequence[Path], text_columns: Sequence[str], chunk_rows: int, chunk_bytes: int) -> JsonScan:
+    """Reads the files once, chunk by chunk.
+
+    Raises:
+        InputError: a file that cannot be read, a line of 64 MiB or more, more than 4096 different keys.
+    """
+    seen, rows, first_error = _Seen(), [0] * len(paths), None
+
+    def counted(file: int, run: Iterator["_Row"]) -> Iterator[dict[str, Any]]:
+        nonlocal first_error
+        for row in run:
+            rows[file] += 1
+            first_error = first_error or row.error
+            yield row.value
+
+    for file, path in enumerate(paths):
+        for run in grouped(_rows(path, Place()), chunk_rows, chunk_bytes):
+            seen.add_fields(counted(file, run), depth=0)
+            if len(seen.fields) > _MOST_COLUMNS:
+                raise InputError(f"{path} has more than {_MOST_COLUMNS} different keys; move them into a nested object")
+    columns = {name: column.arrow_type() for name, column in seen.fields.items()}
+    # A text column stays one of strings whatever else it holds: those rows have an error.
+    columns |= {name: pa.string() for name in text_columns if name in columns or not any(rows)}
+    return JsonScan(columns, rows, first_error)
+
+
 class JsonTable(Table):
-    """A JSON Lines file; opening reads it once for its columns and the number of its rows."""
+    """A JSON Lines file; opening reads it once for its columns and the number of its rows, unless they are given."""
 
     rows: int
 
-    def __init__(self, path: Path, text_columns: tuple[str, ...], chunk_rows: int, chunk_bytes: int) -> None:
+    def __init__(
+        self,
+        path: Path,
+        text_columns: tuple[str, ...],
+        chunk_rows: int,
+        chunk_bytes: int,
+        columns: dict[str, pa.DataType | None] | None = None,
+        rows: int | None = None,
+    ) -> None:
         super().__init__(path, text_columns, chunk_rows, chunk_bytes)
-        self.rows = 0
-        self._first_error: str | None = None
-        seen = _Seen()
-        for run in self._runs():
-            seen.add_fields(self._counted(run), depth=0)
-            if len(seen.fields) > _MOST_COLUMNS:
-                raise InputError(f"{path} has more than {_MOST_COLUMNS} different keys; move them into a nested object")
-        self._types = {name: column.arrow_type() for name, column in seen.fields.items()}
-        # A text column stays one of strings whatever else it holds: those rows have an error.
-        self._types |= {name: pa.string() for name in text_columns if name in self._types or not self.rows}
-        self.schema = pa.schema([(name, kind or pa.string()) for name, kind in self._types.items()])
+        first_error = None
+        if columns is None or rows is None:
+            scan = scan_json([path], text_columns, chunk_rows, chunk_bytes)
+            columns, rows, first_error = scan.columns, scan.rows[0], scan.first_error
+        self._types, self.rows = columns, rows
+        self.schema = pa.schema([(name, kind or pa.string()) for name, kind in columns.items()])
         try:
             self._require_columns()
         except InputError as error:
-            raise InputError(f"{error}; {self._first_error}" if self._first_error else str(error)) from None
+            raise InputError(f"{error}; {first_error}" if first_error else str(error)) from None
 
-    def __iter__(self) -> Iterator[Chunk]:
-        for run in self._runs():
+    def chunks(self, start: Place) -> Iterator[Chunk]:
+        end = start
+        for run in grouped(_rows(self.path, start), self.chunk_rows, self.chunk_bytes):
             columns: dict[str, list[Any]] = {name: [] for name in self._types}
             errors: list[str | None] = []
             lines: list[str | None] = []
             for row in run:
+                end = row.end
                 errors.append(row.error)
                 lines.append(row.line)
                 for name, column in columns.items():
@@ -76,20 +121,10 @@ class JsonTable(Table):
             for name in self.text_columns:
                 for row_index, value in enumerate(columns[name]):
                     if type(value) is not str and errors[row_index] is None:
-                        found = "null or missing" if value is None else _NAMES[type(value)]
-                        errors[row_index] = f"column {name!r} is {found}, not text"
+                        errors[row_index] = not_text(name, value)
             texts = [columns[name] for name in self.text_columns]
             arrays = [self._array(name, values) for name, values in columns.items()]
-            yield self._chunk(pa.RecordBatch.from_arrays(arrays, schema=self.schema), texts, errors, lines)
-
-    def _runs(self) -> Iterator[Iterator["_Row"]]:
-        return grouped(_rows(self.path), self.chunk_rows, self.chunk_bytes)
-
-    def _counted(self, run: Iterator["_Row"]) -> Iterator[dict[str, Any]]:
-        for row in run:
-            self.rows += 1
-            self._first_error = self._first_error or row.error
-            yield row.value
+            yield self._chunk(pa.RecordBatch.from_arrays(arrays, schema=self.schema), texts, errors, end, lines)
 
     def _array(self, name: str, values: list[Any]) -> pa.Array:
         kind = self._types[name]
@@ -100,30 +135,38 @@ class JsonTable(Table):
         return pa.array(values, kind or pa.string())
 
 
+def not_text(name: str, value: Any) -> str:
+    """Why a column's value cannot be scored."""
+    return f"column {name!r} is {'null or missing' if value is None else _NAMES[type(value)]}, not text"
+
+
 class _Row(NamedTuple):
-    """One line: its size in bytes, its object's text, the object ({} where there is none), what is wrong with it."""
+    """One line: its size in bytes, where it ends, its object's text, the object ({} where there is none), what is wrong
+    with it."""
 
     size: int
+    end: Place
     line: str | None
     value: dict[str, Any]
     error: str | None
 
 
-def _rows(path: Path) -> Iterator[_Row]:
-    with path.open("rb") as file:
-        number = 0
+def _rows(path: Path, start: Place) -> Iterator[_Row]:
+    with open_bytes(path, start.at) as file:
+        at, number = start
         while raw := file.readline(ROW_SIZE):
-            number += 1
+            at, number = at + len(raw), number + 1
             if len(raw) == ROW_SIZE:
                 raise InputError(f"{path}: line {number} is {ROW_SIZE} bytes or longer; is it JSON Lines? Split it")
             if number == 1:
                 raw = raw.removeprefix(codecs.BOM_UTF8)
             raw = raw.strip()
             if raw:
-                yield _row(number, raw)
+                yield _Row(len(raw), Place(at, number), *parse_line(number, raw))
 
 
-def _row(number: int, raw: bytes) -> _Row:
+def parse_line(number: int, raw: bytes) -> tuple[str | None, dict[str, Any], str | None]:
+    """A line's object as it was written, the object, and what is wrong with it; `number` is the line's, from 1."""
     error = None
     try:
         line = raw.decode()
@@ -140,10 +183,10 @@ def _row(number: int, raw: bytes) -> _Row:
                 value = json.loads(valid)
                 error = f"line {number} holds half of a surrogate pair, which is no character"
     except (ValueError, RecursionError) as failure:
-        return _Row(len(raw), None, {}, error or f"line {number} is not valid JSON: {failure}")
+        return None, {}, error or f"line {number} is not valid JSON: {failure}"
     if type(value) is not dict:
-        return _Row(len(raw), None, {}, f"line {number} is {_NAMES[type(value)]}, not a JSON object")
-    return _Row(len(raw), line, value, error)
+        return None, {}, f"line {number} is {_NAMES[type(value)]}, not a JSON object"
+    return line, value, error
 
 
 @dataclass

@@ -1,17 +1,47 @@
-"""Tables that are parquet files."""
+"""Tables that are Arrow's own kinds of file: parquet, and Arrow IPC as Hugging Face `datasets` writes it."""
 
+from abc import abstractmethod
 from collections.abc import Iterator
+from contextlib import closing
 from pathlib import Path
+from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
 from pabee_fast.errors import InputError
-from pabee_fast.scoring.tables_read import READ_BUFFER, Chunk, Table
+from pabee_fast.scoring.tables_read import READ_BUFFER, Chunk, Place, Table
 
 
-class ParquetTable(Table):
-    """A parquet file, decoded a few rows at a time."""
+class BatchTable(Table):
+    """A file that pyarrow reads as record batches, of whatever size: cut anew into chunks."""
+
+    def chunks(self, start: Place) -> Iterator[Chunk]:
+        at = start.at
+        with closing(self._checked(at)) as batches:
+            for batch in _cut(batches, self._most_rows(), self.chunk_bytes):
+                at += batch.num_rows
+                errors: list[str | None] = [None] * batch.num_rows
+                batch = _repaired(batch, errors)
+                columns = [_texts(name, batch.column(name), errors) for name in self.text_columns]
+                yield self._chunk(batch, columns, errors, Place(at))
+
+    def _most_rows(self) -> int:
+        return self.chunk_rows
+
+    @abstractmethod
+    def _batches(self, first: int) -> Iterator[pa.RecordBatch]:
+        """The rows from `first` on."""
+
+    def _checked(self, first: int) -> Any:  # a generator, for `closing`
+        try:
+            yield from self._batches(first)
+        except (pa.ArrowException, OSError) as error:
+            raise InputError(f"{self.path} is damaged: {error}") from error
+
+
+class ParquetTable(BatchTable):
+    """A parquet file, decoded a few rows at a time; of the row groups before the first row only the sizes are read."""
 
     def __init__(self, path: Path, text_columns: tuple[str, ...], chunk_rows: int, chunk_bytes: int) -> None:
         super().__init__(path, text_columns, chunk_rows, chunk_bytes)
@@ -19,26 +49,23 @@ class ParquetTable(Table):
             self.schema = file.schema_arrow
             self.rows = file.metadata.num_rows
             groups = [file.metadata.row_group(index) for index in range(file.metadata.num_row_groups)]
-            row_bytes = max((group.total_byte_size // max(group.num_rows, 1) for group in groups), default=0)
-        self._batch_rows = min(chunk_rows, max(chunk_bytes // max(row_bytes, 1), 1))
+            self._group_rows = [group.num_rows for group in groups]
+            self._row_bytes = max((group.total_byte_size // max(group.num_rows, 1) for group in groups), default=0)
         self._require_columns()
 
-    def __iter__(self) -> Iterator[Chunk]:
-        with self._open() as file:
-            for batch in self._batches(file):
-                errors: list[str | None] = [None] * batch.num_rows
-                batch = _repaired(batch, errors)
-                columns = [_texts(name, batch.column(name), errors) for name in self.text_columns]
-                yield self._chunk(batch, columns, errors)
+    def _most_rows(self) -> int:
+        return min(self.chunk_rows, max(self.chunk_bytes // max(self._row_bytes, 1), 1))
 
-    def _batches(self, file: pq.ParquetFile) -> Iterator[pa.RecordBatch]:
-        if self.rows == 0:
-            return  # pyarrow 18 cannot iterate over a file without row groups
-        try:
-            for batch in file.iter_batches(batch_size=self._batch_rows):
-                yield from _halved(batch, self.chunk_bytes)
-        except (pa.ArrowException, OSError) as error:
-            raise InputError(f"{self.path} is damaged: {error}") from error
+    def _batches(self, first: int) -> Iterator[pa.RecordBatch]:
+        group = 0
+        while group < len(self._group_rows) and first >= self._group_rows[group]:
+            first -= self._group_rows[group]
+            group += 1
+        if group == len(self._group_rows):
+            return  # pyarrow 18 cannot iterate over no row groups
+        with self._open() as file:
+            groups = list(range(group, len(self._group_rows)))
+            yield from _without(file.iter_batches(batch_size=self._most_rows(), row_groups=groups), first)
 
     def _open(self) -> pq.ParquetFile:
         try:
@@ -48,14 +75,81 @@ class ParquetTable(Table):
             raise InputError(f"{self.path} cannot be read as parquet: {error}") from error
 
 
-def _halved(batch: pa.RecordBatch, most_bytes: int) -> Iterator[pa.RecordBatch]:
-    """The batch in pieces of at most `most_bytes` bytes or one row."""
-    if batch.num_rows <= 1 or sum(map(_size, batch.columns)) <= most_bytes:
+class ArrowTable(BatchTable):
+    """An Arrow IPC file or stream, mapped into memory: only what is asked for is read."""
+
+    def __init__(self, path: Path, text_columns: tuple[str, ...], chunk_rows: int, chunk_bytes: int) -> None:
+        super().__init__(path, text_columns, chunk_rows, chunk_bytes)
+        try:
+            with pa.memory_map(str(path)) as source:
+                reader = _ipc_reader(source)
+                self.schema = reader.schema
+                self.rows = sum(batch.num_rows for batch in _ipc_batches(reader))
+        except (pa.ArrowException, OSError) as error:
+            raise InputError(f"{path} cannot be read as an Arrow file: {error}") from error
+        self._require_columns()
+
+    def _batches(self, first: int) -> Iterator[pa.RecordBatch]:
+        with pa.memory_map(str(self.path)) as source:
+            yield from _without(_ipc_batches(_ipc_reader(source)), first)
+
+
+def _ipc_reader(source: pa.NativeFile) -> Any:
+    """The file format has its name at the start; without it, it is the stream format."""
+    return pa.ipc.open_file(source) if source.read_at(6, 0) == b"ARROW1" else pa.ipc.open_stream(source)
+
+
+def _ipc_batches(reader: Any) -> Iterator[pa.RecordBatch]:
+    if isinstance(reader, pa.RecordBatchFileReader):
+        return map(reader.get_batch, range(reader.num_record_batches))
+    return iter(reader)
+
+
+def _without(batches: Iterator[pa.RecordBatch], rows: int) -> Iterator[pa.RecordBatch]:
+    """The batches less their first `rows` rows."""
+    for batch in batches:
+        skipped = min(rows, batch.num_rows)
+        rows -= skipped
+        if skipped < batch.num_rows:
+            yield batch.slice(skipped)
+
+
+def _cut(batches: Iterator[pa.RecordBatch], most_rows: int, most_bytes: int) -> Iterator[pa.RecordBatch]:
+    """The same rows in batches of `most_rows`, halved until they hold at most `most_bytes` bytes or one row.
+
+    How many rows a batch gets depends only on the rows from its first on, so that reading can begin at any batch.
+    """
+    waiting: list[pa.RecordBatch] = []
+    rows = 0
+    for more in batches:
+        waiting.append(more)
+        rows += more.num_rows
+        while rows >= most_rows:
+            batch, waiting = _first(waiting, most_rows, most_bytes)
+            rows -= batch.num_rows
+            yield batch
+    while rows:
+        batch, waiting = _first(waiting, most_rows, most_bytes)
+        rows -= batch.num_rows
         yield batch
-        return
-    middle = batch.num_rows // 2
-    yield from _halved(batch.slice(0, middle), most_bytes)
-    yield from _halved(batch.slice(middle), most_bytes)
+
+
+def _first(
+    waiting: list[pa.RecordBatch], most_rows: int, most_bytes: int
+) -> tuple[pa.RecordBatch, list[pa.RecordBatch]]:
+    """The next batch of `_cut`, and what is left."""
+    joined = waiting[0] if waiting[0].num_rows >= most_rows else _joined(waiting)
+    rest = waiting[1:] if joined is waiting[0] else []
+    rows = min(most_rows, joined.num_rows)
+    while rows > 1 and sum(map(_size, joined.slice(0, rows).columns)) > most_bytes:
+        rows //= 2
+    left = joined.slice(rows)
+    return joined.slice(0, rows), [left, *rest] if left.num_rows else rest
+
+
+def _joined(batches: list[pa.RecordBatch]) -> pa.RecordBatch:
+    (batch,) = pa.Table.from_batches(batches).combine_chunks().to_batches()
+    return batch
 
 
 def _size(column: pa.Array) -> int:

@@ -4,6 +4,7 @@ Knows rows, columns and texts; knows nothing of models, nor of how results are w
 row with an error: never an exception, never left out. Exceptions are for what spoils the table as a whole.
 """
 
+import io
 import os
 import re
 from abc import ABC, abstractmethod
@@ -11,13 +12,22 @@ from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol, TypeVar
+from typing import Any, BinaryIO, NamedTuple, Protocol, TypeVar
 
 import pyarrow as pa
 
 from pabee_fast.errors import InputError
 
-FORMATS = {".csv": "csv", ".tsv": "tsv", ".jsonl": "jsonl", ".ndjson": "jsonl", ".parquet": "parquet"}
+FORMATS = {
+    ".csv": "csv",
+    ".tsv": "tsv",
+    ".jsonl": "jsonl",
+    ".ndjson": "jsonl",
+    ".parquet": "parquet",
+    ".arrow": "arrow",
+}
+WRITTEN_FORMATS = ("csv", "tsv", "jsonl", "parquet")
+COMPRESSIONS = {".gz": "gzip", ".bz2": "bz2", ".zst": "zstd"}
 # The most one csv record or JSON line may take: a quote that is never closed must not read the whole file into memory.
 ROW_SIZE = 64 * 2**20
 READ_BUFFER = 2**20
@@ -32,6 +42,14 @@ class _Sized(Protocol):
 Item = TypeVar("Item", bound=_Sized)
 
 
+class Place(NamedTuple):
+    """Where in a file a row begins, so that reading can start there: bytes of text formats (decompressed), rows of the
+    others; and of text formats the lines before it."""
+
+    at: int = 0
+    lines: int = 0
+
+
 @dataclass(frozen=True)
 class Chunk:
     """Consecutive rows of a table, in input order.
@@ -39,12 +57,14 @@ class Chunk:
     batch   every input column
     texts   per row one str per text column; all None where the row has an error
     errors  per row None, or why it cannot be scored
+    end     where the next row begins
     lines   of JSON Lines only: per row its object as it was written, or None where the line holds none
     """
 
     batch: pa.RecordBatch
     texts: list[tuple[str | None, ...]]
     errors: list[str | None]
+    end: Place
     lines: list[str | None] | None = None
 
 
@@ -55,6 +75,8 @@ class Table(ABC):
     text_columns  one name, or two for pairs
     schema        the input columns (`pyarrow.Schema`)
     rows          how many rows it has; None where only reading it all would tell (csv)
+    chunk_rows    most rows in a chunk; may be set before reading
+    chunk_bytes   most bytes in a chunk, unless one row is larger
     """
 
     schema: pa.Schema
@@ -66,9 +88,15 @@ class Table(ABC):
         self.chunk_rows = chunk_rows
         self.chunk_bytes = chunk_bytes
 
-    @abstractmethod
     def __iter__(self) -> Iterator[Chunk]:
-        """Chunks of at most `chunk_rows` rows and, unless one row alone is larger, `chunk_bytes` bytes."""
+        return self.chunks(Place())
+
+    @abstractmethod
+    def chunks(self, start: Place) -> Iterator[Chunk]:
+        """Chunks from `start` on, which is the file's or that of a row: a chunk's `end`.
+
+        Where a chunk ends depends only on where it starts, `chunk_rows` and `chunk_bytes`.
+        """
 
     def _require_columns(self) -> None:
         names = self.schema.names
@@ -84,6 +112,7 @@ class Table(ABC):
         batch: pa.RecordBatch,
         columns: Sequence[Sequence[str | None]],
         errors: list[str | None],
+        end: Place,
         lines: list[str | None] | None = None,
     ) -> Chunk:
         """A chunk from the text columns' values; a row with an error loses its texts, lest they be scored."""
@@ -91,15 +120,61 @@ class Table(ABC):
         for row, error in enumerate(errors):
             if error is not None:
                 texts[row] = (None,) * len(columns)
-        return Chunk(batch, texts, errors, lines)
+        return Chunk(batch, texts, errors, end, lines)
 
 
 def table_format(path: str | os.PathLike[str]) -> str:
-    """The format a path's suffix names: csv, tsv, jsonl or parquet; raises InputError for any other suffix."""
-    suffix = Path(path).suffix
+    """The format a path's suffix names, that of a compression left aside; raises InputError for any other suffix."""
+    path = Path(path)
+    suffix = path.with_suffix("").suffix if compression(path) else path.suffix
     if suffix.lower() not in FORMATS:
-        raise InputError(f"{path}: {suffix or 'no suffix'} names no table format; use one of {', '.join(FORMATS)}")
+        names = ", ".join(FORMATS)
+        raise InputError(f"{path}: {suffix or 'no suffix'} names no table format; use one of {names}")
     return FORMATS[suffix.lower()]
+
+
+def compression(path: str | os.PathLike[str]) -> str | None:
+    """What a path's suffix says the file is compressed by: gzip, bz2, zstd or None."""
+    return COMPRESSIONS.get(Path(path).suffix.lower())
+
+
+def open_bytes(path: Path, at: int = 0) -> BinaryIO:
+    """The file's decompressed bytes from `at` on. Reaching a place in a compressed file decompresses what is before it.
+
+    Reading raises InputError where the compressed data are damaged.
+    """
+    if (kind := compression(path)) is None:
+        file: BinaryIO = path.open("rb", buffering=READ_BUFFER)
+        file.seek(at)
+        return file
+    file = io.BufferedReader(_Decompressed(path, kind), READ_BUFFER)
+    while at and (skipped := len(file.read(min(at, READ_BUFFER)))):
+        at -= skipped
+    return file
+
+
+class _Decompressed(io.RawIOBase):
+    """A compressed file's content, through pyarrow, which knows zstd too."""
+
+    def __init__(self, path: Path, kind: str) -> None:
+        self._path, self._kind = path, kind
+        self._stream = pa.input_stream(str(path), compression=kind, buffer_size=READ_BUFFER)
+
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, buffer: Any) -> int:
+        try:
+            data = self._stream.read(len(buffer))
+        except (pa.ArrowException, OSError) as error:
+            raise InputError(f"{self._path} cannot be read as {self._kind}: {error}") from error
+        buffer[: len(data)] = data
+        return len(data)
+
+    def close(self) -> None:
+        if not self.closed:
+            self._stream.close()
+        super().close()
 
 
 def quoted(names: Iterable[str]) -> str:

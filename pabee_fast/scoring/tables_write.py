@@ -21,7 +21,7 @@ import pyarrow.parquet as pq
 
 from pabee_fast.errors import InputError
 from pabee_fast.scoring.tables_jsonl import json_text
-from pabee_fast.scoring.tables_read import Chunk, quoted, table_format
+from pabee_fast.scoring.tables_read import WRITTEN_FORMATS, Chunk, compression, quoted, table_format
 
 _GROUP_ROWS = 2**17
 _GROUP_BYTES = 64 * 2**20
@@ -37,6 +37,15 @@ def check_names(schema: pa.Schema, result_names: Sequence[str], prefix: str = ""
     return names
 
 
+def output_format(path: str | os.PathLike[str]) -> str:
+    """The format that a path's suffix names, where tables can be written in it; raises InputError otherwise."""
+    kind = table_format(path)
+    if kind not in WRITTEN_FORMATS or compression(path):
+        names = ", ".join(f".{name}" for name in WRITTEN_FORMATS)
+        raise InputError(f"{path}: tables are written as {names}; choose one of these suffixes")
+    return kind
+
+
 def check_output(
     path: str | os.PathLike[str], source: str | os.PathLike[str] | None = None, overwrite: bool = False
 ) -> Path:
@@ -45,7 +54,7 @@ def check_output(
     That is: its suffix names no format, it is `source` (through links, too), it exists and `overwrite` is False, it is
     not a regular file, or its directory does not exist.
     """
-    table_format(path)
+    output_format(path)
     target = Path(os.path.realpath(path))
     if source is not None:
         same = target.exists() and os.path.exists(source) and target.samefile(source)
@@ -93,7 +102,7 @@ def write_table(
         raise InputError(f"{path} cannot be written: {error.strerror}") from error
     try:
         with file:
-            writer = _WRITERS[table_format(path)](file, schema, results)
+            writer = _WRITERS[output_format(path)](file, schema, results)
             try:
                 yield writer
             finally:

@@ -128,7 +128,7 @@ def test_a_missing_text_column_is_named_with_those_that_exist(tmp_path: Path, su
         open_table(put(tmp_path / f"in{suffix}", ["a"]), ["review", "x"])
 
 
-@pytest.mark.parametrize("name", ["in.txt", "in", "in.csv.gz", "in.json"])
+@pytest.mark.parametrize("name", ["in.txt", "in", "in.txt.gz", "in.gz", "in.json"])
 def test_an_unknown_suffix_names_the_supported_ones(tmp_path: Path, name: str) -> None:
     (tmp_path / name).write_bytes(b"text\n")
     wanted = r"names no table format; use one of \.csv, \.tsv, \.jsonl, \.ndjson, \.parquet"
