@@ -1,10 +1,9 @@
 """pabee_fast: early exit that really makes batches faster."""
 
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
 from pabee_fast.errors import CheckpointError, InputError, PabeeFastError, UnsupportedError
-from pabee_fast.evaluation.replay import Replay, Replayer, replay
-from pabee_fast.evaluation.trace import Trace, trace
-from pabee_fast.models.heads import attach_heads, from_pretrained
-from pabee_fast.models.pabee_checkpoint import load_pabee_checkpoint
 from pabee_fast.policies import (
     Confidence,
     Entropy,
@@ -18,9 +17,15 @@ from pabee_fast.policies import (
     Vote,
     parse_policy,
 )
-from pabee_fast.runtime.forward import accelerate, restore
-from pabee_fast.scoring.answers import RowResult
-from pabee_fast.scoring.scorer import Scorer
+
+if TYPE_CHECKING:
+    from pabee_fast.evaluation.replay import Replay, Replayer, replay
+    from pabee_fast.evaluation.trace import Trace, trace
+    from pabee_fast.models.heads import attach_heads, from_pretrained
+    from pabee_fast.models.pabee_checkpoint import load_pabee_checkpoint
+    from pabee_fast.runtime.forward import accelerate, restore
+    from pabee_fast.scoring.answers import RowResult
+    from pabee_fast.scoring.scorer import Scorer
 
 __version__ = "0.1.0"
 
@@ -53,3 +58,27 @@ __all__ = [
     "restore",
     "trace",
 ]
+
+# What needs torch or transformers is imported when it is first asked for, so that `import pabee_fast` costs nothing
+# and works where a part of the dependencies is missing. The same names as above, for the interpreter.
+_MODULES = {
+    "evaluation.replay": ("Replay", "Replayer", "replay"),
+    "evaluation.trace": ("Trace", "trace"),
+    "models.heads": ("attach_heads", "from_pretrained"),
+    "models.pabee_checkpoint": ("load_pabee_checkpoint",),
+    "runtime.forward": ("accelerate", "restore"),
+    "scoring.answers": ("RowResult",),
+    "scoring.scorer": ("Scorer",),
+}
+_HOME = {name: module for module, names in _MODULES.items() for name in names}
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOME:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    value = globals()[name] = getattr(import_module(f"{__name__}.{_HOME[name]}"), name)
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})
