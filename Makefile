@@ -3,6 +3,7 @@
 #   make demo    score the sample table with the sample model
 #   make test    run the test suite
 #   make lint    check style and types
+#   make static  compile every kernel for GPUs that need not be here, and compare with the baseline
 #   make clean   remove the environment and everything that was built
 #
 # Another interpreter: make test PYTHON=python3.13. Another environment: make test VENV=/tmp/venv.
@@ -14,7 +15,7 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check
 INSTALL := $(PIP) install --quiet --constraint constraints.txt
 DESCRIPTION := pyproject.toml setup.py constraints.txt
 
-.PHONY: help demo test lint clean
+.PHONY: help demo test lint static clean
 
 help:
 	@sed -n 's/^#   make/make/p' Makefile
@@ -33,6 +34,9 @@ lint: $(VENV)/.test
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+
+static: $(VENV)/.test
+	$(BIN)/python -m bench.static
 
 clean:
 	rm -rf $(VENV) build dist .benchmarks .hypothesis .mypy_cache .pytest_cache .ruff_cache *.egg-info

@@ -256,9 +256,10 @@ def specialisations() -> Iterator[tuple[str, Launch]]:
         result = Plan(ends, row_ids, per_row, per_row, per_row, torch.empty(3, dtype=torch.int32))
         yield "plan", plan_launch(keep, ends, row_ids, per_row, result)
         cases = [
-            ((768,), torch.float32, 1),
+            *(((768,), torch.float32, words) for words in (0, 1)),
             *(((768,), torch.bfloat16, words) for words in (0, 1, 3, 1000)),
-            ((), torch.bool, 0),
+            # A call's token ids, and the flags of its keys.
+            *(((), dtype, 0) for dtype in (torch.int64, torch.bool)),
         ]
         for shape, dtype, words in cases:
             hidden = torch.empty(1, *shape, dtype=dtype)

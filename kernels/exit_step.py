@@ -1,5 +1,6 @@
 """The exit step in one launch: pooled token, head, rule and results of every row of a wave, for one layer."""
 
+import itertools
 from collections.abc import Iterator
 from typing import Any
 
@@ -8,7 +9,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from .checks import FEATURE_DTYPES, Pooler, RowState, check_exit_step, check_on_device, memory_words
+from .checks import FEATURE_DTYPES, KINDS, RULES, Pooler, RowState, check_exit_step, check_on_device, memory_words
 from .head import head_logits
 from .launch import MAX_CLASSES, Launch, exit_step_blocks
 from .pool import count_visible
@@ -16,6 +17,7 @@ from .settle import settle
 
 # These change from layer to layer, and a specialisation on one would be compiled in the middle of a job.
 _NUMBERS = ["rows", "layer", "last", "depth", "patience", "threshold"]
+_RULES_OF_ANY_KIND = ("agreement", "given", "none")
 _STATE = [
     "keep_ptr",
     "streak_ptr",
@@ -270,16 +272,15 @@ def exit_step_launch(
 def specialisations() -> Iterator[tuple[str, Launch]]:
     """Yield, by name, launches that stand for what `exit_step` makes Triton compile at BERT-base's hidden size.
 
-    Their tensors have no storage: a launch says what would be compiled, and cannot run. Rule "given" is "agreement" but
-    for one load, and "none" is less than either.
+    Their tensors have no storage: a launch says what would be compiled, and cannot run.
     """
-    bf16, few = torch.bfloat16, {"label": 3, "value": 1, "label_set": 33}
-    for dtype in FEATURE_DTYPES:
-        yield from (_specialisation(dtype, classes, kind=kind) for kind, classes in few.items())
-        yield from (_specialisation(dtype, 3, rule=rule) for rule in ("confidence", "entropy", "divergence", "vote"))
-        yield _specialisation(dtype, 3, layout="first", pooler="tanh")
-        yield _specialisation(dtype, 3, layout="mean")
-    yield from (_specialisation(bf16, 3, rule=rule) for rule in ("given", "none"))
+    bf16, classes_of = torch.bfloat16, {"label": 3, "value": 1, "label_set": 33}
+    answers = [(kind, rule) for kind in KINDS for rule in RULES if kind == "label" or rule in _RULES_OF_ANY_KIND]
+    for dtype, (kind, rule) in itertools.product(FEATURE_DTYPES, answers):
+        yield _specialisation(dtype, classes_of[kind], kind=kind, rule=rule)
+        if dtype != torch.float32:  # its poolers are library products
+            yield _specialisation(dtype, classes_of[kind], kind=kind, rule=rule, layout="first", pooler="tanh")
+    yield from (_specialisation(dtype, 3, layout="mean") for dtype in FEATURE_DTYPES)
     yield _specialisation(bf16, 3, layout="last", pooler="gelu")
     yield _specialisation(bf16, 3, layout="first", pooler="relu")
     yield _specialisation(bf16, 3, layout="first", by_layer=True)

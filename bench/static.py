@@ -1,0 +1,156 @@
+"""Every kernel compiled ahead of time, and held against a committed baseline: `python -m bench.static`.
+
+No GPU is needed. Exit status 1, and a table of the specialisations that fail, where one
+
+- spills, or has a stack frame, beyond what is TOLERATED;
+- has grown by more than a tenth in registers, shared memory or instructions;
+- has lost its matrix instructions, or accesses memory in narrower pieces than before;
+- is not in the baseline, or is there and is compiled no more: `--update` writes it anew.
+
+A baseline belongs to one Triton and one target, bench/static/<triton>/<target>.json; for another Triton there is none,
+and only spills and stack fail. sm_90 is compiled whole; the other targets leave out float16, whose code is bfloat16's
+with other names (`--whole` compiles it too).
+"""
+
+import argparse
+import json
+import os
+import sys
+from collections.abc import Iterable
+from concurrent.futures import ProcessPoolExecutor
+from multiprocessing import get_context
+from pathlib import Path
+
+import triton
+
+from bench.compiled import TARGETS, Figures, compile_for
+from bench.occupancy import occupancy
+from bench.text import columns
+from pabee_fast.kernels import table
+
+BASELINES = Path(__file__).parent / "static"
+WHOLE = "sm_90"
+GROWTH = 1.1
+TOLERATED_STACK, TOLERATED_SPILLS = 16, 2
+"""Bytes, and accesses to them. ptxas may park a register or a pair outside the loop, stored once and loaded once, to
+fit one more program; a tile that does not fit spills hundreds."""
+
+Measured = dict[str, Figures]
+"""Name of a specialisation -> what it became."""
+
+
+def names(target: str, *, whole: bool = False) -> list[str]:
+    """The specialisations that are compiled for `target`."""
+    every = [name for name, _ in table.specialisations()]
+    return every if whole or target == WHOLE else [name for name in every if "float16" not in name.split("-")]
+
+
+def measure(targets: Iterable[str], *, whole: bool = False, jobs: int | None = None) -> dict[str, Measured]:
+    """Compiles for each target, in `jobs` processes (None: one for each core), and returns what came of it."""
+    work = [(target, name) for target in targets for name in names(target, whole=whole)]
+    jobs = jobs or len(os.sched_getaffinity(0))
+    # Spawned, not forked: this process may hold threads. Each looks the launches up by name, since none can be sent.
+    with ProcessPoolExecutor(min(jobs, len(work)), mp_context=get_context("spawn")) as pool:
+        found = list(pool.map(_compile, *zip(*work, strict=True), chunksize=4))
+    return {t: {name: f for (other, name), f in zip(work, found, strict=True) if other == t} for t in targets}
+
+
+def _compile(target: str, name: str) -> Figures:
+    return compile_for(dict(table.specialisations())[name], target)
+
+
+def judge(figures: Figures, before: Figures | None) -> list[str]:
+    """What is wrong with a specialisation, in words; `before` is its baseline, where there is one."""
+    wrong = []
+    if figures.stack > TOLERATED_STACK or figures.spills > TOLERATED_SPILLS:
+        wrong.append(f"{figures.stack} bytes of stack, {figures.spills} spills")
+    if before is None:
+        return wrong
+    for name in ("registers", "shared", "instructions"):
+        new, old = getattr(figures, name), getattr(before, name)
+        if new > GROWTH * old:
+            wrong.append(f"{name} {old} -> {new}")
+    for name in ("mma", "wgmma"):
+        if getattr(before, name) and not getattr(figures, name):
+            wrong.append(f"no {name} any more, of {getattr(before, name)}")
+    for name in ("loads", "stores"):
+        new, old = (max(map(int, getattr(each, name)), default=0) for each in (figures, before))
+        if new < old:
+            wrong.append(f"{name} of {old} bytes -> {new}")
+    return wrong
+
+
+def baseline_path(target: str) -> Path:
+    return BASELINES / triton.__version__ / f"{target}.json"
+
+
+def read_baseline(target: str) -> Measured | None:
+    """The baseline of the Triton that is installed, or None."""
+    path = baseline_path(target)
+    return read_figures(path) if path.exists() else None
+
+
+def read_figures(path: Path) -> Measured:
+    return {name: Figures(**figures) for name, figures in json.loads(path.read_text()).items()}
+
+
+def write_baseline(target: str, measured: Measured) -> None:
+    """One line a specialisation, so that a change shows as one."""
+    path = baseline_path(target)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    lines = [f"  {json.dumps(name)}: {json.dumps(measured[name].as_json())}" for name in measured]
+    path.write_text("{\n" + ",\n".join(lines) + "\n}\n")
+
+
+def compare(measured: Measured, before: Measured | None) -> dict[str, list[str]]:
+    """Name of a specialisation -> what is wrong with it, for those with which anything is."""
+    found = {name: judge(figures, (before or {}).get(name)) for name, figures in measured.items()}
+    if before is not None:
+        for name in measured.keys() - before.keys():
+            found[name].append("not in the baseline")
+        found |= {name: ["in the baseline, and compiled no more"] for name in before.keys() - measured.keys()}
+    return {name: wrong for name, wrong in found.items() if wrong}
+
+
+def show(target: str, measured: Measured) -> str:
+    """The figures of one target as a table."""
+    head = ["registers", "stack", "shared", "occupancy", "instructions", "mma", "fma", "barriers", "loads", "stores"]
+    lines: list[list[object]] = [[f"{target}, Triton {triton.__version__}", *head]]
+    for name, each in measured.items():
+        mma = f"{each.mma} ({each.wgmma} wgmma)" if each.wgmma else each.mma
+        widths = [" ".join(f"{width}B:{count}" for width, count in w.items()) for w in (each.loads, each.stores)]
+        resident = f"{occupancy(each, target):.0%}"
+        lines.append([name, each.registers, each.stack, each.shared, resident, each.instructions, mma, each.fma,
+                      each.barriers, *widths])  # fmt: skip
+    return columns(lines, left=(0, 9, 10))
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Compiles, compares, prints; returns the exit status."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--targets", nargs="+", choices=TARGETS, default=list(TARGETS))
+    parser.add_argument("--update", action="store_true", help="write the baselines of this Triton")
+    parser.add_argument("--whole", action="store_true", help="leave nothing out for any target; compares nothing")
+    parser.add_argument("--table", action="store_true", help="print everything, not those that fail only")
+    parser.add_argument("--jobs", type=int, help="processes; default: one for each core")
+    args = parser.parse_args(arguments)
+    if args.update and args.whole:
+        parser.error("--update writes what is compared; leave --whole out")
+    failed = False
+    for target, measured in measure(args.targets, whole=args.whole, jobs=args.jobs).items():
+        if args.update:
+            write_baseline(target, measured)
+        before = None if args.whole else read_baseline(target)
+        wrong = compare(measured, before)
+        if shown := measured if args.table else {name: measured[name] for name in measured if name in wrong}:
+            print(show(target, shown), end="\n\n")
+        failed |= bool(wrong)
+        against = f"no baseline for Triton {triton.__version__}" if before is None else f"{len(before)} in the baseline"
+        print(f"{target}: {len(measured)} specialisations, {against}, {len(wrong)} fail")
+        for name, reasons in wrong.items():
+            print(f"  {name}: {'; '.join(reasons)}")
+    return int(failed)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

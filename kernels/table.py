@@ -1,0 +1,18 @@
+"""The table of kernels: every module that launches one. A new module is a line here, and is then compiled ahead of time
+for every target, held against its baseline and asked for its traffic."""
+
+from collections.abc import Iterator
+
+from . import compact, exit_step, pool
+from .launch import Launch
+
+MODULES = (exit_step, compact, pool)
+
+
+def specialisations() -> Iterator[tuple[str, Launch]]:
+    """Yield, by name, launches that stand for everything the runtime makes Triton compile, at BERT-base's hidden size.
+
+    Their tensors have no storage: a launch says what would be compiled, and cannot run.
+    """
+    for module in MODULES:
+        yield from module.specialisations()

@@ -1,0 +1,213 @@
+"""The static check: what it reads from a compiled kernel, what it refuses, and that no kernel can be left out of it.
+
+`make static` compiles everything; here a few kernels stand for the rest.
+"""
+
+import ast
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+triton = pytest.importorskip("triton", reason="Triton is not installed, as on macOS and Windows")
+
+import triton.language as tl  # noqa: E402
+
+from bench import static  # noqa: E402
+from bench.compiled import TARGETS, Figures, compile_for  # noqa: E402
+from bench.occupancy import occupancy, resident_warps  # noqa: E402
+from pabee_fast.kernels import table  # noqa: E402
+from pabee_fast.kernels.launch import Launch  # noqa: E402
+
+KERNELS = Path(table.__file__).parent
+SOUND = Figures(
+    registers=64, spills=0, stack=0, shared=4096, warps=4, instructions=500, mma=8, wgmma=0, fma=0, barriers=4,
+    loads={"16": 4, "4": 2}, stores={"16": 4},
+)  # fmt: skip
+
+
+def functions_of_triton() -> dict[str, ast.FunctionDef]:
+    """Every function of the kernels' room that Triton compiles, by name."""
+    found = {}
+    for path in KERNELS.glob("*.py"):
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.FunctionDef) and any("triton.jit" in ast.unparse(d) for d in node.decorator_list):
+                found[node.name] = node
+    return found
+
+
+def test_every_function_that_triton_compiles_is_part_of_a_named_kernel() -> None:
+    functions = functions_of_triton()
+    waiting, seen = [launch.kernel.__name__ for _, launch in table.specialisations()], set()
+    while waiting:
+        if (name := waiting.pop()) not in seen:
+            seen.add(name)
+            names = {node.id for node in ast.walk(functions[name]) if isinstance(node, ast.Name)}
+            waiting += names & functions.keys()
+    assert len(seen) > 5
+    assert functions.keys() - seen == set(), "give their modules a line in kernels/table.py"
+
+
+def test_names_tell_specialisations_apart() -> None:
+    names = [name for name, _ in table.specialisations()]
+    assert len(names) == len(set(names))
+
+
+def by_name(name: str) -> Launch:
+    return dict(table.specialisations())[name]
+
+
+@pytest.mark.parametrize("target", TARGETS)
+def test_half_precision_heads_use_matrix_instructions_and_stay_in_registers(target: str) -> None:
+    found = compile_for(by_name("exit_step-bfloat16-label-3-first-agreement-tanh"), target)
+    assert found.mma > 0
+    assert found.stack <= static.TOLERATED_STACK
+    assert 0 < occupancy(found, target) <= 1
+
+
+@pytest.mark.parametrize("target", ["sm_80", "sm_90"])
+def test_a_float32_head_is_made_of_fused_multiply_adds_since_tf32_is_not_float32(target: str) -> None:
+    found = compile_for(by_name("exit_step-float32-label-3-pooled-agreement"), target)
+    assert (found.mma, found.fma > 100) == (0, True)
+
+
+@pytest.mark.parametrize("target", TARGETS)
+def test_gather_moves_16_bytes_at_a_time(target: str) -> None:
+    found = compile_for(by_name("gather-768-bfloat16-1"), target)
+    assert found.loads["16"] == found.stores["16"] == (2 if target == "gfx942" else 4)  # 64 threads a warp, not 32
+
+
+@triton.jit
+def too_wide_kernel(x_ptr, out_ptr, BLOCK: tl.constexpr):  # type: ignore[no-untyped-def]
+    offs = tl.arange(0, BLOCK)
+    x = tl.load(x_ptr + offs)
+    tl.store(out_ptr + offs, x * tl.sum(x))
+
+
+def wide_launch(block: int, **options: Any) -> Launch:
+    x = torch.empty(1, device="meta")
+    return Launch(too_wide_kernel, (1,), {"x_ptr": x, "out_ptr": x, "BLOCK": block}, {"num_warps": 1, **options})
+
+
+@pytest.mark.parametrize(("target", "too_wide"), [("sm_90", 16 * 1024), ("gfx942", 32 * 1024)])
+def test_a_tile_that_does_not_fit_is_seen_to_spill(target: str, too_wide: int) -> None:
+    small = compile_for(wide_launch(256, enable_fp_fusion=True), target)
+    assert (small.stack, small.spills, static.judge(small, None)) == (0, 0, [])
+    large = compile_for(wide_launch(too_wide, enable_fp_fusion=True), target)
+    assert large.stack > static.TOLERATED_STACK
+    assert large.spills > static.TOLERATED_SPILLS
+    assert static.judge(large, None) == [f"{large.stack} bytes of stack, {large.spills} spills"]
+
+
+def test_a_launch_that_leaves_fp_fusion_to_triton_is_refused() -> None:
+    with pytest.raises(ValueError, match="too_wide_kernel: options lack enable_fp_fusion"):
+        compile_for(wide_launch(256), "sm_90")
+    assert all("enable_fp_fusion" in launch.options for _, launch in table.specialisations())
+
+
+def test_a_kernel_that_cannot_be_compiled_is_named() -> None:
+    with pytest.raises(Exception, match=r".") as caught:
+        compile_for(wide_launch(255, enable_fp_fusion=True), "sm_90")
+    assert caught.value.__notes__[-1].startswith("too_wide_kernel for sm_90, specialised to {'x_ptr': '*fp32'")
+
+
+@pytest.mark.parametrize(
+    ("change", "wrong"),
+    [
+        ({"registers": 70}, []),
+        ({"registers": 71}, ["registers 64 -> 71"]),
+        ({"shared": 8192}, ["shared 4096 -> 8192"]),
+        ({"instructions": 551}, ["instructions 500 -> 551"]),
+        ({"instructions": 100, "registers": 16, "shared": 0}, []),
+        ({"stack": 16, "spills": 2}, []),
+        ({"stack": 16, "spills": 3}, ["16 bytes of stack, 3 spills"]),
+        ({"stack": 24, "spills": 2}, ["24 bytes of stack, 2 spills"]),
+        ({"mma": 0, "fma": 9}, ["no mma any more, of 8"]),
+        ({"loads": {"4": 6}}, ["loads of 16 bytes -> 4"]),
+        ({"stores": {}}, ["stores of 16 bytes -> 0"]),
+    ],
+)
+def test_growth_and_narrower_accesses_are_refused(change: dict[str, Any], wrong: list[str]) -> None:
+    assert static.judge(replace(SOUND, **change), SOUND) == wrong
+
+
+def test_a_baseline_must_name_what_is_compiled_and_nothing_else() -> None:
+    assert static.compare({"a": SOUND, "b": SOUND}, {"b": SOUND, "c": SOUND}) == {
+        "a": ["not in the baseline"],
+        "c": ["in the baseline, and compiled no more"],
+    }
+
+
+@pytest.fixture
+def elsewhere(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
+    """A folder of its own for baselines, and figures that are not compiled."""
+    monkeypatch.setattr(static, "BASELINES", tmp_path)
+    return tmp_path
+
+
+def results(monkeypatch: pytest.MonkeyPatch, figures: Figures) -> None:
+    monkeypatch.setattr(static, "measure", lambda targets, **options: {t: {"a kernel": figures} for t in targets})
+
+
+def test_the_command_fails_on_growth_and_prints_the_table(
+    elsewhere: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    results(monkeypatch, SOUND)
+    assert static.main(["--update", "--targets", "sm_90"]) == 0
+    assert [path.name for path in elsewhere.rglob("*.json")] == ["sm_90.json"]
+    assert static.main(["--targets", "sm_90"]) == 0
+    assert "instructions" not in capsys.readouterr().out
+    results(monkeypatch, replace(SOUND, registers=96))
+    assert static.main(["--targets", "sm_90"]) == 1
+    out = capsys.readouterr().out
+    assert "a kernel: registers 64 -> 96" in out
+    assert "instructions" in out
+
+
+def test_under_another_triton_there_is_no_baseline_and_only_spills_fail(
+    elsewhere: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    results(monkeypatch, SOUND)
+    static.main(["--update"])
+    monkeypatch.setattr(triton, "__version__", "0.0.1")
+    results(monkeypatch, replace(SOUND, registers=200))
+    assert static.main([]) == 0
+    assert "no baseline for Triton 0.0.1" in capsys.readouterr().out
+    results(monkeypatch, replace(SOUND, stack=400))
+    assert static.main([]) == 1
+
+
+def test_the_committed_baselines_hold_every_specialisation() -> None:
+    folders = [folder for folder in static.BASELINES.iterdir() if folder.is_dir()]
+    assert len(folders) == 1, "one pinned Triton"
+    for target in TARGETS:
+        lines = static.read_figures(folders[0] / f"{target}.json")
+        assert list(lines) == static.names(target)
+        assert {"mma", "registers"} <= set(next(iter(lines.values())).as_json())
+
+
+@pytest.mark.parametrize(
+    ("target", "change", "warps"),
+    [
+        # 65,536 registers: 32 a thread fill 64 warps, 64 fill 32; 255 are rounded to 256, which leaves 8.
+        ("sm_90", {"registers": 32, "shared": 0}, 64),
+        ("sm_90", {"registers": 64, "shared": 0}, 32),
+        ("sm_90", {"registers": 255, "shared": 0}, 8),
+        # 228 KiB: two programs of 100 KiB, of four warps.
+        ("sm_90", {"registers": 32, "shared": 100 * 1024}, 8),
+        ("sm_80", {"registers": 32, "shared": 100 * 1024}, 4),
+        # At most 32 programs, here of one warp.
+        ("sm_90", {"registers": 16, "shared": 0, "warps": 1}, 32),
+        ("sm_90", {"registers": 300}, 0),
+        # LLVM says 7 wavefronts a SIMD for 66 registers, 8 for 64.
+        ("gfx942", {"registers": 66, "shared": 0}, 28),
+        ("gfx942", {"registers": 64, "shared": 0}, 32),
+        ("gfx942", {"registers": 66, "shared": 32 * 1024}, 8),
+    ],
+)
+def test_occupancy_is_bounded_by_registers_shared_memory_and_programs(
+    target: str, change: dict[str, int], warps: int
+) -> None:
+    assert resident_warps(replace(SOUND, **change), target) == warps
