@@ -19,6 +19,9 @@ from pabee_fast.policies import (
 )
 
 if TYPE_CHECKING:
+    from pabee_fast.evaluation.calibrate import Calibration, calibrate
+    from pabee_fast.evaluation.conditions import Conditions
+    from pabee_fast.evaluation.guarantee import Guarantee, guarantee_of
     from pabee_fast.evaluation.replay import Replay, Replayer, replay
     from pabee_fast.evaluation.trace import Trace, trace
     from pabee_fast.models.heads import attach_heads, from_pretrained
@@ -30,11 +33,14 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 
 __all__ = [
+    "Calibration",
     "CheckpointError",
+    "Conditions",
     "Confidence",
     "Entropy",
     "FixedDepth",
     "FullDepth",
+    "Guarantee",
     "InputError",
     "PabeeFastError",
     "Patience",
@@ -51,7 +57,9 @@ __all__ = [
     "Vote",
     "accelerate",
     "attach_heads",
+    "calibrate",
     "from_pretrained",
+    "guarantee_of",
     "load_pabee_checkpoint",
     "parse_policy",
     "replay",
@@ -62,6 +70,9 @@ __all__ = [
 # What needs torch or transformers is imported when it is first asked for, so that `import pabee_fast` costs nothing
 # and works where a part of the dependencies is missing. The same names as above, for the interpreter.
 _MODULES = {
+    "evaluation.calibrate": ("Calibration", "calibrate"),
+    "evaluation.conditions": ("Conditions",),
+    "evaluation.guarantee": ("Guarantee", "guarantee_of"),
     "evaluation.replay": ("Replay", "Replayer", "replay"),
     "evaluation.trace": ("Trace", "trace"),
     "models.heads": ("attach_heads", "from_pretrained"),

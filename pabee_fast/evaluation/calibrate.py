@@ -1,0 +1,212 @@
+"""Learn then Test (Angelopoulos et al. 2021, arXiv 2110.01052): the fastest policy whose risk is bounded.
+
+Candidates come in chains, the strictest first. Some of the rows, the ordering rows, choose which chains are walked. On
+the others, the testing rows, each chosen chain is walked policy by policy: the null hypothesis "its risk is above
+epsilon" is rejected where the exact binomial p-value of its errors is at most the chain's share of delta, and the walk
+ends at the first that is not (fixed-sequence testing). So the probability that any rejected hypothesis is true is at
+most delta, whatever the chains, and the fastest of all rejected ones may be taken.
+
+Tried on traces of a 12-layer model (sst2): one chain of nested policies beats the Pareto frontier of all candidates by
+far (mean cost 0.33 against 0.68 at 1,000 rows, epsilon 0.01), since neighbours on that frontier were picked for luck on
+the ordering rows and a single failure ends the walk. A second chain at half of delta gains a few percent more.
+"""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+
+from pabee_fast.errors import InputError
+from pabee_fast.evaluation.candidates import Chain, chains_for
+from pabee_fast.evaluation.extras import require
+from pabee_fast.evaluation.guarantee import Guarantee
+from pabee_fast.evaluation.replay import Replayer
+from pabee_fast.evaluation.risks import Risk
+from pabee_fast.evaluation.trace import Trace
+from pabee_fast.policies import FullDepth, Policy
+
+ORDER_SHARE = 0.25
+WALKS = 2
+"""Chains that are walked, each at its share of delta, where there are rows enough."""
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """A candidate as the ordering rows see it: an estimate, and no promise."""
+
+    policy: Policy
+    cost: float  # tokens x layers, as a share of full depth's
+    risk: float
+
+
+@dataclass(frozen=True)
+class Tested:
+    """A step of a walk over the testing rows."""
+
+    policy: Policy
+    errors: int
+    p_value: float
+    passed: bool
+    cost: float  # over all rows
+    walk: int  # from 0
+
+
+@dataclass(frozen=True)
+class Calibration:
+    """What `calibrate` found."""
+
+    guarantee: Guarantee
+    tested: tuple[Tested, ...]
+    frontier: tuple[Estimate, ...]  # no other candidate was cheaper and safer on the ordering rows; safest first
+
+    @property
+    def policy(self) -> Policy:
+        """The chosen one; FullDepth where nothing faster can be promised."""
+        return self.guarantee.policy
+
+
+def p_value(errors: int, rows: int, epsilon: float) -> float:
+    """The probability of no more errors among `rows` rows if the risk is epsilon: exact, for losses of 0 or 1."""
+    return float(require("scipy.stats").binom.cdf(errors, rows, epsilon))
+
+
+def rows_needed(epsilon: float, delta: float) -> int:
+    """The fewest testing rows that can support a promise: with less, not even none wrong among them would do."""
+    return math.ceil(math.log(delta) / math.log1p(-epsilon))
+
+
+def calibrate(
+    trace: Trace,
+    *,
+    epsilon: float = 0.01,
+    delta: float = 0.05,
+    risk: str | None = None,
+    tolerance: float | None = None,
+    order: Trace | float = ORDER_SHARE,
+    candidates: Sequence[Sequence[Policy]] | None = None,
+    seed: int = 0,
+) -> Calibration:
+    """The policy of least cost whose risk is at most epsilon with probability at least 1 - delta.
+
+    The rows must be exchangeable with the rows promised for, and unseen by training and `fit`. Cost is what a policy
+    spends: tokens times layers, summed over rows, as a share of full depth's.
+
+    Args:
+        trace: of the calibration rows.
+        epsilon: the most that the risk may be, between 0 and 1.
+        delta: the most that the probability of a broken promise may be, between 0 and 1.
+        risk: "disagreement" with full depth, "accuracy-loss" (needs labels) or "distance" (regression, with
+            `tolerance`); None: the one of these that needs no labels.
+        tolerance: for "distance", in units of the output.
+        order: the share of the rows that only decide what is tested, drawn by `seed`; or a trace of other rows.
+        candidates: chains of policies, each the strictest first; None: those of `chains_for`.
+        seed: of the split.
+
+    Raises:
+        InputError: a number out of range, a risk or policy that does not fit, too few rows (the message says how many
+            are needed), or an `order` of another model.
+    """
+    for name, given in (("epsilon", epsilon), ("delta", delta)):
+        if not 0 < given < 1:
+            raise InputError(f"{name}={given}: give a number between 0 and 1")
+    judged = Risk.choose(trace.kind, risk, tolerance)
+    judged.check(trace)
+    ordering, testing = _split(trace, order, seed)
+    needed = rows_needed(epsilon, delta)
+    if len(testing) < needed:
+        total = f", {math.ceil(needed / (1 - order))} in all" if not isinstance(order, Trace) else ""
+        raise InputError(
+            f"{len(testing)} rows are left to test with, and epsilon={epsilon:g} with delta={delta:g} needs {needed} "
+            f"even if none of them is wrong{total}: give more rows, or a larger epsilon or delta"
+        )
+    replayer = Replayer(ordering)
+    chains = [tuple(chain) for chain in candidates] if candidates is not None else chains_for(replayer)
+    estimates = [[_estimate(replayer, policy, judged) for policy in chain] for chain in chains]
+    walks = min(WALKS, len(chains))
+    while walks > 1 and len(testing) < rows_needed(epsilon, delta / walks):
+        walks -= 1
+    chosen = _best_chains(estimates, len(testing), epsilon, delta, walks)
+    whole, tests = Replayer(trace), Replayer(testing)
+    tested = [
+        step
+        for walk, index in enumerate(chosen)
+        for step in _walk(chains[index], whole, tests, judged, epsilon, delta / walks, walk)
+    ]
+    best = min((step for step in tested if step.passed), key=lambda step: step.cost, default=None)
+    guarantee = Guarantee(
+        policy=best.policy if best else FullDepth(),
+        risk=judged,
+        epsilon=epsilon,
+        delta=delta,
+        rows=len(testing),
+        errors=best.errors if best else 0,
+        ordering_rows=len(ordering),
+        cost=best.cost if best else 1.0,
+        conditions=trace.conditions,
+    )
+    return Calibration(guarantee, tuple(tested), _frontier(estimates))
+
+
+def _split(trace: Trace, order: Trace | float, seed: int) -> tuple[Trace, Trace]:
+    """Ordering rows and testing rows."""
+    if isinstance(order, Trace):
+        if order is trace:
+            raise InputError("order is the trace to test on: rows that choose what is tested cannot test it")
+        if differences := trace.conditions.differences(order.conditions):
+            raise InputError(f"order is a trace made otherwise than the one to test on: {'; '.join(differences)}")
+        return order, trace
+    if not 0 < order < 1:
+        raise InputError(f"order={order}: give the share of ordering rows, between 0 and 1, or a trace of other rows")
+    shuffled = torch.randperm(len(trace), generator=torch.Generator().manual_seed(seed))
+    first = max(1, round(order * len(trace)))
+    return trace.select(shuffled[:first]), trace.select(shuffled[first:])
+
+
+def _estimate(replayer: Replayer, policy: Policy, risk: Risk) -> Estimate:
+    found = replayer.replay(policy)
+    return Estimate(policy, 1 / found.layer_ratio, float(risk.losses(replayer.trace, found).double().mean()))
+
+
+def _best_chains(
+    estimates: Sequence[Sequence[Estimate]], rows: int, epsilon: float, delta: float, walks: int
+) -> list[int]:
+    """The chains that lead furthest if every policy errs on the testing rows as often as on the ordering rows."""
+    errors = np.arange(rows + 1)
+    passing = require("scipy.stats").binom.cdf(errors, rows, epsilon) <= delta / walks
+    bound = int(passing.sum() - 1) / rows  # the highest share of errors that passes
+
+    def end(chain: Sequence[Estimate]) -> float:
+        cost = 1.0
+        for estimate in chain:
+            if estimate.risk > bound:
+                break
+            cost = min(cost, estimate.cost)
+        return cost
+
+    return sorted(range(len(estimates)), key=lambda index: end(estimates[index]))[:walks]
+
+
+def _walk(
+    chain: Chain, whole: Replayer, tests: Replayer, risk: Risk, epsilon: float, delta: float, walk: int
+) -> list[Tested]:
+    """The chain's policies up to the first that fails, which is among them."""
+    steps: list[Tested] = []
+    for policy in chain:
+        errors = int(risk.losses(tests.trace, tests.replay(policy)).sum())
+        p = p_value(errors, len(tests.trace), epsilon)
+        cost = 1 / whole.replay(policy).layer_ratio
+        steps.append(Tested(policy, errors, p, p <= delta, cost, walk))
+        if not steps[-1].passed:
+            break
+    return steps
+
+
+def _frontier(estimates: Sequence[Sequence[Estimate]]) -> tuple[Estimate, ...]:
+    by_cost = sorted((e for chain in estimates for e in chain), key=lambda e: (e.cost, e.risk))
+    frontier: list[Estimate] = []
+    for estimate in by_cost:
+        if not frontier or estimate.risk < frontier[-1].risk:
+            frontier.append(estimate)
+    return tuple(reversed(frontier))

@@ -1,0 +1,22 @@
+"""The packages of the extra `evaluation`, imported where they are used: the core does without them."""
+
+import importlib
+from typing import Any
+
+from pabee_fast.errors import PabeeFastError
+
+
+def require(module: str) -> Any:
+    """Imports a module of scipy, scikit-learn or matplotlib.
+
+    Raises:
+        PabeeFastError: it is not installed; the message says what to install.
+    """
+    try:
+        return importlib.import_module(module)
+    except ModuleNotFoundError as error:
+        if error.name is None or not module.startswith(error.name):
+            raise
+        raise PabeeFastError(
+            f"this needs {error.name.replace('sklearn', 'scikit-learn')}: pip install 'pabee-fast[evaluation]'"
+        ) from error

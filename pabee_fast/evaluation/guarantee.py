@@ -1,0 +1,102 @@
+"""A policy and what is promised of it: kept in the model's config, and void when what it holds for changes."""
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from transformers import PreTrainedModel
+
+from pabee_fast.errors import CheckpointError, InputError
+from pabee_fast.evaluation.conditions import Conditions
+from pabee_fast.evaluation.risks import Risk
+from pabee_fast.models.heads import CONFIG_ENTRY
+from pabee_fast.policies import FullDepth, Policy, parse_policy
+
+KEY = "guarantee"
+"""Of the config entry."""
+
+
+@dataclass(frozen=True)
+class Guarantee:
+    """With probability at least 1 - delta over the calibration rows, the policy's risk is at most epsilon.
+
+    It speaks of rows that are exchangeable with those rows, which neither training nor `fit` has seen.
+    """
+
+    policy: Policy
+    risk: Risk
+    epsilon: float
+    delta: float
+    rows: int  # that tested it
+    errors: int  # of these
+    ordering_rows: int  # that only chose what to test
+    cost: float  # tokens x layers, as a share of full depth's, over all these rows
+    conditions: Conditions
+
+    def statement(self) -> str:
+        """The promise and what it holds for, in one sentence."""
+        where = (
+            f"holds for rows like those it was calibrated on, in {self.conditions.dtype}, cut at "
+            f"{self.conditions.max_length} tokens, with this model and tokenizer"
+        )
+        if isinstance(self.policy, FullDepth):
+            return f"{self.policy}: nothing that leaves earlier passed the tests for {self._bound()}; {where}"
+        return (
+            f"{self.policy}: {self._bound()} ({self.errors} of the {self.rows:,} rows that tested it, "
+            f"{self.ordering_rows:,} others chose it); {where}"
+        )
+
+    def _bound(self) -> str:
+        return f"{self.risk} is at most {self.epsilon:.4g} with probability at least {1 - self.delta:.4g}"
+
+    def why_void(self, now: Conditions) -> list[str]:
+        """Why it does not hold under the conditions of `now`, in words; empty where it does."""
+        return self.conditions.differences(now)
+
+    def entry(self) -> dict[str, Any]:
+        """What the config holds; JSON values only."""
+        own = asdict(self)
+        return own | {"policy": str(self.policy), "risk": self.risk.name, "tolerance": self.risk.tolerance}
+
+    @classmethod
+    def from_entry(cls, entry: Mapping[str, Any]) -> "Guarantee":
+        """Reads what `entry` wrote.
+
+        Raises:
+            CheckpointError: it is something else.
+        """
+        try:
+            given = dict(entry)
+            given["risk"] = Risk(given["risk"], given.pop("tolerance"))
+            return cls(
+                **given | {"policy": parse_policy(given["policy"]), "conditions": Conditions(**given["conditions"])}
+            )
+        except (KeyError, TypeError, AttributeError, InputError) as error:
+            raise CheckpointError(
+                f"the config's guarantee cannot be read ({error}): run `pabee-fast tune` again"
+            ) from error
+
+
+def guarantee_of(model: PreTrainedModel) -> Guarantee | None:
+    """The policy that `pabee-fast tune` stored with a model, and its promise; None where it stored none.
+
+    `pf.accelerate(model, guarantee.policy)` uses it. Whether the promise holds for how the model is run now, this does
+    not say: `guarantee.why_void(Conditions.of(model, tokenizer, max_length))` does.
+
+    Raises:
+        CheckpointError: the config's entry is no guarantee.
+    """
+    entry = getattr(model.config, CONFIG_ENTRY, {}).get(KEY)
+    return None if entry is None else Guarantee.from_entry(entry)
+
+
+def set_guarantee(model: PreTrainedModel, guarantee: Guarantee) -> None:
+    """Puts it into a model's config, so that `save_pretrained` writes it.
+
+    Raises:
+        InputError: the model has no heads.
+    """
+    entry = getattr(model.config, CONFIG_ENTRY, None)
+    if entry is None:
+        raise InputError(f"{type(model).__name__} has no heads, so there is no policy to keep with it")
+    setattr(model.config, CONFIG_ENTRY, entry | {KEY: guarantee.entry()})

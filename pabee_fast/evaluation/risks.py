@@ -1,0 +1,101 @@
+"""What can go wrong when a row leaves early: losses of 0 or 1 a row, whose mean is a risk."""
+
+import math
+from dataclasses import dataclass
+from typing import Literal, get_args
+
+import torch
+from torch import Tensor
+
+from pabee_fast.errors import InputError
+from pabee_fast.evaluation.replay import Replay
+from pabee_fast.evaluation.trace import Trace
+from pabee_fast.policies import AnswerKind
+
+RiskName = Literal["disagreement", "accuracy-loss", "distance"]
+RISKS: tuple[RiskName, ...] = get_args(RiskName)
+
+
+@dataclass(frozen=True)
+class Risk:
+    """A loss of 0 or 1 for each row; a row that is given every layer has none.
+
+    Args:
+        name: "disagreement": the answer, a label or a set of labels, is not the one of full depth. "accuracy-loss":
+            full depth is right and the answer is not, whose mean bounds the loss of accuracy. "distance": the value is
+            more than `tolerance` from the one of full depth.
+        tolerance: for "distance" and only then, in units of the output.
+
+    Raises:
+        InputError: another name, or a tolerance that is missing, unwanted or not above 0.
+    """
+
+    name: RiskName
+    tolerance: float | None = None
+
+    def __post_init__(self) -> None:
+        if self.name not in RISKS:
+            raise InputError(f"risk={self.name!r}: give {', '.join(RISKS)}")
+        if self.name != "distance" and self.tolerance is not None:
+            raise InputError(f"tolerance={self.tolerance}: it belongs to the risk 'distance', of one-output models")
+        if self.name == "distance" and not (self.tolerance is not None and 0 < self.tolerance < math.inf):
+            raise InputError(
+                f"risk='distance' with tolerance={self.tolerance}: say how far from full depth's value an answer may "
+                "be, in units of the output; a number above 0"
+            )
+
+    @classmethod
+    def choose(cls, kind: AnswerKind, name: str | None = None, tolerance: float | None = None) -> "Risk":
+        """The risk of that name; without one, the one that needs no labels and suits answers of this kind."""
+        return cls(name or ("distance" if kind == "value" else "disagreement"), tolerance)  # type: ignore[arg-type]
+
+    def check(self, trace: Trace) -> None:
+        """Raises InputError where the trace's answers or labels do not allow it."""
+        if (trace.kind == "value") != (self.name == "distance"):
+            what = "values" if trace.kind == "value" else "labels"
+            fit = "'distance' with a tolerance" if trace.kind == "value" else "'disagreement' or 'accuracy-loss'"
+            raise InputError(f"risk={self.name!r} on a model that answers with {what}: use {fit}")
+        if self.name != "accuracy-loss":
+            return
+        if trace.labels is None:
+            raise InputError("risk='accuracy-loss' needs labels, and the trace has none: use 'disagreement'")
+        if len(torch.unique(trace.labels, dim=0)) < 2:
+            raise InputError(
+                "the labels of all rows are the same: give rows of two classes or more, or use 'disagreement'"
+            )
+
+    def losses(self, trace: Trace, found: Replay) -> Tensor:
+        """[rows] bool: which rows of `trace` pay for what a policy `found`. Logits that are not finite are an answer of
+        their own, and a wrong one."""
+        full, got = trace.logits[-1], found.logits
+        broken = ~got.isfinite().all(dim=1)
+        if trace.kind == "value":
+            lost = ~((got - full).abs()[:, 0] <= (self.tolerance or 0.0))
+        elif self.name == "disagreement":
+            lost = _differ(answers(got, trace.kind), answers(full, trace.kind)) | broken
+            lost |= ~full.isfinite().all(dim=1)
+        else:
+            assert trace.labels is not None
+            right = ~_differ(answers(full, trace.kind), trace.labels) & full.isfinite().all(dim=1)
+            lost = right & (_differ(answers(got, trace.kind), trace.labels) | broken)
+        return lost & (found.exit_layers < trace.layers)
+
+    def __str__(self) -> str:
+        return {
+            "disagreement": "the share of rows whose answer is not the one of full depth",
+            "accuracy-loss": "the share of rows that full depth gets right and this does not",
+            "distance": f"the share of rows whose value is more than {self.tolerance} from the one of full depth",
+        }[self.name]
+
+
+def answers(logits: Tensor, kind: AnswerKind) -> Tensor:
+    """What logits [..., classes] say: labels [...] int64, values [...] float32, or label sets [..., classes] int64."""
+    if kind == "label":
+        return logits.argmax(dim=-1)
+    return logits[..., 0] if kind == "value" else (logits > 0).long()
+
+
+def _differ(some: Tensor, others: Tensor) -> Tensor:
+    """[rows] bool, of labels [rows] or label sets [rows, classes]."""
+    differ = some != others
+    return differ.any(dim=1) if differ.ndim == 2 else differ

@@ -1,0 +1,221 @@
+"""The promise of a calibration, held against populations whose risk is known, and what it refuses."""
+
+import itertools
+from collections.abc import Callable, Sequence
+
+import pytest
+import torch
+from scipy.stats import binom
+from torch import Tensor
+
+import pabee_fast as pf
+from pabee_fast.evaluation.calibrate import p_value, rows_needed
+from pabee_fast.evaluation.risks import Risk
+from tests.evaluation.traces import CONDITIONS, made_up
+
+EPSILON, DELTA, DRAWS = 0.05, 0.1, 500
+
+
+def two_layers(rows: int, generator: torch.Generator) -> pf.Trace:
+    """Layer 1 gives class 0 a probability u, uniform from 0.5 to 1; layer 2 says otherwise with probability 1 - u.
+
+    So Confidence(t) leaves at layer 1 with probability 2 * (1 - t), and its disagreement is (1 - t) ** 2.
+    """
+    u = 0.5 + torch.rand(rows, generator=generator) / 2
+    flips = torch.rand(rows, generator=generator) < 1 - u
+    first = torch.stack([u.logit(), torch.zeros(rows)], dim=1)
+    last = torch.where(flips, -1.0, 1.0)[:, None] * torch.tensor([1.0, -1.0])
+    return pf.Trace(torch.stack([first, last]), torch.full((rows,), 7), "label", CONDITIONS)
+
+
+def many_depths(rows: int, generator: torch.Generator) -> pf.Trace:
+    """Each of twenty layers differs from the last with a probability a little above EPSILON, on its own."""
+    flips = torch.rand(20, rows, generator=generator) < 1.1 * EPSILON
+    first = torch.where(flips, -1.0, 1.0)
+    logits = torch.cat([first, torch.ones(1, rows)])
+    return pf.Trace(torch.stack([logits, -logits], dim=2), torch.full((rows,), 7), "label", CONDITIONS)
+
+
+CONFIDENCES = [pf.Confidence(threshold) for threshold in (0.98, 0.9, 0.86, 0.776, 0.7)]
+"""Risks 0.0004, 0.01, 0.02, 0.0502 and 0.09: the last but one is a hair too risky."""
+DEPTHS = [[pf.FixedDepth(depth)] for depth in range(1, 21)]
+
+
+def known_risk(policy: pf.Policy) -> float:
+    if isinstance(policy, pf.Confidence):
+        return (1 - policy.threshold) ** 2
+    return 0.0 if policy == pf.FullDepth() else 1.1 * EPSILON
+
+
+def chosen(
+    population: Callable[..., pf.Trace], candidates: Sequence[Sequence[pf.Policy]], rows: int
+) -> list[pf.Policy]:
+    """What each of DRAWS calibrations chose, each on rows of its own."""
+    generator = torch.Generator().manual_seed(0)
+    return [
+        pf.calibrate(
+            population(rows, generator), epsilon=EPSILON, delta=DELTA, candidates=candidates, order=0.3, seed=draw
+        ).policy
+        for draw in range(DRAWS)
+    ]
+
+
+def test_the_promise_is_broken_no_more_often_than_delta_allows_and_something_is_gained() -> None:
+    policies = chosen(two_layers, [CONFIDENCES, [pf.FixedDepth(1)]], rows=700)
+    broken = sum(known_risk(policy) > EPSILON for policy in policies)
+    assert broken <= binom.ppf(0.999, DRAWS, DELTA)
+    # Two fifths of EPSILON, which 490 testing rows tell from it in nearly all draws.
+    assert sum(known_risk(policy) >= 0.0195 for policy in policies) >= 0.9 * DRAWS
+    assert broken > 0, "a draw that is never unlucky tests nothing"
+
+
+def test_the_promise_holds_where_every_candidate_is_a_little_too_risky() -> None:
+    policies = chosen(many_depths, DEPTHS, rows=400)
+    broken = sum(known_risk(policy) > EPSILON for policy in policies)
+    assert 0 < broken <= binom.ppf(0.999, DRAWS, DELTA)
+
+
+@pytest.mark.parametrize(("epsilon", "delta"), [(0.01, 0.05), (0.05, 0.1), (0.2, 0.01), (0.001, 0.5)])
+def test_the_rows_needed_are_the_fewest_that_reject_with_no_error(epsilon: float, delta: float) -> None:
+    needed = rows_needed(epsilon, delta)
+    assert p_value(0, needed, epsilon) <= delta < p_value(0, needed - 1, epsilon)
+
+
+@pytest.mark.parametrize("rows", [1, 2, 100, 398])
+def test_too_few_rows_are_refused_with_the_number_needed(rows: int) -> None:
+    with pytest.raises(pf.InputError, match=r"needs 299 .*, 399 in all"):
+        pf.calibrate(made_up(rows), epsilon=0.01, delta=0.05)
+
+
+def test_rows_enough_are_counted_without_those_that_order() -> None:
+    chains = [[pf.FixedDepth(5)]]
+    found = pf.calibrate(made_up(400), epsilon=0.01, delta=0.05, candidates=chains)
+    assert (found.guarantee.rows, found.guarantee.ordering_rows) == (300, 100)
+    apart = pf.calibrate(made_up(299), epsilon=0.01, delta=0.05, candidates=chains, order=made_up(50, seed=1))
+    assert (apart.guarantee.rows, apart.guarantee.ordering_rows) == (299, 50)
+
+
+def test_a_walk_goes_from_strict_to_fast_and_ends_at_its_first_failure() -> None:
+    found = pf.calibrate(made_up(1000), epsilon=0.1, delta=0.05)
+    assert {step.walk for step in found.tested} == {0, 1}
+    for _, walk in itertools.groupby(found.tested, key=lambda step: step.walk):
+        steps = list(walk)
+        assert all(step.passed for step in steps[:-1])
+        assert all(later.cost <= earlier.cost for earlier, later in itertools.pairwise(steps))
+        assert all(step.passed == (step.p_value <= 0.05 / 2) for step in steps)
+        assert all(step.p_value == pytest.approx(binom.cdf(step.errors, 750, 0.1)) for step in steps)
+    passed = [step for step in found.tested if step.passed]
+    best = min(passed, key=lambda step: step.cost)
+    assert (found.policy, found.guarantee.cost, found.guarantee.errors) == (best.policy, best.cost, best.errors)
+    assert found.guarantee.cost == pytest.approx(1 / pf.replay(made_up(1000), best.policy).layer_ratio)
+
+
+def test_only_ordering_rows_decide_what_is_tested() -> None:
+    # The testing rows' answers change altogether; what is walked first does not.
+    order, testing, other = made_up(200, seed=1), made_up(400, seed=2), made_up(400, seed=3)
+    found = [pf.calibrate(rows, epsilon=0.1, order=order).tested for rows in (testing, other)]
+    firsts = [next(step.policy for step in tested if step.walk == 0) for tested in found]
+    assert firsts[0] == firsts[1]
+
+
+def test_full_depth_is_chosen_where_nothing_else_can_be_promised() -> None:
+    found = pf.calibrate(made_up(400), epsilon=0.01, candidates=[[pf.FixedDepth(1)]])
+    assert found.policy == pf.FullDepth()
+    assert (found.guarantee.cost, found.guarantee.errors) == (1.0, 0)
+    assert [step.passed for step in found.tested] == [False]
+    assert "nothing that leaves earlier passed" in found.guarantee.statement()
+
+
+@pytest.mark.parametrize("kind", ["label", "label_set", "value"])
+def test_every_candidate_suits_the_answers_and_the_frontier_falls(kind: str) -> None:
+    made = made_up(600, kind=kind, classes=1 if kind == "value" else 3)  # type: ignore[arg-type]
+    found = pf.calibrate(made, epsilon=0.1, tolerance=1.0 if kind == "value" else None)
+    assert found.guarantee.risk.name == ("distance" if kind == "value" else "disagreement")
+    assert len(found.frontier) > 5
+    for safer, faster in itertools.pairwise(found.frontier):
+        assert safer.cost > faster.cost
+        assert safer.risk < faster.risk
+
+
+def labelled(logits: Tensor, labels: Sequence[int] | Tensor, kind: str = "label") -> pf.Trace:
+    lengths = torch.full((logits.shape[1],), 3)
+    return pf.Trace(logits, lengths, kind, CONDITIONS, torch.as_tensor(labels))  # type: ignore[arg-type]
+
+
+def test_what_each_risk_counts() -> None:
+    # [2 layers, 4 rows, 2 classes]: full depth says 0 0 1 1, layer 1 says 0 1 0 1.
+    logits = torch.tensor([[[1, 0], [0, 1], [1, 0], [0, 1]], [[1, 0], [1, 0], [0, 1], [0, 1]]]).float()
+    trace = labelled(logits, [1, 0, 0, 1])
+    at_one, at_two = pf.replay(trace, pf.FixedDepth(1)), pf.replay(trace, pf.FullDepth())
+    assert Risk("disagreement").losses(trace, at_one).tolist() == [False, True, True, False]
+    # Row 0: both wrong. Row 1: full depth alone is right. Row 2: layer 1 alone is right.
+    assert Risk("accuracy-loss").losses(trace, at_one).tolist() == [False, True, False, False]
+    assert not Risk("disagreement").losses(trace, at_two).any()
+
+
+def test_a_label_set_is_another_where_one_label_is() -> None:
+    logits = torch.tensor([[[1, -1], [1, 1]], [[1, -1], [1, -1]]]).float()
+    trace = labelled(logits, [[1, 0], [1, 0]], "label_set")
+    found = pf.replay(trace, pf.FixedDepth(1))
+    assert Risk("disagreement").losses(trace, found).tolist() == [False, True]
+    assert Risk("accuracy-loss").losses(trace, found).tolist() == [False, True]
+
+
+def test_a_value_is_lost_only_beyond_the_tolerance() -> None:
+    trace = labelled(torch.tensor([[[1.0], [2.0]], [[1.5], [2.75]]]), [1.0, 2.0], "value")
+    assert Risk("distance", 0.5).losses(trace, pf.replay(trace, pf.FixedDepth(1))).tolist() == [False, True]
+
+
+@pytest.mark.parametrize("risk", [Risk("disagreement"), Risk("accuracy-loss")])
+def test_an_answer_that_is_not_finite_is_a_loss_where_full_depth_has_one(risk: Risk) -> None:
+    logits = torch.ones(2, 2, 2) * torch.tensor([1.0, 0.0])
+    logits[0, 1, 1] = float("nan")
+    trace = labelled(logits, [0, 0])
+    assert risk.losses(trace, pf.replay(trace, pf.FixedDepth(1))).tolist() == [False, True]
+    logits[1, 1, 1] = float("nan")  # without an answer at full depth, none is lost by staying
+    assert not risk.losses(trace, pf.replay(trace, pf.FullDepth())).any()
+
+
+@pytest.mark.parametrize(
+    ("options", "says"),
+    [
+        ({"epsilon": 0.0}, "epsilon=0.0: give a number between 0 and 1"),
+        ({"delta": 1.0}, "delta=1.0"),
+        ({"order": 1.0}, "share of ordering rows"),
+        ({"risk": "error"}, "disagreement, accuracy-loss, distance"),
+        ({"risk": "distance"}, "in units of the output"),
+        ({"risk": "distance", "tolerance": 0.5}, "answers with labels: use 'disagreement'"),
+        ({"tolerance": 0.5}, "belongs to the risk 'distance'"),
+        ({"candidates": [[pf.Patience(1, threshold=0.5)]]}, "regression"),
+    ],
+)
+def test_options_that_do_not_fit_are_refused(options: dict[str, object], says: str) -> None:
+    with pytest.raises(pf.InputError, match=says):
+        pf.calibrate(made_up(400), **{"epsilon": 0.1} | options)  # type: ignore[arg-type]
+
+
+def test_regression_is_judged_by_distance_alone() -> None:
+    values = made_up(400, classes=1, kind="value")
+    with pytest.raises(pf.InputError, match="answers with values: use 'distance'"):
+        pf.calibrate(values, risk="disagreement")
+    with pytest.raises(pf.InputError, match="one output"):
+        pf.calibrate(values, tolerance=0.5, candidates=[[pf.Confidence(0.9)]])
+
+
+def test_accuracy_loss_needs_labels_of_two_classes() -> None:
+    made = made_up(400)
+    without = pf.Trace(made.logits, made.lengths, made.kind, made.conditions)
+    with pytest.raises(pf.InputError, match="needs labels"):
+        pf.calibrate(without, risk="accuracy-loss")
+    one_class = labelled(made.logits, [1] * 400)
+    with pytest.raises(pf.InputError, match="two classes"):
+        pf.calibrate(one_class, risk="accuracy-loss")
+
+
+def test_ordering_rows_come_from_the_same_model_and_are_others() -> None:
+    made = made_up(400)
+    other = pf.Trace(made.logits, made.lengths, made.kind, pf.Conditions("another", "made up", "float32", 32))
+    with pytest.raises(pf.InputError, match="weights or heads are others"):
+        pf.calibrate(made, order=other)
+    with pytest.raises(pf.InputError, match="cannot test it"):
+        pf.calibrate(made, order=made)
