@@ -11,6 +11,7 @@ import typer
 from pabee_fast.cli.info import info_command
 from pabee_fast.cli.score import score_command
 from pabee_fast.cli.train import train_command
+from pabee_fast.cli.tune import tune_command
 from pabee_fast.errors import PabeeFastError
 
 app = typer.Typer(
@@ -49,4 +50,5 @@ def _options(
 
 app.command("score")(score_command)
 app.command("train")(train_command)
+app.command("tune")(tune_command)
 app.command("info")(info_command)

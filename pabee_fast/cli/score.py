@@ -16,9 +16,12 @@ def score_command(
     text_column: Annotated[str, typer.Option(help="Column of the texts.")] = "text",
     text_pair_column: Annotated[str | None, typer.Option(help="Column of the second texts, for pairs.")] = None,
     policy: Annotated[
-        str,
-        typer.Option(help="When a row has settled: patience:6, patience:6,first_layer=4, fixed-depth:8, full-depth."),
-    ] = "patience:6",
+        str | None,
+        typer.Option(
+            help="When a row has settled: patience:6, confidence:0.9,first_layer=4, fixed-depth:8, full-depth. "
+            "Default: what `pabee-fast tune` stored with the model, if its guarantee holds here, otherwise patience:6."
+        ),
+    ] = None,
     max_length: Annotated[
         int | None, typer.Option(help="Tokens at which a text is cut; default: what model and tokenizer allow.")
     ] = None,
@@ -39,7 +42,7 @@ def score_command(
     from pabee_fast.scoring.load import Setting, load_scorer
 
     transformers.logging.disable_progress_bar()  # one bar is enough
-    chosen = parse_policy(policy)
+    chosen = parse_policy(policy) if policy is not None else None
     columns = Columns([text_column, *([text_pair_column] if text_pair_column else [])], prefix, all_scores)
     job = open_job(table, output, columns, overwrite=overwrite)  # before a model is loaded
     setting = Setting.choose(device, dtype)
@@ -52,16 +55,17 @@ def score_command(
             bar.update(task, completed=tally.rows, rate=f"mean exit layer {tally.mean_exit_layer:.2f}")
 
         summary = score_table(scorer, job, output, columns, overwrite=overwrite, on_chunk=advance)
-    _print_summary(summary, setting, chosen, len(scorer.engine.layers), output)
+    _print_summary(summary, setting, scorer, output)
 
 
-def _print_summary(summary: Any, setting: Any, policy: Any, layers: int, output: Path) -> None:
+def _print_summary(summary: Any, setting: Any, scorer: Any, output: Path) -> None:
     """What was done, in words and figures, and how many rows left at each layer."""
-    tally = summary.tally
+    tally, layers = summary.tally, len(scorer.engine.layers)
     print(
         f"{tally.rows} rows in {summary.seconds:.2f} s: {summary.rows_per_second:,.0f} rows/s, reading, tokenizing and "
         f"writing included\n"
-        f"device {setting.device_name}, {setting.dtype_name} ({setting.dtype_reason}); policy {policy}"
+        f"device {setting.device_name}, {setting.dtype_name} ({setting.dtype_reason})\n"
+        f"policy {scorer.policy}: {scorer.policy_reason}"
     )
     if not tally.rows:
         print("the table has no rows: an empty table with the result columns was written")

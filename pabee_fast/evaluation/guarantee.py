@@ -1,7 +1,10 @@
 """A policy and what is promised of it: kept in the model's config, and void when what it holds for changes."""
 
+import json
+import os
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import Any
 
 from transformers import PreTrainedModel
@@ -34,15 +37,15 @@ class Guarantee:
     conditions: Conditions
 
     def statement(self) -> str:
-        """The promise and what it holds for, in one sentence."""
+        """The promise and what it holds for, in one sentence that does not name the policy."""
         where = (
             f"holds for rows like those it was calibrated on, in {self.conditions.dtype}, cut at "
             f"{self.conditions.max_length} tokens, with this model and tokenizer"
         )
         if isinstance(self.policy, FullDepth):
-            return f"{self.policy}: nothing that leaves earlier passed the tests for {self._bound()}; {where}"
+            return f"no policy that leaves earlier could be promised that {self._bound()}; {where}"
         return (
-            f"{self.policy}: {self._bound()} ({self.errors} of the {self.rows:,} rows that tested it, "
+            f"{self._bound()} ({self.errors} of the {self.rows:,} rows that tested it, "
             f"{self.ordering_rows:,} others chose it); {where}"
         )
 
@@ -90,13 +93,24 @@ def guarantee_of(model: PreTrainedModel) -> Guarantee | None:
     return None if entry is None else Guarantee.from_entry(entry)
 
 
-def set_guarantee(model: PreTrainedModel, guarantee: Guarantee) -> None:
-    """Puts it into a model's config, so that `save_pretrained` writes it.
+def check_directory(path: str | Path) -> None:
+    """Raises InputError unless a guarantee can be stored with this model: a directory of a model with heads."""
+    config = Path(path) / "config.json"
+    if not config.is_file():
+        raise InputError(f"{path} is no model directory on this machine, and a guarantee is stored in one: give one")
+    if CONFIG_ENTRY not in json.loads(config.read_text()):
+        raise InputError(f"{path} has no heads, so no policy is to be chosen: run `pabee-fast fit` or `train` first")
+
+
+def store_guarantee(path: str | Path, guarantee: Guarantee) -> None:
+    """Puts it into a model directory's config.json and leaves all else in the directory as it is.
 
     Raises:
-        InputError: the model has no heads.
+        InputError: no directory of a model with heads.
     """
-    entry = getattr(model.config, CONFIG_ENTRY, None)
-    if entry is None:
-        raise InputError(f"{type(model).__name__} has no heads, so there is no policy to keep with it")
-    setattr(model.config, CONFIG_ENTRY, entry | {KEY: guarantee.entry()})
+    check_directory(path)
+    config, new = Path(path) / "config.json", Path(path) / "config.json.new"
+    content = json.loads(config.read_text())
+    content[CONFIG_ENTRY][KEY] = guarantee.entry()
+    new.write_text(json.dumps(content, indent=2, sort_keys=True) + "\n")
+    os.replace(new, config)

@@ -75,7 +75,7 @@ class Replayer:
     def measures(self, policy: Policy) -> list[Tensor]:
         """What the policy's rule looks at in each tested layer but the last, [rows] float32 each; see
         `kernels.reference.observe`. Empty where no row can leave early."""
-        tested = self._tested(policy)
+        tested = self._tested(policy.from_layer(self.trace.first_layer))
         if not tested:
             return []
         with one_thread():

@@ -7,8 +7,10 @@ import torch
 from transformers import AutoConfig, AutoModelForSequenceClassification, AutoTokenizer
 
 from pabee_fast.errors import InputError
+from pabee_fast.evaluation.conditions import Conditions
+from pabee_fast.evaluation.guarantee import guarantee_of
 from pabee_fast.models.heads import CONFIG_ENTRY, from_pretrained
-from pabee_fast.policies import Policy
+from pabee_fast.policies import FullDepth, Patience, Policy
 from pabee_fast.runtime import ops
 from pabee_fast.runtime.device import choose_device, choose_dtype
 from pabee_fast.scoring.scorer import Scorer
@@ -50,9 +52,13 @@ class Setting:
         return ops.attention_in_use(self.device, self.dtype, head_dim)
 
 
+DEFAULT_POLICY = Patience(6)
+"""Where a model brings none: the one of the published tables."""
+
+
 def load_scorer(
     model: str,
-    policy: Policy,
+    policy: Policy | None,
     setting: Setting,
     *,
     max_length: int | None = None,
@@ -60,8 +66,11 @@ def load_scorer(
 ) -> Scorer:
     """A scorer for a model directory or hub id. One without heads serves policies that need none.
 
+    Without a policy it takes the one that `pabee-fast tune` stored with the model, if its guarantee holds here, and
+    otherwise DEFAULT_POLICY; the scorer's `policy_reason` says which and why.
+
     Raises:
-        CheckpointError: heads that are absent or broken.
+        CheckpointError: heads or a stored policy that are absent or broken.
         InputError: no such directory, no tokenizer in it, or a policy that does not fit.
     """
     try:
@@ -74,4 +83,28 @@ def load_scorer(
         loaded = from_pretrained(model, dtype=setting.dtype)
     else:
         loaded = AutoModelForSequenceClassification.from_pretrained(model, dtype=setting.dtype).eval()
-    return Scorer(loaded.to(setting.device), tokenizer, policy=policy, max_length=max_length, token_budget=token_budget)
+    scorer = Scorer(
+        loaded.to(setting.device),
+        tokenizer,
+        policy=policy or FullDepth(),
+        max_length=max_length,
+        token_budget=token_budget,
+    )
+    if policy is None:
+        chosen, scorer.policy_reason = _stored_or_default(scorer)
+        scorer.policy = scorer.engine.check(chosen)
+    return scorer
+
+
+def _stored_or_default(scorer: Scorer) -> tuple[Policy, str]:
+    """The policy of a scorer that was given none, and the reason for it."""
+    guarantee = guarantee_of(scorer.model)
+    if guarantee is None:
+        return DEFAULT_POLICY, "the default, since `pabee-fast tune` has stored none with the model"
+    void = guarantee.why_void(Conditions.of(scorer.model, scorer.tokenizer, scorer.max_length))
+    if not void:
+        return guarantee.policy, f"stored with the model; {guarantee.statement()}"
+    return DEFAULT_POLICY, (
+        f"the default, since what is stored with the model ({guarantee.policy}) is void here: {'; '.join(void)}; "
+        "run `pabee-fast tune` again to have a guarantee"
+    )

@@ -75,6 +75,7 @@ class Scorer:
         require_whole("max_length", self.max_length, at_least=tokenizer.num_special_tokens_to_add(pair=True) + 2)
         require_whole("window", window, at_least=1)
         self.window = window
+        self.policy_reason = "asked for"
         self.tally = Tally()
 
     def score(self, rows: Iterable[Row]) -> Iterator[RowResult]:

@@ -1,4 +1,4 @@
-"""Labelled examples of a table, and their tokens."""
+"""Examples of a table, labelled or not, and their tokens."""
 
 import math
 from collections.abc import Sequence
@@ -16,7 +16,8 @@ Features = list[dict[str, Any]]
 
 @dataclass(frozen=True)
 class Examples:
-    """A table's texts and its label column, in input order. `where` names the column in messages."""
+    """A table's texts and its label column, in input order; the column is empty where none was asked for. `where` names
+    it in messages."""
 
     texts: list[tuple[str, ...]]
     column: list[Any]
@@ -30,33 +31,34 @@ class Examples:
         return [dict(zip([*encoded, "labels"], row, strict=True)) for row in rows]
 
 
-def read_examples(path: str | Path, text_columns: Sequence[str], label_column: str) -> Examples:
+def read_examples(path: str | Path, text_columns: Sequence[str], label_column: str | None) -> Examples:
     """Reads a csv, tsv, jsonl or parquet table whole. In csv and tsv, labels that are all numbers are read as numbers.
 
     Raises:
         InputError: no rows, a missing column, or a row with an error or without a label; it names the row, from 1.
     """
     table = open_table(path, text_columns)
-    if label_column not in table.schema.names:
+    if label_column is not None and label_column not in table.schema.names:
         raise InputError(
             f"{path} has no label column {label_column!r}; its columns are {', '.join(table.schema.names)}: "
             "name one by --label-column"
         )
     texts: list[Any] = []
     column: list[Any] = []
-    where = f"{path}, column {label_column!r}"
+    where = f"{path}, column {label_column!r}" if label_column is not None else str(path)
     for chunk in table:
-        values = chunk.batch.column(label_column).to_pylist()
-        for text, value, error in zip(chunk.texts, values, chunk.errors, strict=True):
-            row = len(texts) + 1
+        for row, error in enumerate(chunk.errors, len(texts) + 1):
             if error is not None:
                 raise InputError(f"{path}, row {row}: {error}; correct the row or leave it out")
-            if value is None or value == "" or (isinstance(value, float) and not math.isfinite(value)):
-                raise InputError(f"{where}, row {row}: no label ({value!r}); correct the row or leave it out")
-            texts.append(text)
-            column.append(value)
+        if label_column is not None:
+            values = chunk.batch.column(label_column).to_pylist()
+            for row, value in enumerate(values, len(texts) + 1):
+                if value is None or value == "" or (isinstance(value, float) and not math.isfinite(value)):
+                    raise InputError(f"{where}, row {row}: no label ({value!r}); correct the row or leave it out")
+            column += values
+        texts += chunk.texts
     if not texts:
-        raise InputError(f"{path} has no rows to train on or evaluate")
+        raise InputError(f"{path} has no rows")
     return Examples(texts, _as_numbers(column) if table_format(path) in ("csv", "tsv") else column, where)
 
 

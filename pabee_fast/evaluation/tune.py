@@ -1,0 +1,172 @@
+"""From a table to a stored guarantee: what `pabee-fast tune` does, without the terminal."""
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from pabee_fast.errors import InputError
+from pabee_fast.evaluation.calibrate import Calibration, calibrate
+from pabee_fast.evaluation.conditions import Conditions
+from pabee_fast.evaluation.extras import require
+from pabee_fast.evaluation.guarantee import check_directory, store_guarantee
+from pabee_fast.evaluation.plots import frontier_figure, save_figure, styled
+from pabee_fast.evaluation.trace import Trace, trace
+from pabee_fast.policies import FullDepth
+from pabee_fast.scoring.load import Setting, load_scorer
+from pabee_fast.scoring.scorer import Scorer
+from pabee_fast.training.examples import read_examples
+from pabee_fast.training.labels import labels_of_config
+
+ASSUMPTION = (
+    "The promise is for rows that are exchangeable with the calibration rows: drawn from the same source in the same "
+    "way. Those must be unseen by training and by fit; a model is surer of rows that it has learned from."
+)
+
+
+@dataclass(frozen=True)
+class TuneSettings:
+    """What `pabee-fast tune` was asked for; the command's help describes each."""
+
+    model: str
+    table: str | None = None
+    trace: str | None = None
+    order_table: str | None = None
+    order_share: float = 0.25
+    risk: str | None = None
+    tolerance: float | None = None
+    epsilon: float = 0.01
+    delta: float = 0.05
+    text_columns: tuple[str, ...] = ("text",)
+    label_column: str | None = None
+    max_length: int | None = None
+    token_budget: int | None = None
+    dtype: str = "auto"
+    device: str = "auto"
+    seed: int = 0
+    output: str | None = None
+    plot: str = "svg"
+    store: bool = True
+
+    @property
+    def folder(self) -> Path:
+        """Where frontier.json and the plot go."""
+        return Path(self.output) if self.output is not None else Path(self.model) / "tuning"
+
+    def check(self) -> None:
+        """Raises InputError for what can be seen before a model is loaded, and if a package is missing says so."""
+        require("scipy.stats")
+        require("matplotlib")
+        if (self.table is None) == (self.trace is None):
+            raise InputError("give either a table of calibration texts, or --trace with a trace of them")
+        if self.plot not in ("svg", "png"):
+            raise InputError(f"plot={self.plot!r}: give svg or png")
+        if self.risk == "accuracy-loss" and self.label_column is None and self.trace is None:
+            raise InputError("risk 'accuracy-loss' needs labels: name their column by --label-column")
+        if self.store:
+            check_directory(self.model)
+
+
+@dataclass(frozen=True)
+class Tuned:
+    """What came of it: the calibration, what it ran on, and the files written."""
+
+    calibration: Calibration
+    setting: Setting
+    layers: int
+    files: tuple[Path, ...]
+
+
+def tune(settings: TuneSettings) -> Tuned:
+    """Calibrates a model on a table, writes the frontier as JSON and as a plot, and stores the chosen policy.
+
+    Raises:
+        InputError: a setting, table, model or trace that cannot be used as given, or too few rows.
+        CheckpointError: heads or a trace that are broken.
+        PabeeFastError: scipy or matplotlib is not installed.
+    """
+    settings.check()
+    rows = Trace.load(settings.trace) if settings.trace is not None else None
+    setting = Setting.choose(settings.device, settings.dtype if rows is None else rows.conditions.dtype)
+    max_length = settings.max_length if rows is None else rows.conditions.max_length
+    scorer = load_scorer(
+        settings.model, FullDepth(), setting, max_length=max_length, token_budget=settings.token_budget
+    )
+    if rows is None:
+        assert settings.table is not None
+        rows = _trace_table(settings, scorer, settings.table)
+    elif differences := rows.conditions.differences(Conditions.of(scorer.model, scorer.tokenizer, scorer.max_length)):
+        raise InputError(f"{settings.trace} was not made with this model: {'; '.join(differences)}; make a new trace")
+    order: Trace | float = settings.order_share
+    if settings.order_table is not None:
+        order = _trace_table(settings, scorer, settings.order_table)
+    found = calibrate(
+        rows,
+        epsilon=settings.epsilon,
+        delta=settings.delta,
+        risk=settings.risk,
+        tolerance=settings.tolerance,
+        order=order,
+        seed=settings.seed,
+    )
+    files = _write(settings, found, rows, setting)
+    if settings.store:
+        store_guarantee(settings.model, found.guarantee)
+    return Tuned(found, setting, rows.layers, files)
+
+
+def _trace_table(settings: TuneSettings, scorer: Scorer, table: str) -> Trace:
+    examples = read_examples(table, settings.text_columns, settings.label_column)
+    labels = None
+    if settings.label_column is not None:
+        labels = labels_of_config(scorer.model.config).encode(examples.column, examples.where)
+    return trace(
+        scorer.model,
+        scorer.tokenizer,
+        examples.texts,
+        labels=labels,
+        max_length=settings.max_length,
+        token_budget=settings.token_budget,
+    )
+
+
+def figures(settings: TuneSettings, found: Calibration, rows: Trace, setting: Setting) -> dict[str, Any]:
+    """All that was found, and what it was measured on, as JSON values."""
+    lengths = rows.lengths.double()
+    return {
+        "model": settings.model,
+        "rows_from": settings.table or settings.trace,
+        "rows": len(rows),
+        "tokens_per_row": {"mean": float(lengths.mean()), "min": int(lengths.min()), "max": int(lengths.max())},
+        "layers": rows.layers,
+        "device": setting.device_name,
+        "cost": "tokens x layers of the policy / tokens x layers of full depth",
+        "seed": settings.seed,
+        "guarantee": found.guarantee.entry(),
+        "frontier": [
+            {"policy": str(p.policy), "cost": p.cost, "layer_ratio": 1 / p.cost, "risk": p.risk} for p in found.frontier
+        ],
+        "tested": [
+            {
+                "walk": step.walk,
+                "policy": str(step.policy),
+                "cost": step.cost,
+                "layer_ratio": 1 / step.cost,
+                "errors": step.errors,
+                "p_value": step.p_value,
+                "passed": step.passed,
+            }
+            for step in found.tested
+        ],
+    }
+
+
+def _write(settings: TuneSettings, found: Calibration, rows: Trace, setting: Setting) -> tuple[Path, ...]:
+    folder = settings.folder
+    folder.mkdir(parents=True, exist_ok=True)
+    numbers, plot = folder / "frontier.json", folder / f"frontier.{settings.plot}"
+    numbers.write_text(json.dumps(figures(settings, found, rows, setting), indent=2) + "\n")
+    figure = frontier_figure(found)
+    with styled():
+        save_figure(figure, plot)
+    return numbers, plot
