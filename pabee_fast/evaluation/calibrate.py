@@ -11,6 +11,7 @@ far (mean cost 0.33 against 0.68 at 1,000 rows, epsilon 0.01), since neighbours 
 the ordering rows and a single failure ends the walk. A second chain at half of delta gains a few percent more.
 """
 
+import itertools
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -108,19 +109,11 @@ def calibrate(
         InputError: a number out of range, a risk or policy that does not fit, too few rows (the message says how many
             are needed), or an `order` of another model.
     """
-    for name, given in (("epsilon", epsilon), ("delta", delta)):
-        if not 0 < given < 1:
-            raise InputError(f"{name}={given}: give a number between 0 and 1")
+    share = None if isinstance(order, Trace) else order
+    check_rows(len(trace), epsilon, delta, share)
     judged = Risk.choose(trace.kind, risk, tolerance)
     judged.check(trace)
     ordering, testing = _split(trace, order, seed)
-    needed = rows_needed(epsilon, delta)
-    if len(testing) < needed:
-        total = f", {math.ceil(needed / (1 - order))} in all" if not isinstance(order, Trace) else ""
-        raise InputError(
-            f"{len(testing)} rows are left to test with, and epsilon={epsilon:g} with delta={delta:g} needs {needed} "
-            f"even if none of them is wrong{total}: give more rows, or a larger epsilon or delta"
-        )
     replayer = Replayer(ordering)
     chains = [tuple(chain) for chain in candidates] if candidates is not None else chains_for(replayer)
     estimates = [[_estimate(replayer, policy, judged) for policy in chain] for chain in chains]
@@ -149,19 +142,40 @@ def calibrate(
     return Calibration(guarantee, tuple(tested), _frontier(estimates))
 
 
+def check_rows(rows: int, epsilon: float, delta: float, order_share: float | None) -> None:
+    """Raises InputError where `rows` calibration rows cannot support a promise, or a number is out of range; without an
+    `order_share` all of them test."""
+    for name, given in (("epsilon", epsilon), ("delta", delta), ("order share", order_share)):
+        if given is not None and not 0 < given < 1:
+            raise InputError(f"{name}={given}: give a number between 0 and 1")
+    needed = rows_needed(epsilon, delta)
+    testing = rows if order_share is None else rows - _ordering_rows(rows, order_share)
+    if testing < needed:
+        total = ""
+        if order_share is not None:
+            enough = (n for n in itertools.count(needed) if n - _ordering_rows(n, order_share) >= needed)
+            total = f", {next(enough)} in all"
+        raise InputError(
+            f"{testing} rows are left to test with, and epsilon={epsilon:g} with delta={delta:g} needs {needed} "
+            f"even if none of them is wrong{total}: give more rows, or a larger epsilon or delta"
+        )
+
+
+def _ordering_rows(rows: int, share: float) -> int:
+    return max(1, math.floor(share * rows))
+
+
 def _split(trace: Trace, order: Trace | float, seed: int) -> tuple[Trace, Trace]:
     """Ordering rows and testing rows."""
-    if isinstance(order, Trace):
-        if order is trace:
-            raise InputError("order is the trace to test on: rows that choose what is tested cannot test it")
-        if differences := trace.conditions.differences(order.conditions):
-            raise InputError(f"order is a trace made otherwise than the one to test on: {'; '.join(differences)}")
-        return order, trace
-    if not 0 < order < 1:
-        raise InputError(f"order={order}: give the share of ordering rows, between 0 and 1, or a trace of other rows")
-    shuffled = torch.randperm(len(trace), generator=torch.Generator().manual_seed(seed))
-    first = max(1, round(order * len(trace)))
-    return trace.select(shuffled[:first]), trace.select(shuffled[first:])
+    if not isinstance(order, Trace):
+        shuffled = torch.randperm(len(trace), generator=torch.Generator().manual_seed(seed))
+        first = _ordering_rows(len(trace), order)
+        return trace.select(shuffled[:first]), trace.select(shuffled[first:])
+    if order is trace:
+        raise InputError("order is the trace to test on: rows that choose what is tested cannot test it")
+    if differences := trace.conditions.differences(order.conditions):
+        raise InputError(f"order is a trace made otherwise than the one to test on: {'; '.join(differences)}")
+    return order, trace
 
 
 def _estimate(replayer: Replayer, policy: Policy, risk: Risk) -> Estimate:

@@ -15,8 +15,8 @@ def require(module: str) -> Any:
     try:
         return importlib.import_module(module)
     except ModuleNotFoundError as error:
-        if error.name is None or not module.startswith(error.name):
+        package = module.partition(".")[0]
+        if error.name is None or error.name.partition(".")[0] != package:
             raise
-        raise PabeeFastError(
-            f"this needs {error.name.replace('sklearn', 'scikit-learn')}: pip install 'pabee-fast[evaluation]'"
-        ) from error
+        name = {"sklearn": "scikit-learn"}.get(package, package)
+        raise PabeeFastError(f"this needs {name}: pip install 'pabee-fast[evaluation]'") from error

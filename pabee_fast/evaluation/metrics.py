@@ -1,4 +1,183 @@
-"""How good answers are: GLUE's metrics, and what the heads of a model get wrong together.
+"""How good answers are, by GLUE's metrics, and what the heads of a model get wrong together.
 
-Metrics come from scikit-learn and scipy. Answers and labels are tensors as `risks.answers` makes them.
+Answers and labels are tensors as `risks.answers` makes them: labels [rows], values [rows], or label sets
+[rows, classes]. The metrics themselves are scikit-learn's and scipy's.
 """
+
+import itertools
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from pabee_fast.errors import InputError
+from pabee_fast.evaluation.extras import require
+from pabee_fast.evaluation.risks import answers
+from pabee_fast.evaluation.trace import Trace
+from pabee_fast.policies import AnswerKind
+
+Metric = Callable[[Tensor, Tensor], float]
+"""From answers and labels to a number; higher is better."""
+
+
+def _accuracy(answered: Tensor, labels: Tensor) -> float:
+    """The share of rows that are right; of label sets, right as a whole."""
+    return float(require("sklearn.metrics").accuracy_score(labels.numpy(), answered.numpy()))
+
+
+def _f1(answered: Tensor, labels: Tensor) -> float:
+    """Of label 1 where there are two, as GLUE has it; the mean over the labels of several; of label sets, over all
+    choices."""
+    several = labels.ndim == 2 or int(max(labels.max(), answered.max())) > 1
+    average = "micro" if labels.ndim == 2 else "macro" if several else "binary"
+    score = require("sklearn.metrics").f1_score(labels.numpy(), answered.numpy(), average=average, zero_division=0.0)
+    return float(score)
+
+
+def _matthews(answered: Tensor, labels: Tensor) -> float:
+    return float(require("sklearn.metrics").matthews_corrcoef(labels.numpy(), answered.numpy()))
+
+
+def _pearson(answered: Tensor, labels: Tensor) -> float:
+    return _correlation("pearsonr", answered, labels)
+
+
+def _spearman(answered: Tensor, labels: Tensor) -> float:
+    return _correlation("spearmanr", answered, labels)
+
+
+def _correlation(name: str, answered: Tensor, labels: Tensor) -> float:
+    if bool((answered == answered[0]).all()) or bool((labels == labels[0]).all()):
+        return math.nan  # what is constant is correlated with nothing
+    return float(getattr(require("scipy.stats"), name)(answered.numpy(), labels.numpy()).statistic)
+
+
+METRICS: dict[str, Metric] = {
+    "accuracy": _accuracy,
+    "F1": _f1,
+    "Matthews": _matthews,
+    "Pearson": _pearson,
+    "Spearman": _spearman,
+}
+
+
+def metrics_for(kind: AnswerKind) -> tuple[str, ...]:
+    """The names of the metrics that suit answers of a kind, the main one first."""
+    return {
+        "label": ("accuracy", "F1", "Matthews"),
+        "label_set": ("accuracy", "F1"),
+        "value": ("Pearson", "Spearman"),
+    }[kind]
+
+
+def evaluate(name: str, answered: Tensor, labels: Tensor) -> float:
+    """One metric.
+
+    Raises:
+        InputError: no such metric, answers and labels of different shapes, or labels that are all the same, which
+            most metrics say nothing about.
+        PabeeFastError: scikit-learn or scipy is not installed.
+    """
+    if name not in METRICS:
+        raise InputError(f"metric={name!r}: give one of {', '.join(METRICS)}")
+    if answered.shape != labels.shape:
+        raise InputError(f"answers are {list(answered.shape)} and labels {list(labels.shape)}: give one for each row")
+    if len(torch.unique(labels, dim=0)) < 2:
+        raise InputError("the labels of all rows are the same: give rows of two labels or more")
+    return METRICS[name](answered, labels)
+
+
+def ensemble(trace: Trace) -> Tensor:
+    """Logits [rows, classes] of all heads together, which no row leaves early: of the mean of their probabilities, or
+    the mean of their values."""
+    heads = trace.logits[trace.first_layer - 1 :]
+    if trace.kind == "value":
+        return heads.mean(dim=0)
+    return heads.softmax(dim=2).mean(dim=0).log() if trace.kind == "label" else heads.sigmoid().mean(dim=0).logit()
+
+
+def right(answered: Tensor, labels: Tensor, tolerance: float | None = None) -> Tensor:
+    """Which answers are right, [...] bool; values: which are within `tolerance` of their label.
+
+    Args:
+        answered: as `risks.answers` makes them, with any dimensions before the rows, [layers, rows] say.
+        labels: of the rows.
+        tolerance: for values and only then.
+    """
+    if tolerance is not None:
+        return (answered - labels).abs() <= tolerance
+    same = answered == labels
+    return same.all(dim=-1) if labels.ndim == 2 else same
+
+
+@dataclass(frozen=True)
+class NeighbourErrors:
+    """How the errors of two neighbouring heads hang together."""
+
+    layer: int  # the first of the two
+    after_right: float  # P(wrong at layer + 1 | right at layer); NaN where no row is right
+    after_wrong: float  # P(wrong at layer + 1 | wrong at layer)
+    independent: float  # P(wrong at layer + 1): both of the above, if errors were independent
+    rows_right: int
+    rows_wrong: int
+
+
+def neighbour_errors(is_right: Tensor, first_layer: int = 1) -> list[NeighbourErrors]:
+    """For every two neighbouring heads, from `right` of all heads, [heads, rows]; the first head is `first_layer`'s."""
+    found = []
+    for layer, (now, then) in enumerate(itertools.pairwise(is_right), first_layer):
+        wrong = ~then
+        found.append(
+            NeighbourErrors(layer, _share(wrong[now]), _share(wrong[~now]), _share(wrong), int(now.sum()),
+                            int((~now).sum()))
+        )  # fmt: skip
+    return found
+
+
+@dataclass(frozen=True)
+class WrongStreak:
+    """How often several heads in a row are all wrong: what a patience of heads - 1 cannot see through."""
+
+    heads: int
+    observed: float  # mean over the places where so many heads stand in a row
+    independent: float  # the mean of the products of their error rates, as PABEE's theorem 1 assumes
+
+
+def wrong_streaks(is_right: Tensor, longest: int = 7) -> list[WrongStreak]:
+    """For 1 to `longest` heads in a row, from `right` of all heads, [heads, rows]."""
+    wrong = (~is_right).double()
+    rates, found = wrong.mean(dim=1), []
+    for heads in range(1, min(longest, len(wrong)) + 1):
+        windows = wrong.unfold(0, heads, 1)  # [places, rows, heads]
+        expected = rates.unfold(0, heads, 1).prod(dim=1).mean()
+        found.append(WrongStreak(heads, float(windows.prod(dim=2).mean()), float(expected)))
+    return found
+
+
+@dataclass(frozen=True)
+class Overthinking:
+    """What later layers undo (Kaya et al., ICML 2019, call it destructive overthinking)."""
+
+    share: float  # of all rows: wrong at full depth, and right at an earlier head
+    of_errors: float  # of the rows that full depth gets wrong; NaN where there are none
+    last_right: tuple[float, ...]  # for each head but the last, the share of all rows that are so and last right there
+
+
+def overthinking(is_right: Tensor) -> Overthinking:
+    """From `right` of all heads, [heads, rows]."""
+    earlier, wrong = is_right[:-1], ~is_right[-1]
+    undone = wrong & earlier.any(dim=0)
+    last = torch.where(earlier, torch.arange(len(earlier))[:, None], -1).amax(dim=0)
+    by_head = tuple(_share(undone & (last == head)) for head in range(len(earlier)))
+    return Overthinking(_share(undone), _share(undone[wrong]), by_head)
+
+
+def _share(flags: Tensor) -> float:
+    return float(flags.double().mean()) if len(flags) else math.nan
+
+
+def head_answers(trace: Trace) -> Tensor:
+    """What every head from the first one on answers, [heads, rows] or [heads, rows, classes]."""
+    return answers(trace.logits[trace.first_layer - 1 :], trace.kind)

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from pabee_fast.errors import InputError
-from pabee_fast.evaluation.calibrate import Calibration, calibrate
+from pabee_fast.evaluation.calibrate import Calibration, calibrate, check_rows
 from pabee_fast.evaluation.conditions import Conditions
 from pabee_fast.evaluation.extras import require
 from pabee_fast.evaluation.guarantee import check_directory, store_guarantee
@@ -94,7 +94,7 @@ def tune(settings: TuneSettings) -> Tuned:
     )
     if rows is None:
         assert settings.table is not None
-        rows = _trace_table(settings, scorer, settings.table)
+        rows = _trace_table(settings, scorer, settings.table, must_suffice=True)
     elif differences := rows.conditions.differences(Conditions.of(scorer.model, scorer.tokenizer, scorer.max_length)):
         raise InputError(f"{settings.trace} was not made with this model: {'; '.join(differences)}; make a new trace")
     order: Trace | float = settings.order_share
@@ -115,8 +115,11 @@ def tune(settings: TuneSettings) -> Tuned:
     return Tuned(found, setting, rows.layers, files)
 
 
-def _trace_table(settings: TuneSettings, scorer: Scorer, table: str) -> Trace:
+def _trace_table(settings: TuneSettings, scorer: Scorer, table: str, *, must_suffice: bool = False) -> Trace:
     examples = read_examples(table, settings.text_columns, settings.label_column)
+    if must_suffice:  # rather than after the model has run
+        share = settings.order_share if settings.order_table is None else None
+        check_rows(len(examples.texts), settings.epsilon, settings.delta, share)
     labels = None
     if settings.label_column is not None:
         labels = labels_of_config(scorer.model.config).encode(examples.column, examples.where)
