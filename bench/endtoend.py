@@ -80,7 +80,7 @@ def measure(args: argparse.Namespace) -> dict[str, Any]:
     rows = cases.sst2_like(args.rows, layers)
     lengths, exits = rows.lengths, np.array(rows.exit_layers)
     engine, silent_engine = (Engine(model, token_budget=args.token_budget) for model in (ours, silent))
-    batch = pack(functools.partial(engine.family.position_ids, ours), **padded(rows.input_ids, torch.device("cpu")))
+    batch = pack(ours, **padded(rows.input_ids, torch.device("cpu")))
     scheduled, patience = pf.Scheduled(rows.exit_layers), pf.Patience(max(1, layers // 4))
 
     def run(engine: Engine, policy: pf.Policy) -> Results:

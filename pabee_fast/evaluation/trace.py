@@ -1,6 +1,5 @@
 """A trace: every head's logits for every row of a data set, from one run of the model at full depth."""
 
-import functools
 import json
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
@@ -122,10 +121,9 @@ def trace(
         model, tokenizer, policy=FullDepth(), max_length=max_length, token_budget=token_budget, window=window
     )
     source, parts, lengths = iter(rows), [], []
-    number_positions = functools.partial(scorer.engine.family.position_ids, model)
     while taken := list(islice(source, window)):
         texts = scorer.texts(taken)
-        batch, _ = tokenize(tokenizer, texts, scorer.max_length, number_positions)
+        batch, _ = tokenize(tokenizer, texts, scorer.max_length, model)
         parts.append(scorer.engine.every_head(batch).cpu())
         lengths.append(torch.from_numpy(batch.lengths))
     if not parts:

@@ -1,19 +1,22 @@
 """ALBERT: layers share weights in groups, embeddings are narrower than the layers, the pooler is a bare linear."""
 
 from collections.abc import Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from torch import Tensor, nn
 
 from pabee_fast.models.family import Family
 from pabee_fast.runtime.ops import Pooler
 
+if TYPE_CHECKING:
+    from pabee_fast.runtime.packed import Layout
+
 
 class Albert(Family):
     model_type = "albert"
 
-    def embed(self, model: Any, **inputs: Tensor) -> Tensor:
-        return self.backbone(model).encoder.embedding_hidden_mapping_in(super().embed(model, **inputs))
+    def embed(self, model: Any, layout: "Layout", **inputs: Tensor) -> Tensor:
+        return self.backbone(model).encoder.embedding_hidden_mapping_in(super().embed(model, layout, **inputs))
 
     def layers(self, model: Any) -> Sequence[nn.Module]:
         config, groups = model.config, self.backbone(model).encoder.albert_layer_groups

@@ -1,17 +1,27 @@
-"""What a model family looks like to the runtime: embed, layers, pooled feature, classifier.
+"""What a model family looks like to the runtime: which tokens it keeps, embed, layers, pooled feature, classifier.
 
 A family is stateless; its methods take the Hugging Face model, as `Any`, since its parts are named dynamically. This
 module holds the post-norm encoders' common shape, and a family's own file only what differs.
 """
 
-from collections.abc import Sequence
-from typing import Any, NamedTuple
+from collections.abc import Callable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
+from transformers import PreTrainedModel
 
 from pabee_fast.errors import UnsupportedError
-from pabee_fast.runtime.ops import ACTIVATIONS, Pooler
+from pabee_fast.runtime.ops import Pooler, through_pooler
+
+if TYPE_CHECKING:
+    from pabee_fast.runtime.packed import Layout
+
+RowMap = Callable[[Tensor], Tensor]
+"""A function from [n, size] to [n, other size] that treats every line alike; most often a module."""
+
+
+POOLINGS = ("first", "last", "mean")
 
 
 class Head(NamedTuple):
@@ -20,23 +30,37 @@ class Head(NamedTuple):
     linear: nn.Linear
     pooling: str
     """Which tokens of a row it reads: "first", "last" or "mean"."""
-    pooler: Pooler | None
-    """What stands between those and the linear."""
+    pooler: Pooler | RowMap | None
+    """What stands between those and the linear; a Pooler runs inside the exit step."""
+    norm: RowMap | None = None
+    """What every token goes through before it is read: the norm that the model has behind its last layer."""
 
 
 class Family:
-    """A post-norm encoder with a pooler over the first token, as BERT; the base of the others."""
+    """A post-norm encoder with a pooler over the first token, as BERT; the base of the others.
+
+    Subclass it for a model of your own, override what differs, and hand an instance to `pf.register_family`; the
+    example `examples/custom_family.py` does so.
+    """
 
     model_type = ""
-    pooling = "first"
-    """Which tokens of a row the model's own classifier reads."""
+    """`config.model_type` of its models."""
+    class_names = "ForSequenceClassification"
+    """What the names of the classes end with that it serves."""
+    inputs: tuple[str, ...] = ("input_ids", "inputs_embeds", "token_type_ids", "position_ids")
+    """What the model's forward takes of a row's tokens."""
+    poolings: tuple[str, ...] = POOLINGS
+    """Which tokens its heads may read."""
 
     def check(self, model: Any) -> None:
         """Raises UnsupportedError for a variant whose layers mean something else when packed."""
         config = model.config
         for name in ("is_decoder", "add_cross_attention"):
             if getattr(config, name, False):
-                raise UnsupportedError(f"config.{name}=True: early exit serves encoders; load it as an encoder")
+                raise UnsupportedError(
+                    f"config.{name}=True: early exit serves classifiers that read nothing but their input; load it "
+                    f"with {name}=False"
+                )
         if getattr(config, "position_embedding_type", "absolute") not in (None, "absolute"):
             raise UnsupportedError(
                 f"config.position_embedding_type={config.position_embedding_type!r}: only 'absolute' is supported"
@@ -46,33 +70,71 @@ class Family:
         """The module that holds embeddings and encoder."""
         return model.base_model
 
+    def pooling(self, model: Any) -> str:
+        """Which tokens of a row the model's own classifier reads: "first", "last" or "mean"."""
+        return "first"
+
     def position_ids(self, model: Any, input_ids: Tensor | None, shape: tuple[int, int]) -> Tensor:
         """Positions in the padded layout, [rows, length] int64, as the stock model numbers them; `shape` is that
         layout's, `input_ids` are None where the caller gives embeddings."""
         device = input_ids.device if input_ids is not None else None
         return torch.arange(shape[1], device=device).expand(shape)
 
+    def kept(self, model: Any, input_ids: Tensor | None, visible: Tensor) -> Tensor:
+        """Which tokens of the padded layout a packed row is made of, [rows, length] bool.
+
+        A token that is kept although its mask hides it asks and answers, but nobody attends to it.
+
+        Args:
+            input_ids: [rows, length]; None where the caller gives embeddings.
+            visible: [rows, length] bool, what the attention mask shows.
+        """
+        kept = visible.clone()
+        kept[:, 0] = True  # the heads read it, hidden or not, as the stock model does
+        return kept
+
     def max_length(self, model: Any) -> int:
         """The most tokens that a row may have."""
         return model.config.max_position_embeddings
 
-    def embed(self, model: Any, **inputs: Tensor) -> Tensor:
-        """The hidden states that enter layer 1, [1, tokens, hidden_size], of packed inputs [1, tokens]."""
-        return self.backbone(model).embeddings(**inputs)
+    def embed(self, model: Any, layout: "Layout", **inputs: Tensor) -> Tensor:
+        """The hidden states that enter layer 1, [1, tokens, hidden_size], of packed inputs [tokens, ...]."""
+        given = {name: values[None] for name, values in inputs.items()}
+        return self.backbone(model).embeddings(**{"input_ids": None, **given})
+
+    def beside(self, model: Any, hidden: Tensor, position_ids: Tensor) -> Mapping[str, Tensor]:
+        """What layers are given beside hidden states, [tokens, ...] each: it moves with the tokens when rows leave.
+
+        Args:
+            hidden: [1, tokens, hidden_size], as `embed` gives them.
+            position_ids: [tokens].
+        """
+        return {}
 
     def layers(self, model: Any) -> Sequence[nn.Module]:
-        """The layers in order, a shared one repeated; each maps [1, tokens, hidden_size] to the same shape."""
+        """The layers in order, a shared one repeated."""
         return list(self.backbone(model).encoder.layer)
 
-    def pooler(self, model: Any) -> Pooler:
-        """What stands between a row's first token and any head."""
-        pooler = self.backbone(model).pooler
-        return Pooler(pooler.dense.weight, pooler.dense.bias, "tanh")
+    def run_layer(
+        self, model: Any, layer: Any, hidden: Tensor, layout: "Layout", beside: Mapping[str, Tensor]
+    ) -> Tensor:
+        """One layer of packed rows, [1, tokens, hidden_size] to the same shape; attention goes through
+        `runtime.attention.packed_attention`, which transformers' layers call by name and hand `layout` on to."""
+        out = layer(hidden, layout=layout)
+        return out if isinstance(out, Tensor) else out[0]
 
-    def pooled(self, model: Any, first: Tensor) -> Tensor:
-        """The heads' input for training, [rows, hidden_size], with the stock model's dropout, from first tokens."""
-        weight, bias, activation = self.pooler(model)
-        return self.dropout(model)(ACTIVATIONS[activation](nn.functional.linear(first, weight, bias)))
+    def norm(self, model: Any) -> RowMap | None:
+        """What every token goes through behind the last layer, before any head; None: nothing."""
+        return None
+
+    def pooler(self, model: Any) -> Pooler | RowMap | None:
+        """What stands between the tokens that a head reads and its linear."""
+        dense = self.backbone(model).pooler.dense
+        return Pooler(dense.weight, dense.bias, "tanh")
+
+    def pooled(self, model: Any, tokens: Tensor) -> Tensor:
+        """The heads' input for training, [rows, size], with the stock model's dropout, from what they read."""
+        return self.dropout(model)(through_pooler(self.pooler(model), tokens))
 
     def dropout(self, model: Any) -> nn.Module:
         """What the stock model applies in front of its classifier in training."""
@@ -83,5 +145,61 @@ class Family:
         return model.classifier
 
     def layer_outputs(self, model: Any, hidden_states: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
-        """One [rows, length, hidden_size] a layer, out of the stock model's `hidden_states`."""
+        """One [rows, length, hidden_size] a layer, out of the stock model's `hidden_states`; the last may have gone
+        through `norm`."""
         return hidden_states[1:]
+
+
+class DenseHeadFamily(Family):
+    """Encoders whose classifier is a module of its own: dense layer, activation and linear, as RoBERTa's."""
+
+    activation = "tanh"
+
+    def pooler(self, model: Any) -> Pooler | RowMap | None:
+        dense = model.classifier.dense
+        return Pooler(dense.weight, dense.bias, self.activation)
+
+    def pooled(self, model: Any, tokens: Tensor) -> Tensor:
+        return super().pooled(model, self.dropout(model)(tokens))
+
+    def dropout(self, model: Any) -> nn.Module:
+        return model.classifier.dropout
+
+    def classifier(self, model: Any) -> nn.Linear:
+        return model.classifier.out_proj
+
+
+def word_embeddings(table: Any, inputs: Mapping[str, Tensor]) -> Tensor:
+    """[tokens, hidden_size] of packed inputs: what the caller embedded, or `table` of the input_ids."""
+    return inputs["inputs_embeds"] if "inputs_embeds" in inputs else table(inputs["input_ids"])
+
+
+def check_kind(model: Any, family: Family) -> None:
+    """Raises UnsupportedError for a class of another kind."""
+    if not isinstance(model, PreTrainedModel) or not type(model).__name__.endswith(family.class_names):
+        raise UnsupportedError(
+            f"{type(model).__name__} is none of the classes *{family.class_names} that family {family.model_type!r} "
+            "serves: load it with AutoModelForSequenceClassification, or AutoModelForImageClassification for images"
+        )
+    linear = family.classifier(model)
+    if not isinstance(linear, nn.Linear):
+        raise UnsupportedError(
+            f"the classifier is a {type(linear).__name__}: the exit step reads plain linear layers; merge adapters "
+            "first (merge_and_unload), and leave the classifier out of quantisation (modules_to_not_convert)"
+        )
+
+
+def check_weights(model: Any) -> None:
+    """Raises UnsupportedError for weights that are elsewhere, or that the exit step cannot read."""
+    if "_hf_hook" in vars(model):
+        raise UnsupportedError(
+            "the model is dispatched by accelerate (device_map), which replaced its forward and moves its weights: "
+            "load it on one device, without device_map or with device_map={'': device}"
+        )
+    if any(parameter.is_meta for parameter in model.parameters()):
+        raise UnsupportedError("the model has weights on the meta device, that is none: load it with its weights")
+    if getattr(model, "is_quantized", False) or not all(p.is_floating_point() for p in model.parameters()):
+        raise UnsupportedError(
+            "the model is quantised: early exit runs float32, float16 and bfloat16 weights; load it without "
+            "quantization_config, in dtype=torch.bfloat16 for instance"
+        )

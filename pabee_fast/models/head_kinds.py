@@ -1,6 +1,6 @@
 """The kinds of internal classifiers: which tokens of a row each reads, and what stands between those and its linear."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,7 +15,6 @@ from pabee_fast.policies import require_whole
 from pabee_fast.runtime.ops import ACTIVATIONS, Pooler
 
 KINDS = ("pabee", "own-pooler", "linear")
-POOLINGS = ("first", "last", "mean")
 OWN_ACTIVATION = "tanh"
 
 
@@ -42,8 +41,8 @@ class HeadSpec:
             InputError: an unknown kind or pooling, or a first layer that is none of the model's inner ones.
         """
         family = family_of(model)
-        spec = cls(head, family.pooling if pooling is None else pooling, first_layer)
-        for name, given, known in (("head", head, KINDS), ("pooling", spec.pooling, POOLINGS)):
+        spec = cls(head, family.pooling(model) if pooling is None else pooling, first_layer)
+        for name, given, known in (("head", head, KINDS), ("pooling", spec.pooling, family.poolings)):
             if given not in known:
                 raise InputError(f"{name}={given!r}: give {', '.join(map(repr, known[:-1]))} or {known[-1]!r}")
         require_whole("first_layer", first_layer, at_least=1)
@@ -66,17 +65,19 @@ class HeadSpec:
         heads = [self._new_head(model) for _ in range(self.first_layer, model.config.num_hidden_layers)]
         for head in heads:
             nn.init.normal_(head.weight, std=getattr(model.config, "initializer_range", 0.02))
-            nn.init.zeros_(head.bias)
+            if head.bias is not None:
+                nn.init.zeros_(head.bias)
         return nn.ModuleList(heads).train(model.training)
 
     def exit_head(self, model: PreTrainedModel, linear: nn.Linear) -> Head:
         """What the exit step asks, given one of the heads."""
+        family = family_of(model)
         pooler = None
         if self.head == "pabee":
-            pooler = family_of(model).pooler(model)
+            pooler = family.pooler(model)
         elif isinstance(linear, PooledLinear):
             pooler = Pooler(linear.pooler.weight, linear.pooler.bias, OWN_ACTIVATION)
-        return Head(linear, self.pooling, pooler)
+        return Head(linear, self.pooling, pooler, family.norm(model))
 
     def logits(self, model: PreTrainedModel, linear: nn.Linear, tokens: Tensor) -> Tensor:
         """One head's logits for training, with the model's dropout; differentiable.
@@ -97,9 +98,13 @@ class HeadSpec:
         last, hidden_size = family.classifier(model), model.config.hidden_size
         like: dict[str, Any] = {"device": last.weight.device, "dtype": last.weight.dtype}
         if self.head != "own-pooler":
-            return nn.Linear(last.in_features if self.head == "pabee" else hidden_size, last.out_features, **like)
+            width = last.in_features if self.head == "pabee" else hidden_size
+            # The model's own kind of head: Llama's relatives have no bias.
+            has_bias = self.head != "pabee" or last.bias is not None
+            return nn.Linear(width, last.out_features, bias=has_bias, **like)
         head, shared = PooledLinear(hidden_size, last.out_features, **like), family.pooler(model)
-        if shared is not None and shared.bias is not None and shared.weight.shape == head.pooler.weight.shape:
+        is_like = isinstance(shared, Pooler) and shared.weight.shape == head.pooler.weight.shape
+        if isinstance(shared, Pooler) and is_like and shared.bias is not None:
             with torch.no_grad():  # a trained pooler is a better start than a random one, as in DeeBERT's code
                 head.pooler.weight.copy_(shared.weight)
                 head.pooler.bias.copy_(shared.bias)
@@ -118,13 +123,16 @@ class PooledLinear(nn.Linear):
         nn.init.zeros_(self.pooler.bias)
 
 
-def read_padded(states: Tensor, mask: Tensor | None, pooling: str) -> Tensor:
+def read_padded(
+    states: Tensor, mask: Tensor | None, pooling: str, kept: Callable[[Tensor], Tensor] | None = None
+) -> Tensor:
     """What heads read of every row of a padded batch, as `kernels.reference.pool` reads a packed one; differentiable.
 
     Args:
         states: [rows, length, hidden_size], a layer's output.
         mask: [rows, length], 0 where hidden; None: all tokens count, padding too.
         pooling: "first", "last" or "mean".
+        kept: which of the tokens are packed, given the visible ones, both [rows, length] bool; None: the visible ones.
 
     Returns:
         [rows, hidden_size].
@@ -142,8 +150,9 @@ def read_padded(states: Tensor, mask: Tensor | None, pooling: str) -> Tensor:
             f"{[rows, length]}"
         )
     visible = mask != 0
+    packed = visible if kept is None else kept(visible)
     if pooling == "last":
-        last = torch.where(visible, torch.arange(length, device=states.device), 0).amax(dim=1)
+        last = torch.where(packed, torch.arange(length, device=states.device), 0).amax(dim=1)
         return states[torch.arange(rows, device=states.device), last]
-    weights = visible.float()[..., None]
+    weights = (visible & packed).float()[..., None]
     return ((states.float() * weights).sum(dim=1) / weights.sum(dim=1)).to(states.dtype)

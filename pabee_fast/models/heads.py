@@ -17,7 +17,13 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import torch
 from safetensors import safe_open
 from torch import Tensor, nn
-from transformers import AutoConfig, AutoModelForSequenceClassification, PreTrainedModel
+from transformers import (
+    AutoConfig,
+    AutoModelForImageClassification,
+    AutoModelForSequenceClassification,
+    PreTrainedModel,
+)
+from transformers.models.auto.auto_factory import _get_model_class
 from transformers.utils import cached_file
 
 from pabee_fast.errors import CheckpointError, InputError, UnsupportedError
@@ -135,7 +141,7 @@ def exit_heads_of(model: PreTrainedModel) -> list[Head]:
     """What the exit step asks after each of the last layers, as `heads_of` orders them; of a model without heads, after
     the last layer alone."""
     family = family_of(model)
-    own = Head(family.classifier(model), family.pooling, family.pooler(model))
+    own = Head(family.classifier(model), family.pooling(model), family.pooler(model), family.norm(model))
     if not has_heads(model):
         return [own]
     spec = spec_of(model)
@@ -227,9 +233,10 @@ def from_pretrained(path_or_id: str | Path, policy: Policy | None = None, **kwar
         k: kwargs[k] for k in ("cache_dir", "revision", "token", "subfolder", "local_files_only") if k in kwargs
     }
     config = kwargs.pop("config", None) or AutoConfig.from_pretrained(path_or_id, **hub)
-    stock = AutoModelForSequenceClassification._model_mapping.get(type(config), None)
+    tables = (AutoModelForSequenceClassification._model_mapping, AutoModelForImageClassification._model_mapping)
+    stock = next((_get_model_class(config, table) for table in tables if type(config) in table), None)
     if stock is None:
-        raise UnsupportedError(f"{path_or_id}: transformers has no sequence classifier for {type(config).__name__}")
+        raise UnsupportedError(f"{path_or_id}: transformers has no classifier for {type(config).__name__}")
     if not hasattr(config, CONFIG_ENTRY):
         raise CheckpointError(
             f"{path_or_id} has no heads (no {CONFIG_ENTRY!r} in its config): fit some with `pabee-fast fit`, train "

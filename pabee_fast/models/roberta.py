@@ -1,15 +1,13 @@
-"""RoBERTa: positions start after padding_idx and skip padding; the classifier brings its own dense layer as pooler."""
+"""RoBERTa and the models that only change its vocabulary: positions start after padding_idx and skip padding."""
 
 from typing import Any
 
-import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from pabee_fast.models.family import Family
-from pabee_fast.runtime.ops import Pooler
+from pabee_fast.models.family import DenseHeadFamily
 
 
-class Roberta(Family):
+class Roberta(DenseHeadFamily):
     model_type = "roberta"
 
     def position_ids(self, model: Any, input_ids: Tensor | None, shape: tuple[int, int]) -> Tensor:
@@ -21,16 +19,10 @@ class Roberta(Family):
     def max_length(self, model: Any) -> int:
         return super().max_length(model) - self.backbone(model).embeddings.padding_idx - 1
 
-    def pooler(self, model: Any) -> Pooler:
-        dense = model.classifier.dense
-        return Pooler(dense.weight, dense.bias, "tanh")
 
-    def pooled(self, model: Any, first: Tensor) -> Tensor:
-        head = model.classifier
-        return head.dropout(torch.tanh(head.dense(head.dropout(first))))
+class XlmRoberta(Roberta):
+    model_type = "xlm-roberta"
 
-    def dropout(self, model: Any) -> nn.Module:
-        return model.classifier.dropout
 
-    def classifier(self, model: Any) -> nn.Linear:
-        return model.classifier.out_proj
+class Camembert(Roberta):
+    model_type = "camembert"

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from pabee_fast.models import family_of
+from pabee_fast.models.family import check_weights
 from pabee_fast.models.heads import answer_kind, exit_heads_of, has_heads, heads_of
 from pabee_fast.policies import FullDepth, Policy, Rule, require_whole
 from pabee_fast.runtime import ops
@@ -73,8 +74,9 @@ class Engine:
     def check(self, policy: Policy) -> Policy:
         """The policy as this model runs it: tests begin where its heads do. Meant for the moment a policy is chosen.
 
-        Raises InputError where the policy does not fit the model or needs heads that it lacks; warns where it is of no
-        use."""
+        Raises InputError where the policy does not fit the model or needs heads that it lacks, UnsupportedError where
+        its weights are elsewhere or quantised; warns where it is of no use."""
+        check_weights(self.model)
         if policy.needs_heads and not has_heads(self.model):
             heads_of(self.model)  # says how to add them
         policy = policy.from_layer(self.first_head)
@@ -151,9 +153,11 @@ class Engine:
         part = batch.select(rows, self.device)
         ends, row_ids = ops.to_device([cumulative(part.lengths), rows], self.device)
         layout = Layout(ends, int(part.lengths.max()), part.key_mask, part.positions)
-        hidden = self.family.embed(self.model, **{name: values[None] for name, values in part.inputs.items()})
+        inputs = part.inputs if part.images is None else {"pixel_values": part.images}
+        hidden = self.family.embed(self.model, layout, **inputs)
+        beside = self.family.beside(self.model, hidden, part.inputs["position_ids"]) if part.images is None else {}
         words = ops.memory_words(self.kind, policy.rule(1, self.classes).name, self.classes)
-        return Wave.start(hidden, layout, row_ids, words)
+        return Wave.start(hidden, layout, row_ids, words, beside)
 
     def _advance(
         self, batch: PackedBatch, rows: np.ndarray, policy: Policy, exit_at: Tensor | None, results: Results
@@ -182,7 +186,7 @@ class Engine:
                 wave = wave.compact(plan, survivors, tokens, longest)
 
     def _layer(self, layer: int, wave: Wave) -> Tensor:
-        return self.layers[layer - 1](wave.hidden, layout=wave.layout)
+        return self.family.run_layer(self.model, self.layers[layer - 1], wave.hidden, wave.layout, wave.beside)
 
     def _exit_step(
         self, wave: Wave, layer: int, last: int, rule: Rule, exit_at: Tensor | None, results: Results
@@ -199,6 +203,7 @@ class Engine:
             pooling=head.pooling,
             key_mask=wave.layout.key_mask if head.pooling == "mean" else None,
             pooler=head.pooler,
+            norm=head.norm,
             layer=layer,
             last=last,
             kind=self.kind,

@@ -1,6 +1,5 @@
 """The forward of an early-exit model at the Hugging Face edge, and the two verbs that swap it in and out."""
 
-import functools
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -98,6 +97,7 @@ def _early_exit(
     token_type_ids: Tensor | None = None,
     position_ids: Tensor | None = None,
     inputs_embeds: Tensor | None = None,
+    pixel_values: Tensor | None = None,
     labels: Tensor | None = None,
     return_dict: bool | None = None,
     **unsupported: Any,
@@ -105,12 +105,13 @@ def _early_exit(
     _refuse(model, unsupported)
     engine = Engine(model, token_budget=model.token_budget)
     batch = pack(
-        functools.partial(engine.family.position_ids, model),
+        model,
         attention_mask=attention_mask,
         input_ids=input_ids,
         inputs_embeds=inputs_embeds,
         token_type_ids=token_type_ids,
         position_ids=position_ids,
+        pixel_values=pixel_values,
     )
     results = engine.run(batch, model.exit_policy)
     logits = results.logits.to(engine.dtype)
@@ -126,7 +127,8 @@ def _refuse(model: PreTrainedModel, unsupported: dict[str, Any]) -> None:
             raise UnsupportedError(
                 f"{name}: rows leave at different layers, so there is no such output; call pf.restore(model) first"
             )
-    asked = [name for name, given in unsupported.items() if given is not None]
+    # False where nothing is asked for: pipelines say so of the cache, and vision models of interpolation.
+    asked = [name for name, given in unsupported.items() if given is not None and given is not False]
     if asked:
         raise UnsupportedError(
             f"{', '.join(asked)}: early exit packs rows itself and cannot honour this; leave it out, or call "

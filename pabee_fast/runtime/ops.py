@@ -22,7 +22,8 @@ if TYPE_CHECKING:
 
 __all__ = [
     "ACTIVATIONS", "Plan", "Pooler", "ReadBack", "RowState", "attention", "attention_in_use", "count", "exit_step",
-    "gather", "kernels_in_use", "memory_words", "move", "observe", "plan", "pool", "pooler_in_use", "to_device",
+    "gather", "kernels_in_use", "memory_words", "move", "observe", "plan", "pool", "pooler_in_use", "through_pooler",
+    "to_device",
 ]  # fmt: skip
 
 logger = logging.getLogger(__name__)
@@ -73,26 +74,39 @@ def exit_step(
     cu_seqlens: Tensor | None,
     pooling: str | None,
     key_mask: Tensor | None,
-    pooler: Pooler | None,
+    pooler: Pooler | Callable[[Tensor], Tensor] | None,
+    norm: Callable[[Tensor], Tensor] | None = None,
     **options: Any,
 ) -> None:
-    """See `kernels.reference.exit_step`; chooses where the pooler runs."""
+    """See `kernels.reference.exit_step`; chooses where the pooler runs.
+
+    Args:
+        pooler: beside a Pooler any function from [rows, hidden_size] to [rows, width] that treats rows alike.
+        norm: what every token goes through before it is read, see `pool`.
+    """
     step = _kernel("exit_step", features)
     if step is not reference.exit_step and weight.shape[-2] > MAX_CLASSES:
         _say_too_many_classes(weight.shape[-2])
         step = reference.exit_step
-    if pooler is not None and not _fuses(step, features, cu_seqlens, pooling):
+    if norm is not None or not _fuses(step, features, cu_seqlens, pooling, pooler):
         if cu_seqlens is not None and pooling is not None:
-            features = pool(features, cu_seqlens, pooling=pooling, key_mask=key_mask)
-        features = ACTIVATIONS[pooler.activation](linear(features, pooler.weight, pooler.bias))
+            features = pool(features, cu_seqlens, pooling=pooling, key_mask=key_mask, norm=norm)
+        features = through_pooler(pooler, features)
         cu_seqlens = pooling = key_mask = pooler = None
     # Autocast and a head kept in another precision: the head's own is what its product runs in.
     features = features.to(weight.dtype)
     step(features, weight, *args, cu_seqlens=cu_seqlens, pooling=pooling, key_mask=key_mask, pooler=pooler, **options)
 
 
-def _fuses(step: Callable[..., Any], features: Tensor, cu_seqlens: Tensor | None, pooling: str | None) -> bool:
-    """Whether the pooler runs inside the exit step: where rows are few, in half precision, and each reads one token."""
+def _fuses(
+    step: Callable[..., Any], features: Tensor, cu_seqlens: Tensor | None, pooling: str | None, pooler: Any
+) -> bool:
+    """Whether the exit step reads tokens itself: always without a pooler; with one where rows are few, in half
+    precision, and each reads one token."""
+    if pooler is None:
+        return True
+    if not isinstance(pooler, Pooler):
+        return False
     if step is reference.exit_step or features.dtype == torch.float32 or cu_seqlens is None or pooling == "mean":
         return False
     return len(cu_seqlens) - 1 <= FUSED_POOLER_ROWS
@@ -103,9 +117,34 @@ def _say_too_many_classes(classes: int) -> None:
     logger.warning("the exit step runs as plain torch: %d classes, and the kernel holds %d", classes, MAX_CLASSES)
 
 
-def pool(features: Tensor, *args: Any, **options: Any) -> Tensor:
-    """See `kernels.reference.pool`."""
-    return cast(Tensor, _kernel("pool", features)(features, *args, **options))
+def pool(
+    features: Tensor,
+    cu_seqlens: Tensor,
+    *,
+    pooling: str,
+    norm: Callable[[Tensor], Tensor] | None = None,
+    **options: Any,
+) -> Tensor:
+    """See `kernels.reference.pool`.
+
+    Args:
+        norm: what every token goes through before it is read; it treats tokens alike, so that of a row that gives one
+            token only that one is computed.
+    """
+    if norm is not None and pooling == "mean":
+        features, norm = norm(features).contiguous(), None
+    pooled = cast(Tensor, _kernel("pool", features)(features, cu_seqlens, pooling=pooling, **options))
+    return pooled if norm is None else norm(pooled)
+
+
+def through_pooler(pooler: Pooler | Callable[[Tensor], Tensor] | None, tokens: Tensor) -> Tensor:
+    """What a head's linear reads, [rows, width], given the tokens that the head reads, [rows, hidden_size];
+    differentiable."""
+    if pooler is None:
+        return tokens
+    if isinstance(pooler, Pooler):
+        return ACTIVATIONS[pooler.activation](linear(tokens, pooler.weight, pooler.bias))
+    return pooler(tokens)
 
 
 def plan(keep: Tensor, *args: Any) -> Plan:

@@ -1,30 +1,77 @@
 """Rows laid end to end without padding, and the way there from the padded layout of Hugging Face."""
 
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
 from functools import cached_property
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
+from transformers import PreTrainedModel
 
 from pabee_fast.errors import InputError, UnsupportedError
+from pabee_fast.models import family_of
 from pabee_fast.runtime import ops
+
+LEAST_FILLED = 0.8
+"""Neighbouring rows are padded together while the shortest fills so much of the longest. An estimate: attention is a
+third of a layer's products at most, so a fifth of padding in it costs 5 %."""
 
 
 @dataclass(frozen=True)
 class Layout:
     """Where the rows of a packed batch lie; all that attention needs to know of it.
 
-    `key_mask` [tokens] bool is there only where a row keeps its first token although its mask hides it, as left
-    padding does: that token asks and answers, but nobody attends to it. `positions` [tokens] int32 are there only where
-    a mask hid tokens between others: where in the padded layout a token stood, since sliding windows measure by that.
+    `key_mask` [tokens] bool is there only where a row keeps a token although its mask hides it, as the first one where
+    padding stands on the left: that token asks and answers, but nobody attends to it. `positions` [tokens] int32 are
+    there only where a mask hid tokens between others: where in the padded layout a token stood, since sliding windows
+    measure by that.
     """
 
     cu_seqlens: Tensor  # [rows + 1] int32
     max_seqlen: int
     key_mask: Tensor | None = None
     positions: Tensor | None = None
+
+    @cached_property
+    def padded_rows(self) -> "list[PaddedRows]":
+        """The rows as padded sub-batches, for attention that needs them so. Reads the lengths from the device."""
+        ends = self.cu_seqlens.tolist()
+        lengths, groups, first = np.diff(ends), [], 0
+        while first < len(lengths):
+            last = first + 1
+            short = long = lengths[first]
+            while last < len(lengths):
+                short, long = min(short, lengths[last]), max(long, lengths[last])
+                if short < LEAST_FILLED * long:
+                    break
+                last += 1
+            groups.append(PaddedRows.of(ends[first : last + 1], self.cu_seqlens.device, self.key_mask))
+            first = last
+        return groups
+
+
+@dataclass(frozen=True)
+class PaddedRows:
+    """Neighbouring rows of a packed batch as a padded one, on the right."""
+
+    tokens: slice  # of the packed batch: all of these rows
+    where: Tensor  # [rows, length] int64: a place's token in the packed batch; padding repeats the row's last one
+    is_token: Tensor  # [rows, length] bool: places that are not padding
+    is_visible: Tensor  # [rows, length] bool: of these, the ones that others attend to
+    memo: dict[str, Tensor] = field(default_factory=dict)
+    """For what a family computes once for all layers."""
+
+    @classmethod
+    def of(cls, ends: list[int], device: torch.device, key_mask: Tensor | None) -> "PaddedRows":
+        """From the rows' boundaries in the packed batch, [rows + 1] numbers."""
+        starts, lengths = np.array(ends[:-1]), np.diff(ends)
+        places = np.arange(lengths.max())
+        sources = starts[:, None] + np.minimum(places, lengths[:, None] - 1)
+        where, is_token = ops.to_device((sources.astype(np.int64), places < lengths[:, None]), device)
+        is_visible = is_token if key_mask is None else is_token & key_mask[where]
+        return cls(slice(ends[0], ends[-1]), where, is_token, is_visible)
 
 
 @dataclass(frozen=True)
@@ -35,6 +82,7 @@ class PackedBatch:
     lengths: np.ndarray  # [rows] int64, on the host
     key_mask: Tensor | None = None  # [tokens] bool, see Layout
     positions: Tensor | None = None  # [tokens] int32, see Layout
+    images: Tensor | None = None  # [rows, channels, height, width], and no inputs then
 
     @cached_property
     def starts(self) -> np.ndarray:
@@ -44,6 +92,9 @@ class PackedBatch:
     def select(self, rows: np.ndarray, device: torch.device) -> "PackedBatch":
         """The given rows, in the given order, on `device`."""
         lengths = self.lengths[rows]
+        if self.images is not None:
+            (chosen,) = ops.to_device([rows], self.images.device)
+            return replace(self, lengths=lengths, images=ops.move(self.images[chosen], device))
         cu_seqlens = cumulative(lengths)
         here = next(iter(self.inputs.values())).device
         size = {"rows": len(rows), "tokens": int(cu_seqlens[-1]), "longest": int(lengths.max(initial=0))}
@@ -62,34 +113,54 @@ def cumulative(lengths: np.ndarray) -> np.ndarray:
     return np.concatenate([[0], np.cumsum(lengths)]).astype(np.int32)
 
 
-def pack(
-    number_positions: Callable[[Tensor | None, tuple[int, int]], Tensor],
-    *,
-    attention_mask: Tensor | None = None,
-    **padded: Tensor | None,
-) -> PackedBatch:
+def pack(model: PreTrainedModel, *, attention_mask: Tensor | None = None, **padded: Tensor | None) -> PackedBatch:
     """Packs padded inputs; positions are those of the padded layout, so that holes and left padding mean the same.
 
     Args:
-        number_positions: numbers the padded layout as the model does; called where the caller gives no positions.
+        model: whose family says which tokens it keeps of a row, and how it numbers them where the caller does not.
         attention_mask: [rows, length], 0 where hidden; None means that every token counts, padding too.
-        **padded: input_ids [rows, length] or inputs_embeds [rows, length, size]; token_type_ids, position_ids.
+        **padded: input_ids [rows, length] or inputs_embeds [rows, length, size]; token_type_ids, position_ids; or
+            pixel_values [rows, channels, height, width] alone.
 
     Raises:
-        InputError: no input, or a row whose mask hides everything.
+        InputError: no input, an input that the family does not have, or a row whose mask hides everything.
         UnsupportedError: a mask of another rank.
     """
+    family: Any = family_of(model)
     given = {name: tensor for name, tensor in padded.items() if tensor is not None}
+    if unknown := given.keys() - set(family.inputs):
+        raise InputError(
+            f"{', '.join(sorted(unknown))}: {type(model).__name__} takes {', '.join(family.inputs)}; leave it out"
+        )
+    if "pixel_values" in family.inputs:
+        return _images(family, model, given.get("pixel_values"), attention_mask)
     if ("input_ids" in given) == ("inputs_embeds" in given):
         raise InputError("give exactly one of input_ids and inputs_embeds")
     main = given["input_ids" if "input_ids" in given else "inputs_embeds"]
     shape = (main.shape[0], main.shape[1])
     if "position_ids" not in given:
-        given["position_ids"] = number_positions(given.get("input_ids"), shape)
+        given["position_ids"] = family.position_ids(model, given.get("input_ids"), shape).to(main.device)
     given = {name: tensor.expand(shape) if tensor.ndim == 2 else tensor for name, tensor in given.items()}
-    if attention_mask is None:
+    visible = _visible(attention_mask, main)
+    kept = family.kept(model, given.get("input_ids"), visible)
+    if bool(kept.all()) and bool(visible.all()):
         lengths = np.full(shape[0], shape[1], dtype=np.int64)
         return PackedBatch({name: tensor.flatten(0, 1) for name, tensor in given.items()}, lengths)
+    where = kept.flatten().nonzero().flatten()
+    lengths = kept.sum(dim=1).cpu().numpy()
+    shown = visible.flatten()[where]
+    key_mask = None if bool(shown.all()) else shown
+    is_inside = kept.cumsum(dim=1) > 0
+    has_holes = bool((kept[:, 1:] & ~kept[:, :-1] & is_inside[:, :-1]).any())
+    positions = (where % shape[1]).int() if has_holes else None
+    return PackedBatch({name: t.flatten(0, 1)[where] for name, t in given.items()}, lengths, key_mask, positions)
+
+
+def _visible(attention_mask: Tensor | None, main: Tensor) -> Tensor:
+    """[rows, length] bool of a mask, or of none."""
+    shape = main.shape[:2]
+    if attention_mask is None:
+        return torch.ones(shape, dtype=torch.bool, device=main.device)
     if attention_mask.shape != shape:
         raise UnsupportedError(
             f"attention_mask is {list(attention_mask.shape)}: early exit takes [rows, length], here {list(shape)}; "
@@ -101,11 +172,13 @@ def pack(
         raise InputError(
             f"attention_mask hides every token of row {hidden_rows[0]}: drop such rows, or unmask one token"
         )
-    kept = visible.clone()
-    kept[:, 0] = True  # the heads read it, hidden or not, as the stock model does
-    where = kept.flatten().nonzero().flatten()
-    lengths = kept.sum(dim=1).cpu().numpy()
-    key_mask = None if bool(visible[:, 0].all()) else visible.flatten()[where]
-    has_holes = bool((kept[:, 1:] & ~kept[:, :-1]).any())
-    positions = (where % shape[1]).int() if has_holes else None
-    return PackedBatch({name: t.flatten(0, 1)[where] for name, t in given.items()}, lengths, key_mask, positions)
+    return visible
+
+
+def _images(family: Any, model: Any, pixel_values: Tensor | None, attention_mask: Tensor | None) -> PackedBatch:
+    if pixel_values is None:
+        raise InputError(f"pixel_values is missing: {type(model).__name__} classifies images")
+    if attention_mask is not None:
+        raise UnsupportedError("attention_mask: images have no padding to hide; leave it out")
+    lengths = np.full(len(pixel_values), family.image_tokens(model, pixel_values), dtype=np.int64)
+    return PackedBatch({}, lengths, images=pixel_values)

@@ -1,6 +1,7 @@
 """The state of rows under way, and the results they leave behind."""
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
@@ -30,9 +31,12 @@ class Wave:
     hidden: Tensor  # [1, tokens, hidden_size]
     layout: Layout
     state: ops.RowState
+    beside: Mapping[str, Tensor] = field(default_factory=dict)  # each [tokens, ...]: see Family.beside
 
     @classmethod
-    def start(cls, hidden: Tensor, layout: Layout, row_ids: Tensor, memory_words: int) -> "Wave":
+    def start(
+        cls, hidden: Tensor, layout: Layout, row_ids: Tensor, memory_words: int, beside: Mapping[str, Tensor]
+    ) -> "Wave":
         """Rows that no head has seen yet."""
         rows, device = len(row_ids), hidden.device
         state = ops.RowState(
@@ -41,7 +45,7 @@ class Wave:
             memory=torch.zeros((rows, memory_words), dtype=torch.int32, device=device),
             row_ids=row_ids,
         )
-        return cls(hidden, layout, state)
+        return cls(hidden, layout, state, beside)
 
     def plan(self) -> ops.Plan:
         """Where the survivors would go."""
@@ -58,4 +62,5 @@ class Wave:
             for values in (self.layout.key_mask, self.layout.positions)
         ]
         layout = Layout(plan.cu_seqlens[: rows + 1], longest, *marks)
-        return Wave(hidden[None], layout, state)
+        beside = {name: ops.gather(values, *places, **size)[0] for name, values in self.beside.items()}
+        return Wave(hidden[None], layout, state, beside)

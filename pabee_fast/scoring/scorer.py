@@ -1,6 +1,5 @@
 """Texts in, answers out, window by window: tokenisation, the engine, and results in input order."""
 
-import functools
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
@@ -108,8 +107,7 @@ class Scorer:
         good = [i for i, result in enumerate(results) if not result.error]
         if good:
             texts = [_texts(rows[i]) for i in good]
-            number_positions = functools.partial(self.engine.family.position_ids, self.model)
-            batch, truncated = tokenize(self.tokenizer, texts, self.max_length, number_positions)
+            batch, truncated = tokenize(self.tokenizer, texts, self.max_length, self.model)
             out = self.engine.run(batch, self.policy.select([self.tally.rows + i for i in good]))
             answers = row_results(out.logits, out.exit_layers, self.model.config, self.engine.kind)
             for i, answer in zip(good, answers, strict=True):

@@ -1,14 +1,14 @@
-"""From texts to a packed batch: the fast tokenizer's batch call, with truncation counted. Knows no model."""
+"""From texts to a packed batch: the fast tokenizer's batch call, with truncation counted."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
 import torch
-from torch import Tensor
-from transformers import PreTrainedTokenizerBase
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from pabee_fast.errors import InputError
+from pabee_fast.models import family_of
 from pabee_fast.runtime.packed import PackedBatch, pack
 
 Texts = tuple[str, ...]
@@ -26,7 +26,7 @@ def tokenize(
     tokenizer: PreTrainedTokenizerBase,
     texts: Sequence[Texts],
     max_length: int,
-    number_positions: Callable[[Tensor | None, tuple[int, int]], Tensor],
+    model: PreTrainedModel,
 ) -> Tokenized:
     """Tokenizes rows and packs them, in their order.
 
@@ -34,7 +34,7 @@ def tokenize(
         tokenizer: a fast tokenizer.
         texts: one or two strings for each row, at least one row.
         max_length: the most tokens of a row, special ones included; longer rows are cut as the tokenizer cuts them.
-        number_positions: numbers padded input_ids as the model does.
+        model: what the rows are packed for.
 
     Raises:
         InputError: a slow tokenizer.
@@ -58,12 +58,14 @@ def tokenize(
         )
     mask = np.arange(int(lengths.max())) < lengths[:, None]  # [rows, longest]
     # Positions belong to the padded layout, so the rows pass through it once, right-padded.
+    # The model's padding, not the tokenizer's: some find the end of a row by it.
+    pad = model.config.pad_token_id if model.config.pad_token_id is not None else tokenizer.pad_token_id
     padded = {
-        name: _padded(rows, mask, tokenizer.pad_token_id or 0 if name == "input_ids" else 0)
+        name: _padded(rows, mask, pad or 0 if name == "input_ids" else 0)
         for name, rows in encoded.items()
-        if name in ("input_ids", "token_type_ids")
+        if name in ("input_ids", "token_type_ids") and name in family_of(model).inputs
     }
-    return Tokenized(pack(number_positions, attention_mask=torch.from_numpy(mask), **padded), truncated)
+    return Tokenized(pack(model, attention_mask=torch.from_numpy(mask), **padded), truncated)
 
 
 def _padded(rows: Sequence[Sequence[int]], mask: np.ndarray, fill: int) -> Any:

@@ -1,5 +1,6 @@
 """The loss over all heads, in the padded layout of the stock model. Differentiable; used by training alone."""
 
+import functools
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -98,10 +99,12 @@ def every_head(
     those of layer `spec_of(model).first_layer`."""
     wanted = kwargs.pop("output_hidden_states", None) or model.config.output_hidden_states
     out = stock_forward(*args, **kwargs, output_hidden_states=True, return_dict=True)
-    spec, mask = spec_of(model), named_arguments(model, *args, **kwargs).get("attention_mask")
-    states = family_of(model).layer_outputs(model, out.hidden_states)[spec.first_layer - 1 :]
+    spec, given, family = spec_of(model), named_arguments(model, *args, **kwargs), family_of(model)
+    states = family.layer_outputs(model, out.hidden_states)[spec.first_layer - 1 :]
+    norm = family.norm(model) or (lambda tokens: tokens)
+    kept = functools.partial(family.kept, model, given.get("input_ids"))
     logits = [
-        spec.logits(model, head, read_padded(state, mask, spec.pooling))
+        spec.logits(model, head, read_padded(norm(state), given.get("attention_mask"), spec.pooling, kept))
         for head, state in zip(getattr(model, HEADS), states, strict=False)
     ]
     if not wanted:

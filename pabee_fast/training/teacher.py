@@ -1,6 +1,5 @@
 """A teacher's logits over the training texts."""
 
-import functools
 from collections.abc import Sequence
 
 import torch
@@ -27,9 +26,8 @@ def full_depth_logits(
         max_length: where a row's tokens are cut.
     """
     engine = Engine(model.eval())
-    positions = functools.partial(engine.family.position_ids, model)
     windows = (texts[start : start + WINDOW_ROWS] for start in range(0, len(texts), WINDOW_ROWS))
-    batches = (tokenize(tokenizer, window, max_length, positions).batch for window in windows)
+    batches = (tokenize(tokenizer, window, max_length, model).batch for window in windows)
     return torch.cat([engine.run(batch, FullDepth()).logits.cpu() for batch in batches])
 
 

@@ -84,7 +84,7 @@ def run_and_trace(kind: AnswerKind) -> tuple[Engine, PackedBatch, pf.Trace]:
         model.bert.embeddings.word_embeddings.weight[SPOILT] = float("nan")
     engine, rows = Engine(model), padded_rows(LENGTHS)
     rows["input_ids"][3, 0] = SPOILT
-    batch = pack(functools.partial(engine.family.position_ids, model), **rows)
+    batch = pack(model, **rows)
     return engine, batch, pf.Trace(engine.every_head(batch), torch.tensor(LENGTHS), engine.kind, CONDITIONS)
 
 
@@ -133,7 +133,7 @@ def test_replay_equals_the_runtime_for_other_answers(outputs: int, problem_type:
     model = tiny_model("bert", num_labels=outputs, problem_type=problem_type)
     policy = pf.Patience(1, threshold=0.3 if outputs == 1 else None)
     engine, lengths = Engine(model), [5, 9, 2, 14, 7, 3]
-    batch = pack(functools.partial(engine.family.position_ids, model), **padded_rows(lengths))
+    batch = pack(model, **padded_rows(lengths))
     out = engine.run(batch, policy)
     assert engine.kind == kind
     made = pf.Trace(engine.every_head(batch), torch.tensor(lengths), engine.kind, CONDITIONS)

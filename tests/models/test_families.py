@@ -6,13 +6,8 @@ import torch
 import pabee_fast as pf
 from pabee_fast.models import FAMILIES, family_of
 from pabee_fast.training.objective import every_head
-from tests.conftest import FAMILIES as TESTED
 from tests.conftest import padded_rows, tiny_model, tiny_stock
 from tests.tolerances import assert_close
-
-
-def test_every_family_of_the_table_is_tested() -> None:
-    assert set(TESTED) == set(FAMILIES)
 
 
 def test_a_family_of_ones_own_is_one_small_class(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -12,7 +12,8 @@ from torch import Tensor
 from transformers import AutoModelForSequenceClassification, PreTrainedModel, PreTrainedTokenizerFast
 
 import pabee_fast as pf
-from pabee_fast.models.head_kinds import KINDS, POOLINGS, read_padded
+from pabee_fast.models.family import POOLINGS
+from pabee_fast.models.head_kinds import KINDS, read_padded
 from pabee_fast.models.heads import heads_of, spec_of
 from pabee_fast.runtime.engine import Engine
 from pabee_fast.runtime.packed import pack
@@ -27,7 +28,7 @@ LAYERS = 6
 def packed_logits(model: PreTrainedModel, batch: dict[str, Tensor]) -> Tensor:
     """[layers, rows, classes]: what the runtime's heads say."""
     engine = Engine(model, token_budget=20)
-    return engine.every_head(pack(functools.partial(engine.family.position_ids, model), **batch))
+    return engine.every_head(pack(model, **batch))
 
 
 def padded_logits(model: PreTrainedModel, batch: dict[str, Tensor]) -> Tensor:

@@ -106,7 +106,7 @@ def test_positions_are_kept_where_a_mask_hid_tokens_between_others() -> None:
     ids = torch.ones(2, 5, dtype=torch.long)
 
     def packed(*mask: list[int]) -> list[int] | None:
-        batch = pack(lambda ids, shape: torch.zeros(shape), input_ids=ids, attention_mask=torch.tensor(mask))
+        batch = pack(tiny_stock("bert"), input_ids=ids, attention_mask=torch.tensor(mask))
         return None if batch.positions is None else batch.positions.tolist()
 
     assert packed([1, 1, 1, 1, 1], [1, 1, 0, 0, 0]) is None
@@ -139,7 +139,7 @@ def test_stock_layers_on_packed_tokens_equal_the_padded_model(
     ids = torch.randint(3, 50, (3, 9))
     attention_mask = torch.tensor([mask, [1] * 5 + [0] * 4, [1] * 9])
     expected = model(input_ids=ids, attention_mask=attention_mask, position_ids=torch.arange(9).expand(3, 9))
-    batch = pack(lambda ids, shape: torch.arange(9).expand(shape), input_ids=ids, attention_mask=attention_mask)
+    batch = pack(tiny_stock("bert"), input_ids=ids, attention_mask=attention_mask)
     layout = Layout(torch.from_numpy(cumulative(batch.lengths)), 9, batch.key_mask, batch.positions)
     hidden = (model.embeddings if model_type == "modernbert" else model.embed_tokens)(batch.inputs["input_ids"][None])
     positions = batch.inputs["position_ids"][None]

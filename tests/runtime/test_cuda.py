@@ -1,7 +1,6 @@
 """The runtime on a GPU: the same answers as on the CPU, in float32 and bfloat16."""
 
 import copy
-import functools
 
 import pytest
 import torch
@@ -68,7 +67,7 @@ def test_every_policy_gives_the_cpus_exits(family: str, policy: pf.Policy) -> No
 def test_the_loop_waits_for_nothing_but_the_counts_it_asked_for(lanes: int, dtype: torch.dtype) -> None:
     model = tiny_model("bert").to("cuda", dtype)
     engine = Engine(model, token_budget=60 * lanes, lanes=lanes)
-    batch = pack(functools.partial(engine.family.position_ids, model), **padded_rows(LENGTHS))
+    batch = pack(model, **padded_rows(LENGTHS))
     policy = pf.Scheduled((6, 2, 4, 1, 3, 2, 5, 4, 6))
     expected = engine.run(batch, policy)  # compiles what is to be compiled
     torch.cuda.set_sync_debug_mode("error")

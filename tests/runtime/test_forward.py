@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 import torch
-from transformers import BertConfig, BertForTokenClassification, GPT2Config, GPT2ForSequenceClassification, pipeline
+from transformers import BertConfig, BertForTokenClassification, GPTNeoConfig, GPTNeoForSequenceClassification, pipeline
 from transformers.modeling_outputs import SequenceClassifierOutput
 
 import pabee_fast as pf
@@ -221,8 +221,9 @@ def test_a_useless_policy_warns_when_it_is_chosen_and_not_at_every_call() -> Non
 
 def test_models_that_early_exit_does_not_serve_are_refused() -> None:
     sizes = {"hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 16}
-    with pytest.raises(pf.UnsupportedError, match="bert, albert, roberta"):
-        pf.accelerate(GPT2ForSequenceClassification(GPT2Config(n_embd=16, n_layer=2, n_head=2)), pf.FullDepth())
+    gpt_neo = GPTNeoConfig(hidden_size=16, num_layers=2, num_heads=2, attention_types=[[["global"], 2]])
+    with pytest.raises(pf.UnsupportedError, match=r"'gpt_neo'.*bert, albert, roberta.*examples/custom_family.py"):
+        pf.accelerate(GPTNeoForSequenceClassification(gpt_neo), pf.FullDepth())
     with pytest.raises(pf.UnsupportedError, match="AutoModelForSequenceClassification"):
         pf.accelerate(BertForTokenClassification(BertConfig(**sizes)), pf.FullDepth())
     with pytest.raises(pf.UnsupportedError, match="is_decoder"):

@@ -1,18 +1,13 @@
 """Rule 1: a row's result does not depend on its batch-mates, their order, the token budget or the compaction."""
 
-import collections
-import dataclasses
 import functools
 import itertools
-import math
 
 import numpy as np
 import pytest
-import scipy.stats
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from scipy.spatial.distance import jensenshannon
 from transformers import PreTrainedModel
 
 import pabee_fast as pf
@@ -22,6 +17,7 @@ from pabee_fast.runtime.packed import pack
 from pabee_fast.runtime.schedule import plan_waves
 from pabee_fast.runtime.state import Results, Wave
 from pabee_fast.training.objective import every_head
+from tests.alone import POLICIES, exit_alone
 from tests.conftest import FAMILIES, padded_rows, tiny_model
 from tests.tolerances import TOLERANCES, assert_close
 
@@ -39,7 +35,7 @@ def subject(family: str) -> tuple[PreTrainedModel, dict[str, torch.Tensor]]:
 def run(family: str, rows: list[int], policy: pf.Policy, **options: float) -> Results:
     model, batch = subject(family)
     engine = Engine(model, **options)  # type: ignore[arg-type]
-    packed = pack(functools.partial(engine.family.position_ids, model), **{k: v[rows] for k, v in batch.items()})
+    packed = pack(model, **{k: v[rows] for k, v in batch.items()})
     return engine.run(packed, policy)
 
 
@@ -56,48 +52,6 @@ def head_logits(family: str) -> torch.Tensor:
     return torch.stack(rows)
 
 
-def exit_alone(logits: torch.Tensor, policy: pf.Policy) -> tuple[int, float]:
-    """Where one row leaves by the published rules, in double precision, from its heads' logits [layers, classes]; and
-    the least margin by which a comparison on the way was decided."""
-    layers, classes = logits.shape
-    tested = [n for n in range(1, layers) if n >= policy.first_layer and (n - policy.first_layer) % policy.every == 0]
-    streak, votes, margin, seen = 0, collections.Counter[int](), float("inf"), []
-    options = {f.name: getattr(policy, f.name) for f in dataclasses.fields(policy)}
-    for tests, layer in enumerate(tested, start=1):
-        row = logits[layer - 1].double()
-        top, second = (row / logits.abs().max()).topk(2).values.tolist()
-        seen.append(row.softmax(0).numpy())
-        label, entropy = int(row.argmax()), float(scipy.stats.entropy(seen[-1]))
-        votes[label] += 1
-        before = seen[-2] if tests > 1 else None
-        match policy:
-            case pf.Patience():
-                margin = min(margin, top - second)
-                streak = streak + 1 if before is not None and before.argmax() == label else 0
-                leaves = streak >= options["patience"]
-            case pf.Vote():
-                margin = min(margin, top - second)
-                leaves = max(votes.values()) / tests ** options["exponent"] >= options["threshold"]
-            case pf.Confidence():
-                margin = min(margin, abs(seen[-1].max() - options["threshold"]))
-                leaves = seen[-1].max() > options["threshold"]
-            case pf.Entropy():
-                margin = min(margin, abs(entropy - options["threshold"]))
-                leaves = entropy < options["threshold"]
-            case pf.PatientConfidence():
-                margin = min(margin, abs(entropy / math.log(classes) - options["threshold"]))
-                streak = streak + 1 if entropy / math.log(classes) < options["threshold"] else 0
-                leaves = streak >= options["patience"]
-            case pf.PatientDivergence():
-                divergence = 1.0 if before is None else float(jensenshannon(before, seen[-1])) ** 2
-                margin = min(margin, abs(divergence - options["threshold"]))
-                streak = streak + 1 if divergence < options["threshold"] else 0
-                leaves = streak >= options["patience"]
-        if leaves:
-            return layer, margin
-    return layers, margin
-
-
 @functools.cache
 def independent(family: str, policy: pf.Policy) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     """Every row's exit layer, logits there, and whether no comparison on the way hung on rounding."""
@@ -105,20 +59,6 @@ def independent(family: str, policy: pf.Policy) -> tuple[torch.Tensor, torch.Ten
     exits, margins = zip(*(exit_alone(row, policy) for row in logits), strict=True)
     layers = torch.tensor(exits)
     return layers, logits[torch.arange(ROWS), layers - 1], torch.tensor(margins) > TOLERANCES[torch.float32]
-
-
-POLICIES = [
-    *(pf.Patience(patience) for patience in (1, 2, 3)),
-    pf.Patience(1, first_layer=2),
-    pf.Patience(1, every=2),
-    pf.Confidence(0.7),
-    pf.Entropy(0.5, first_layer=2),
-    pf.PatientConfidence(2, 0.85),
-    pf.PatientDivergence(1, 0.03),
-    pf.PatientDivergence(2, 0.1, every=2),
-    pf.Vote(1.4),
-    pf.Vote(1.2, first_layer=2),
-]
 
 
 @pytest.mark.parametrize("family", FAMILIES)
@@ -178,7 +118,7 @@ def test_out_of_memory_halves_the_budget_and_repeats_only_what_is_left(
 ) -> None:
     model, batch = subject("bert")
     engine = Engine(model, token_budget=200 * lanes, lanes=lanes)
-    packed = pack(functools.partial(engine.family.position_ids, model), **batch)
+    packed = pack(model, **batch)
     expected = engine.run(packed, pf.Patience(2))
     seen, real = [], engine._embed
 
@@ -202,7 +142,7 @@ def test_out_of_memory_halves_the_budget_and_repeats_only_what_is_left(
 def test_a_row_longer_than_a_lowered_budget_is_still_computed() -> None:
     model, batch = subject("bert")
     engine = Engine(model, token_budget=200)
-    packed = pack(functools.partial(engine.family.position_ids, model), **batch)
+    packed = pack(model, **batch)
     expected = engine.run(packed, pf.Patience(2))
     engine.token_budget = 25  # as out-of-memory errors would leave it; rows have up to 40 tokens
     assert engine.run(packed, pf.Patience(2)).exit_layers.tolist() == expected.exit_layers.tolist()
@@ -213,7 +153,7 @@ def test_a_row_longer_than_a_lowered_budget_is_still_computed() -> None:
 def test_one_row_that_does_not_fit_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
     model, batch = subject("bert")
     engine = Engine(model)
-    packed = pack(functools.partial(engine.family.position_ids, model), **batch)
+    packed = pack(model, **batch)
 
     def none_left(*args: object) -> None:
         raise torch.OutOfMemoryError("injected")
@@ -252,7 +192,7 @@ class Counting:
 def test_a_second_lane_runs_its_layers_while_the_first_waits_for_its_counts(monkeypatch: pytest.MonkeyPatch) -> None:
     model, batch = subject("bert")
     engine = Engine(model, token_budget=300, lanes=2)
-    packed = pack(functools.partial(engine.family.position_ids, model), **batch)
+    packed = pack(model, **batch)
     events: list[str] = []
     real_layer = engine._layer
 
@@ -274,7 +214,7 @@ def test_a_second_lane_runs_its_layers_while_the_first_waits_for_its_counts(monk
 def test_nothing_is_read_back_or_moved_before_a_row_can_leave(monkeypatch: pytest.MonkeyPatch) -> None:
     model, batch = subject("bert")
     engine = Engine(model)
-    packed = pack(functools.partial(engine.family.position_ids, model), **batch)
+    packed = pack(model, **batch)
     batched = packed.select(np.arange(ROWS), torch.device("cpu"))
     seen = Counting(monkeypatch)
     selecting = len(batched.inputs)  # moves of the inputs themselves, once a wave

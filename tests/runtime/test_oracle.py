@@ -1,6 +1,5 @@
 """The published code's recorded answers, row by row: every exit layer exactly, logits to float32 rounding."""
 
-import functools
 import json
 from collections.abc import Iterator
 from pathlib import Path
@@ -52,12 +51,11 @@ def test_every_run_equals_the_published_code_whatever_the_batch_order_and_compac
     case: tuple[PreTrainedModel, dict, list[dict]],
 ) -> None:
     model, expected, runs = case
-    number_positions = functools.partial(Engine(model).family.position_ids, model)
     for run in runs:
         logits, exit_layers = expected[f"{run['name']}/logits"], expected[f"{run['name']}/exit_layer"]
         for name, (calls, options) in orders(len(logits)).items():
             for rows in calls:
-                batch = pack(number_positions, **{key: expected[key][rows] for key in INPUTS})
+                batch = pack(model, **{key: expected[key][rows] for key in INPUTS})
                 out = Engine(model, **options).run(batch, policy_of(run))
                 assert out.exit_layers.tolist() == exit_layers[rows].tolist(), (run["name"], name)
                 difference = (out.logits - logits[rows]).abs().max() / logits.abs().max()

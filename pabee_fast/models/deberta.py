@@ -1,0 +1,57 @@
+"""DeBERTa, v1 and v2 (v3 is v2's architecture): attention by content and by relative place, the two disentangled."""
+
+from typing import TYPE_CHECKING, Any
+
+from torch import Tensor
+from transformers.activations import ACT2FN
+
+from pabee_fast.errors import UnsupportedError
+from pabee_fast.models.family import RowMap
+from pabee_fast.models.padded import PaddedFamily
+from pabee_fast.runtime.ops import ACTIVATIONS, Pooler, through_pooler
+
+if TYPE_CHECKING:
+    from pabee_fast.runtime.packed import Layout, PaddedRows
+
+
+class DebertaV2(PaddedFamily):
+    model_type = "deberta-v2"
+
+    def check(self, model: Any) -> None:
+        super().check(model)
+        if getattr(self.backbone(model).encoder, "conv", None) is not None:
+            raise UnsupportedError(
+                f"config.conv_kernel_size={model.config.conv_kernel_size}: DeBERTa's convolution over neighbouring "
+                "tokens is not served; a model without it is"
+            )
+        if self.backbone(model).z_steps > 1:
+            raise UnsupportedError(f"z_steps={self.backbone(model).z_steps}: the last layer would run several times")
+
+    def embed(self, model: Any, layout: "Layout", **inputs: Tensor) -> Tensor:
+        hidden = super().embed(model, layout, **inputs)
+        return hidden if layout.key_mask is None else hidden * layout.key_mask[:, None]
+
+    def attend(self, model: Any, layer: Any, states: Tensor, rows: "PaddedRows") -> Tensor:
+        encoder = self.backbone(model).encoder
+        mask = encoder.get_attention_mask(rows.is_visible)
+        relative = encoder.get_rel_pos(states)
+        attended, _ = layer.attention.self(
+            states, mask, relative_pos=relative, rel_embeddings=encoder.get_rel_embedding()
+        )
+        return attended
+
+    def join(self, layer: Any, attended: Tensor, hidden: Tensor) -> Tensor:
+        return layer.attention.output(attended, hidden)
+
+    def pooler(self, model: Any) -> Pooler | RowMap:
+        dense, activation = model.pooler.dense, model.config.pooler_hidden_act
+        if activation in ACTIVATIONS:
+            return Pooler(dense.weight, dense.bias, activation)
+        return lambda tokens: ACT2FN[activation](dense(tokens))
+
+    def pooled(self, model: Any, tokens: Tensor) -> Tensor:
+        return self.dropout(model)(through_pooler(self.pooler(model), model.pooler.dropout(tokens)))
+
+
+class Deberta(DebertaV2):
+    model_type = "deberta"

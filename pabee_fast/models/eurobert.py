@@ -1,0 +1,42 @@
+"""EuroBERT: Llama's layers without the causal mask, and three ways to pool."""
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+from torch import Tensor, nn
+
+from pabee_fast.models.family import RowMap, word_embeddings
+from pabee_fast.models.rotary import RotaryFamily
+from pabee_fast.runtime.ops import Pooler
+
+if TYPE_CHECKING:
+    from pabee_fast.runtime.packed import Layout
+
+
+class EuroBert(RotaryFamily):
+    model_type = "eurobert"
+    inputs = ("input_ids", "inputs_embeds", "position_ids")
+
+    def pooling(self, model: Any) -> str:
+        return "first" if model.config.classifier_pooling == "bos" else "mean"
+
+    def embed(self, model: Any, layout: "Layout", **inputs: Tensor) -> Tensor:
+        return word_embeddings(self.backbone(model).embed_tokens, inputs)[None]
+
+    def layers(self, model: Any) -> Sequence[nn.Module]:
+        return list(self.backbone(model).layers)
+
+    def norm(self, model: Any) -> RowMap:
+        if model.config.classifier_pooling == "late":
+            # Dense layer, activation and classifier run on every token there, and the mean is over logits. A linear
+            # layer's mean is the linear layer of the mean, so only the first two need every token.
+            return nn.Sequential(self.backbone(model).norm, model.dense, model.activation)
+        return self.backbone(model).norm
+
+    def pooler(self, model: Any) -> Pooler | None:
+        if model.config.classifier_pooling == "late":
+            return None
+        return Pooler(model.dense.weight, model.dense.bias, "gelu")
+
+    def dropout(self, model: Any) -> nn.Module:
+        return nn.Identity()
