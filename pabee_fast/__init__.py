@@ -24,6 +24,8 @@ if TYPE_CHECKING:
     from pabee_fast.evaluation.guarantee import Guarantee, guarantee_of
     from pabee_fast.evaluation.replay import Replay, Replayer, replay
     from pabee_fast.evaluation.trace import Trace, trace
+    from pabee_fast.models import register_family
+    from pabee_fast.models.family import Family
     from pabee_fast.models.heads import attach_heads, from_pretrained
     from pabee_fast.models.pabee_checkpoint import load_pabee_checkpoint
     from pabee_fast.runtime.forward import accelerate, restore
@@ -38,6 +40,7 @@ __all__ = [
     "Conditions",
     "Confidence",
     "Entropy",
+    "Family",
     "FixedDepth",
     "FullDepth",
     "Guarantee",
@@ -62,6 +65,7 @@ __all__ = [
     "guarantee_of",
     "load_pabee_checkpoint",
     "parse_policy",
+    "register_family",
     "replay",
     "restore",
     "trace",
@@ -75,6 +79,8 @@ _MODULES = {
     "evaluation.guarantee": ("Guarantee", "guarantee_of"),
     "evaluation.replay": ("Replay", "Replayer", "replay"),
     "evaluation.trace": ("Trace", "trace"),
+    "models": ("register_family",),
+    "models.family": ("Family",),
     "models.heads": ("attach_heads", "from_pretrained"),
     "models.pabee_checkpoint": ("load_pabee_checkpoint",),
     "runtime.forward": ("accelerate", "restore"),

@@ -8,6 +8,7 @@ import functools
 from collections.abc import Iterator
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 from transformers import AttentionInterface, AttentionMaskInterface, PretrainedConfig
 from transformers.masking_utils import sdpa_mask
@@ -96,4 +97,6 @@ def packed_attention(
             f"{type(module).__name__} does not say whether it is causal: set its is_causal to True or False"
         )
     q, k, v = (tensor[0].transpose(0, 1) for tensor in (query, key, value))
+    if torch.is_autocast_enabled(q.device.type):  # it casts arguments of torch's own attention, so of ours as well
+        q, k, v = (tensor.to(torch.get_autocast_dtype(q.device.type)) for tensor in (q, k, v))
     return ops.attention(q, k, v, layout, scaling=scaling, is_causal=is_causal, window=sliding_window)[None], None

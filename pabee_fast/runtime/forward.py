@@ -4,6 +4,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
+import torch
 from torch import Tensor
 from transformers import PretrainedConfig, PreTrainedModel
 from transformers.loss.loss_utils import ForSequenceClassificationLoss
@@ -90,6 +91,7 @@ def forward(model: PreTrainedModel, stock_forward: Callable[..., Any], *args: An
     return _early_exit(model, **named_arguments(model, *args, **kwargs))
 
 
+@torch.compiler.disable  # rows leave by their values, which no graph can know: a compiled model runs this as it is
 def _early_exit(
     model: PreTrainedModel,
     input_ids: Tensor | None = None,

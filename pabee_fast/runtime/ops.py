@@ -95,7 +95,10 @@ def exit_step(
         cu_seqlens = pooling = key_mask = pooler = None
     # Autocast and a head kept in another precision: the head's own is what its product runs in.
     features = features.to(weight.dtype)
-    step(features, weight, *args, cu_seqlens=cu_seqlens, pooling=pooling, key_mask=key_mask, pooler=pooler, **options)
+    with torch.autocast(features.device.type, enabled=False):  # the step sums in float32 whatever its inputs are
+        step(
+            features, weight, *args, cu_seqlens=cu_seqlens, pooling=pooling, key_mask=key_mask, pooler=pooler, **options
+        )
 
 
 def _fuses(

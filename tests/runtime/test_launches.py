@@ -83,7 +83,7 @@ def test_every_launch_of_the_runtime_is_compiled_ahead_of_time(
 ) -> None:
     model = tiny_model(family, **OPTIONS[kind]).to(dtype)
     engine = Engine(model, gather_cost=0.0)
-    batch = pack(functools.partial(engine.family.position_ids, model), **padded_rows(LENGTHS, family=family))
+    batch = pack(model, **padded_rows(LENGTHS, family=family))
     for policy, fused_rows in itertools.product(POLICIES, (0, 2048)):
         if kind == "value" and isinstance(policy, pf.Patience):
             policy = pf.Patience(1, threshold=0.1)

@@ -1,0 +1,75 @@
+"""Every script of examples/ runs, on a tiny model, and prints what it says it prints."""
+
+import importlib.util
+import re
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from transformers import AutoImageProcessor, PreTrainedTokenizerFast, ViTImageProcessor
+
+from tests import zoo
+from tests.conftest import ROOT
+
+EXAMPLES = ROOT / "examples"
+
+
+@pytest.fixture
+def run_example(capsys: pytest.CaptureFixture[str]) -> Callable[..., str]:
+    """Runs `main` of a script and returns what it printed."""
+
+    def run(name: str, *args: str) -> str:
+        spec = importlib.util.spec_from_file_location(f"example_{name}", EXAMPLES / f"{name}.py")
+        assert spec is not None
+        assert spec.loader is not None
+        module = importlib.util.module_from_spec(spec)
+        spec.loader.exec_module(module)
+        module.main(*args)
+        return capsys.readouterr().out
+
+    return run
+
+
+@pytest.fixture
+def text_model(tiny_tokenizer: PreTrainedTokenizerFast, tmp_path: Path) -> Callable[..., str]:
+    """A directory with a tiny model with heads and its tokenizer."""
+
+    def make(variant: str, **options: Any) -> str:
+        zoo.model_with_heads(variant, vocab_size=len(tiny_tokenizer), **options).save_pretrained(tmp_path)
+        tiny_tokenizer.save_pretrained(tmp_path)
+        return str(tmp_path)
+
+    return make
+
+
+def test_the_pipeline_is_swapped(run_example: Callable[..., str], text_model: Callable[..., str]) -> None:
+    assert re.search(r"\d+ of 32 answers .* \{'label': ", run_example("pipeline_swap", text_model("bert")))
+
+
+def test_a_cross_encoder_reranks(run_example: Callable[..., str], text_model: Callable[..., str]) -> None:
+    out = run_example("rerank", text_model("bert", num_labels=1))
+    assert re.search(r"80 pairs: rank correlation with full depth -?\d\.\d+", out)
+    assert len(out.splitlines()) == 5
+
+
+def test_a_decoder_classifies(run_example: Callable[..., str], text_model: Callable[..., str]) -> None:
+    out = run_example("decoder", text_model("llama")).splitlines()
+    assert "mean exit layer 6.00 of 6" in out[0]
+    assert len(out) == 3
+
+
+def test_images_are_classified(run_example: Callable[..., str], tmp_path: Path) -> None:
+    zoo.model_with_heads("vit").save_pretrained(tmp_path)
+    ViTImageProcessor(size={"height": 12, "width": 12}).save_pretrained(tmp_path)
+    assert AutoImageProcessor.from_pretrained(tmp_path) is not None
+    assert re.search(r"mean exit layer \d\.\d\d of 6", run_example("images", str(tmp_path)))
+
+
+def test_a_custom_family_is_taught_trained_and_leaves_early(run_example: Callable[..., str]) -> None:
+    out = run_example("custom_family")
+    figures = dict(re.findall(r"(differs by|full depth|leaving early|exit layer) ([\d.e-]+)", out))
+    assert float(figures["differs by"]) <= 1e-5
+    assert float(figures["full depth"]) > 0.85
+    assert float(figures["leaving early"]) > float(figures["full depth"]) - 0.05
+    assert float(figures["exit layer"]) < 5
