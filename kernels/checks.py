@@ -4,7 +4,7 @@ Needs torch alone, so that it imports where Triton is not installed.
 """
 
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -13,6 +13,7 @@ KINDS = ("label", "value", "label_set")
 RULES = ("agreement", "confidence", "entropy", "divergence", "vote", "given", "none")
 POOLINGS = ("first", "last", "mean")
 ACTIVATIONS = ("tanh", "gelu", "relu")
+INNER_ACTIVATIONS = ("gelu", "gelu_tanh", "relu")
 FEATURE_DTYPES = (torch.float32, torch.float16, torch.bfloat16)
 BITS_PER_WORD = 32
 
@@ -262,6 +263,34 @@ def check_attention(
         check_tensor("key_mask", key_mask, {"tokens": tokens}, torch.bool, device)
     if positions is not None:
         check_tensor("positions", positions, {"tokens": tokens}, torch.int32, device)
+
+
+def check_add_norm(product: Tensor, bias: Tensor | None, residual: Tensor, gain: Tensor, shift: Tensor) -> None:
+    """Raise ValueError, naming the argument, what was given and the fix, unless `add_norm` can take them all."""
+    _check_product(product, "hidden_size")
+    tokens, hidden_size = product.shape
+    same: dict[str, Any] = {"dtype": product.dtype, "device": product.device}
+    check_tensor("residual", residual, {"tokens": tokens, "hidden_size": hidden_size}, **same)
+    if tokens and residual.data_ptr() == product.data_ptr() != 0:
+        raise ValueError("residual is product, which is overwritten; pass what entered the sublayer")
+    for name, vector in (("bias", bias), ("gain", gain), ("shift", shift)):
+        if vector is not None:
+            check_tensor(name, vector, {"hidden_size": hidden_size}, **same)
+
+
+def check_bias_act(product: Tensor, bias: Tensor | None, *, activation: str) -> None:
+    """Raise ValueError, naming the argument, what was given and the fix, unless `bias_act` can take them all."""
+    check_choice("activation", activation, INNER_ACTIVATIONS)
+    _check_product(product, "width")
+    if bias is not None:
+        check_tensor("bias", bias, {"width": product.shape[1]}, product.dtype, product.device)
+
+
+def _check_product(product: Tensor, width: str) -> None:
+    check_ndim("product", product, "tokens", width)
+    if product.dtype not in FEATURE_DTYPES:
+        raise ValueError(f"product is {product.dtype}; convert it to one of {', '.join(map(str, FEATURE_DTYPES))}")
+    check_tensor("product", product, {"tokens": product.shape[0], width: product.shape[1]})
 
 
 def check_on_device(name: str, tensor: Tensor, is_interpreted: bool) -> None:

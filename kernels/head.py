@@ -3,20 +3,8 @@
 import triton
 import triton.language as tl
 
+from .activation import activate
 from .pool import pooled_tile
-
-
-@triton.jit
-def _activate(x, ACTIVATION: tl.constexpr):
-    if ACTIVATION == "relu":
-        # tl.maximum would turn NaN to 0, and hide it.
-        out = tl.where(x < 0, 0.0, x)
-    elif ACTIVATION == "gelu":
-        out = 0.5 * x * (1.0 + tl.erf(x * 0.7071067811865476))
-    else:
-        # tanh: Triton has it only in a device library, which the interpreter lacks.
-        out = 2.0 * tl.sigmoid(2.0 * x) - 1.0
-    return out
 
 
 @triton.jit
@@ -81,7 +69,7 @@ def head_logits(
                 bias = tl.load(pooler_bias_ptr + width_offs, mask=width_offs < WIDTH, other=0.0)
                 pooled += bias.to(tl.float32)[None, :]
             # No activation moves 0, so padded outputs stay 0.
-            pooled = _activate(pooled, ACTIVATION).to(features_ptr.dtype.element_ty)
+            pooled = activate(pooled, ACTIVATION).to(features_ptr.dtype.element_ty)
             scores = _add_product(scores, pooled, weight_ptr, width_offs, class_idx, WIDTH, CLASSES)
     if bias_ptr is not None:
         # [classes]

@@ -14,6 +14,8 @@ from .checks import BITS_PER_WORD
 # More classes than this do not fit one program's registers.
 MAX_CLASSES = 1024
 MIN_DOT = 16
+# A program of `add_norm` holds a whole token, 32 numbers to a thread.
+MAX_HIDDEN_SIZE = 16384
 # Tokens of a row that a mean loads at once.
 MEAN_TOKENS = 4
 GATHER_BYTES = 8192
@@ -157,6 +159,29 @@ def gather_blocks(width: int, itemsize: int, words: int) -> tuple[dict[str, int]
 def gather_grid(rows: int, longest: int, width: int, block: int) -> tuple[int, int]:
     """Return the launch grid of `gather`: one program a row, and more along it where rows alone are too few."""
     return rows, max(1, min(-(-longest * width // block), GATHER_PROGRAMS // rows))
+
+
+def add_norm_blocks(hidden_size: int) -> tuple[dict[str, int], dict[str, int]]:
+    """Return the block sizes and compile options of `add_norm`: 32 numbers to a thread, at least four warps.
+
+    Raises ValueError if a token is wider than one program can hold.
+    """
+    if hidden_size > MAX_HIDDEN_SIZE:
+        raise ValueError(
+            f"product has tokens of {hidden_size} numbers; the kernel takes up to {MAX_HIDDEN_SIZE}, "
+            "so call pabee_fast.kernels.reference.add_norm"
+        )
+    block_hidden = next_power_of_2(hidden_size)
+    num_warps = max(4, block_hidden // 1024)
+    blocks = {"BLOCK_TOKENS": min(32, num_warps * 1024 // block_hidden), "BLOCK_HIDDEN": block_hidden}
+    return blocks, {"num_warps": num_warps, "num_stages": 1}
+
+
+def bias_act_blocks(width: int) -> tuple[dict[str, int], dict[str, int]]:
+    """Return the block sizes and compile options of `bias_act`: 32 numbers to a thread, so that enough loads are under
+    way to fill the memory's latency."""
+    block_width = min(1024, next_power_of_2(width))
+    return {"BLOCK_TOKENS": 4096 // block_width, "BLOCK_WIDTH": block_width}, {"num_warps": 4, "num_stages": 1}
 
 
 def next_power_of_2(number: int) -> int:

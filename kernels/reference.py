@@ -18,9 +18,11 @@ from .checks import (
 )
 from .launch import Plan
 from .reference_attention import attention
+from .reference_layer import add_norm, bias_act
 
 __all__ = [
-    "Plan", "Pooler", "RowState", "attention", "count", "exit_step", "gather", "observe", "plan", "pool", "settle",
+    "Plan", "Pooler", "RowState", "add_norm", "attention", "bias_act", "count", "exit_step", "gather", "observe",
+    "plan", "pool", "settle",
 ]  # fmt: skip
 
 ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {"tanh": torch.tanh, "gelu": gelu, "relu": torch.relu}

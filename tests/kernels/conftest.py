@@ -5,7 +5,10 @@ import torch
 
 # A failure in a shared case shows its values, as one in a test does.
 pytest.register_assert_rewrite(
-    "tests.kernels.attention_cases", "tests.kernels.exit_cases", "tests.kernels.compact_cases"
+    "tests.kernels.attention_cases",
+    "tests.kernels.compact_cases",
+    "tests.kernels.exit_cases",
+    "tests.kernels.layer_cases",
 )
 
 

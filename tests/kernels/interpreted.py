@@ -9,8 +9,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pabee_fast.kernels import compact, exit_step, launch, pool
-from tests.kernels import compact_cases, exit_cases
+from pabee_fast.kernels import add_norm, bias_act, compact, exit_step, launch, pool
+from tests.kernels import compact_cases, exit_cases, layer_cases
 
 
 @pytest.mark.parametrize("case", exit_cases.EXIT_CASES, ids=str)
@@ -51,6 +51,16 @@ def test_gather_copies_whole_runs_with_fewer_programs_than_blocks(monkeypatch: p
 @given(rows=st.lists(st.tuples(st.integers(0, 5), st.integers(0, 1)), max_size=9))
 def test_any_compaction_equals_indexing(rows: list[tuple[int, int]]) -> None:
     compact_cases.check_compaction(compact, [length for length, _ in rows], [kept for _, kept in rows])
+
+
+@pytest.mark.parametrize("case", layer_cases.NORM_CASES, ids=str)
+def test_add_norm_equals_double_precision(case: layer_cases.NormCase) -> None:
+    layer_cases.check_add_norm(add_norm.add_norm, case, torch.float32, "cpu")
+
+
+@pytest.mark.parametrize("case", layer_cases.ACTIVATION_CASES, ids=str)
+def test_bias_act_equals_double_precision(case: layer_cases.ActivationCase) -> None:
+    layer_cases.check_bias_act(bias_act.bias_act, case, torch.float32, "cpu")
 
 
 def test_interpreted_kernels_take_tensors_on_the_cpu_only_because_they_are_interpreted() -> None:

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from pabee_fast.kernels.checks import RowState
-from tests.kernels import compact_cases, exit_cases
+from tests.kernels import compact_cases, exit_cases, layer_cases
 
 pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no CUDA device")]
 
@@ -63,6 +63,20 @@ def test_compaction_equals_indexing(compact: ModuleType, case: compact_cases.Com
 
 def test_a_batch_shrinks_to_one_row_and_to_none(compact: ModuleType) -> None:
     compact_cases.check_shrinking_batch(compact, "cuda")
+
+
+@by_dtype
+@pytest.mark.parametrize("case", layer_cases.NORM_CASES, ids=str)
+def test_add_norm_equals_double_precision(case: layer_cases.NormCase, dtype: torch.dtype) -> None:
+    module = pytest.importorskip("pabee_fast.kernels.add_norm", reason="Triton is not installed, as on Windows")
+    layer_cases.check_add_norm(module.add_norm, case, dtype, "cuda")
+
+
+@by_dtype
+@pytest.mark.parametrize("case", layer_cases.ACTIVATION_CASES, ids=str)
+def test_bias_act_equals_double_precision(case: layer_cases.ActivationCase, dtype: torch.dtype) -> None:
+    module = pytest.importorskip("pabee_fast.kernels.bias_act", reason="Triton is not installed, as on Windows")
+    layer_cases.check_bias_act(module.bias_act, case, dtype, "cuda")
 
 
 @pytest.fixture

@@ -12,6 +12,7 @@ import torch
 
 from pabee_fast.kernels import checks, launch, reference
 from pabee_fast.kernels.checks import Pooler, RowState
+from tests.kernels.layer_cases import add_norm_arguments, bias_act_arguments
 
 ROWS, CLASSES, HIDDEN_SIZE, RESULTS = 4, 3, 8, 6
 
@@ -210,9 +211,10 @@ def test_the_reference_imports_without_triton() -> None:
 def kernels() -> dict[str, ModuleType]:
     """The module of every function that has a kernel."""
     pytest.importorskip("triton", reason="Triton is not installed, as on macOS and Windows")
-    from pabee_fast.kernels import compact, exit_step, pool
+    from pabee_fast.kernels import add_norm, bias_act, compact, exit_step, pool
 
-    return {"exit_step": exit_step, "pool": pool, "plan": compact, "gather": compact}
+    layer = {"add_norm": add_norm, "bias_act": bias_act}
+    return {"exit_step": exit_step, "pool": pool, "plan": compact, "gather": compact, **layer}
 
 
 ARGUMENTS = {
@@ -220,6 +222,8 @@ ARGUMENTS = {
     "pool": pool_arguments,
     "plan": plan_arguments,
     "gather": gather_arguments,
+    "add_norm": add_norm_arguments,
+    "bias_act": bias_act_arguments,
 }
 by_function = pytest.mark.parametrize("name", ARGUMENTS)
 
@@ -261,6 +265,8 @@ def test_nothing_is_launched_for_no_rows(kernels: dict[str, ModuleType], monkeyp
     hidden, memory = kernels["gather"].gather(**gather_arguments(rows=0, tokens=0, longest=0))
     assert (hidden.shape, memory) == ((0, HIDDEN_SIZE), None)
     assert kernels["pool"].pool(**pool_arguments(rows=0)).shape == (0, HIDDEN_SIZE)
+    assert kernels["add_norm"].add_norm(**add_norm_arguments(tokens=0)).shape == (0, HIDDEN_SIZE)
+    assert kernels["bias_act"].bias_act(**bias_act_arguments(tokens=0)).shape == (0, HIDDEN_SIZE)
 
 
 def test_a_head_too_wide_for_one_program_is_refused(kernels: dict[str, ModuleType]) -> None:
@@ -280,6 +286,10 @@ def test_a_batch_that_shrinks_compiles_nothing_new(kernels: dict[str, ModuleType
             numbers = {"layer": 7, "last": 8, "patience": 5, "threshold": 2.0}
             later = first | numbers | {"state": state, "features": first["features"][:rows]}
             assert kernels["exit_step"].exit_step_launch(**later).specialisation() == fresh
+
+    for name, arguments in (("add_norm", add_norm_arguments), ("bias_act", bias_act_arguments)):
+        made = [getattr(kernels[name], f"{name}_launch")(**arguments(n)).specialisation() for n in (16, 1, 5)]
+        assert all(each == made[0] for each in made)
 
     result = reference.plan(**plan_arguments(rows=16))
     whole = kernels["plan"].plan_launch(**plan_arguments(rows=16), result=result).specialisation()

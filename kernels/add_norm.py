@@ -1,0 +1,107 @@
+"""The end of a post-norm sublayer: bias, residual and layer norm over what the library's product left."""
+
+import itertools
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from .checks import FEATURE_DTYPES, check_add_norm, check_on_device
+from .launch import MAX_HIDDEN_SIZE, Launch, add_norm_blocks
+
+
+@triton.jit(do_not_specialize=["tokens"])
+def add_norm_kernel(
+    product_ptr,
+    bias_ptr,
+    residual_ptr,
+    gain_ptr,
+    shift_ptr,
+    tokens,
+    eps,
+    HIDDEN_SIZE: tl.constexpr,
+    BLOCK_TOKENS: tl.constexpr,
+    BLOCK_HIDDEN: tl.constexpr,
+):
+    """Overwrite each token's product with the layer norm of product + bias + residual.
+
+    product_ptr: [tokens, HIDDEN_SIZE]
+    bias_ptr: [HIDDEN_SIZE] or None
+    residual_ptr: [tokens, HIDDEN_SIZE]
+    gain_ptr: [HIDDEN_SIZE]
+    shift_ptr: [HIDDEN_SIZE]
+    """
+    # A program owns BLOCK_TOKENS tokens, a warp or several to each, so that every token is read once.
+    token_idx = tl.program_id(0).to(tl.int64) * BLOCK_TOKENS + tl.arange(0, BLOCK_TOKENS)
+    hidden_offs = tl.arange(0, BLOCK_HIDDEN)
+    hidden_mask = hidden_offs < HIDDEN_SIZE
+    # [tokens, hidden]
+    token_offs = token_idx[:, None] * HIDDEN_SIZE + hidden_offs[None, :]
+    token_mask = (token_idx < tokens)[:, None] & hidden_mask[None, :]
+    x = tl.load(product_ptr + token_offs, mask=token_mask, other=0.0).to(tl.float32)
+    x += tl.load(residual_ptr + token_offs, mask=token_mask, other=0.0).to(tl.float32)
+    if bias_ptr is not None:
+        x += tl.load(bias_ptr + hidden_offs, mask=hidden_mask, other=0.0).to(tl.float32)[None, :]
+    # [tokens]; the squares are of the differences: a mean of squares would cancel where the mean is large.
+    mean = tl.sum(x, axis=1) / HIDDEN_SIZE
+    centred = tl.where(hidden_mask[None, :], x - mean[:, None], 0.0)
+    variance = tl.sum(centred * centred, axis=1) / HIDDEN_SIZE
+    # [hidden]
+    gain = tl.load(gain_ptr + hidden_offs, mask=hidden_mask, other=0.0).to(tl.float32)
+    shift = tl.load(shift_ptr + hidden_offs, mask=hidden_mask, other=0.0).to(tl.float32)
+    out = centred * tl.rsqrt(variance + eps)[:, None] * gain[None, :] + shift[None, :]
+    tl.store(product_ptr + token_offs, out.to(product_ptr.dtype.element_ty), mask=token_mask)
+
+
+def add_norm(
+    product: Tensor, bias: Tensor | None, residual: Tensor, gain: Tensor, shift: Tensor, *, eps: float
+) -> Tensor:
+    """Do what `reference.add_norm` says, with its arguments, in one launch and without waiting for the device.
+
+    The tensors are on a CUDA device, or anywhere under Triton's interpreter.
+
+    Raises:
+        ValueError: a shape, dtype, device or layout does not fit, or the tokens are wider than MAX_HIDDEN_SIZE.
+    """
+    check_add_norm(product, bias, residual, gain, shift)
+    check_on_device("product", product, not isinstance(add_norm_kernel, triton.JITFunction))
+    if product.numel():
+        add_norm_launch(product, bias, residual, gain, shift, eps=eps).run()
+    return product
+
+
+def add_norm_launch(
+    product: Tensor, bias: Tensor | None, residual: Tensor, gain: Tensor, shift: Tensor, *, eps: float
+) -> Launch:
+    """Return the launch that `add_norm` runs on checked arguments."""
+    tokens, hidden_size = product.shape
+    blocks, options = add_norm_blocks(hidden_size)
+    arguments: dict[str, Any] = dict(
+        product_ptr=product,
+        bias_ptr=bias,
+        residual_ptr=residual,
+        gain_ptr=gain,
+        shift_ptr=shift,
+        tokens=tokens,
+        eps=float(eps),
+        HIDDEN_SIZE=hidden_size,
+        **blocks,
+    )
+    grid = (triton.cdiv(tokens, blocks["BLOCK_TOKENS"]),)
+    return Launch(add_norm_kernel, grid, arguments, {**options, "enable_fp_fusion": True})
+
+
+def specialisations() -> Iterator[tuple[str, Launch]]:
+    """Yield, by name, launches that stand for what `add_norm` makes Triton compile: BERT's sizes, and the largest.
+
+    Their tensors have no storage: a launch says what would be compiled, and cannot run.
+    """
+    cases = [*itertools.product((768, 1024), FEATURE_DTYPES), (MAX_HIDDEN_SIZE, torch.float32)]
+    with torch.device("meta"):
+        for hidden_size, dtype in cases:
+            tokens, weight = torch.empty(1, hidden_size, dtype=dtype), torch.empty(hidden_size, dtype=dtype)
+            name = f"add_norm-{hidden_size}-{str(dtype).removeprefix('torch.')}"
+            yield name, add_norm_launch(tokens, weight, tokens, weight, weight, eps=1e-12)

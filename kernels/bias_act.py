@@ -1,0 +1,85 @@
+"""The middle of a feed-forward sublayer: bias and activation over what the library's product left."""
+
+import itertools
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from .activation import activate
+from .checks import FEATURE_DTYPES, INNER_ACTIVATIONS, check_bias_act, check_on_device
+from .launch import Launch, bias_act_blocks
+
+
+@triton.jit(do_not_specialize=["tokens"])
+def bias_act_kernel(
+    product_ptr,
+    bias_ptr,
+    tokens,
+    WIDTH: tl.constexpr,
+    ACTIVATION: tl.constexpr,
+    BLOCK_TOKENS: tl.constexpr,
+    BLOCK_WIDTH: tl.constexpr,
+):
+    """Overwrite each token's product with the activation of product + bias.
+
+    product_ptr: [tokens, WIDTH]
+    bias_ptr: [WIDTH] or None
+    """
+    # A program owns BLOCK_WIDTH columns of BLOCK_TOKENS tokens, so that it reads its part of the bias once.
+    token_idx = tl.program_id(0).to(tl.int64) * BLOCK_TOKENS + tl.arange(0, BLOCK_TOKENS)
+    width_offs = tl.program_id(1) * BLOCK_WIDTH + tl.arange(0, BLOCK_WIDTH)
+    width_mask = width_offs < WIDTH
+    # [tokens, width]
+    token_offs = token_idx[:, None] * WIDTH + width_offs[None, :]
+    token_mask = (token_idx < tokens)[:, None] & width_mask[None, :]
+    x = tl.load(product_ptr + token_offs, mask=token_mask, other=0.0).to(tl.float32)
+    if bias_ptr is not None:
+        x += tl.load(bias_ptr + width_offs, mask=width_mask, other=0.0).to(tl.float32)[None, :]
+    tl.store(product_ptr + token_offs, activate(x, ACTIVATION).to(product_ptr.dtype.element_ty), mask=token_mask)
+
+
+def bias_act(product: Tensor, bias: Tensor | None, *, activation: str) -> Tensor:
+    """Do what `reference.bias_act` says, with its arguments, in one launch and without waiting for the device.
+
+    The tensors are on a CUDA device, or anywhere under Triton's interpreter.
+
+    Raises:
+        ValueError: a shape, dtype, device, layout or option does not fit.
+    """
+    check_bias_act(product, bias, activation=activation)
+    check_on_device("product", product, not isinstance(bias_act_kernel, triton.JITFunction))
+    if product.numel():
+        bias_act_launch(product, bias, activation=activation).run()
+    return product
+
+
+def bias_act_launch(product: Tensor, bias: Tensor | None, *, activation: str) -> Launch:
+    """Return the launch that `bias_act` runs on checked arguments."""
+    tokens, width = product.shape
+    blocks, options = bias_act_blocks(width)
+    arguments: dict[str, Any] = dict(
+        product_ptr=product,
+        bias_ptr=bias,
+        tokens=tokens,
+        WIDTH=width,
+        ACTIVATION=activation,
+        **blocks,
+    )
+    grid = (triton.cdiv(tokens, blocks["BLOCK_TOKENS"]), triton.cdiv(width, blocks["BLOCK_WIDTH"]))
+    return Launch(bias_act_kernel, grid, arguments, {**options, "enable_fp_fusion": True})
+
+
+def specialisations() -> Iterator[tuple[str, Launch]]:
+    """Yield, by name, launches that stand for what `bias_act` makes Triton compile at BERT-base's inner size.
+
+    Their tensors have no storage: a launch says what would be compiled, and cannot run.
+    """
+    with torch.device("meta"):
+        for dtype, activation in itertools.product(FEATURE_DTYPES, INNER_ACTIVATIONS):
+            product, bias = torch.empty(1, 3072, dtype=dtype), torch.empty(3072, dtype=dtype)
+            name = f"bias_act-{str(dtype).removeprefix('torch.')}-{activation}"
+            yield name, bias_act_launch(product, bias, activation=activation)
