@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING, Any
 
 from torch import Tensor, nn
 
+from pabee_fast.models.block import Block
 from pabee_fast.models.family import Family
 from pabee_fast.runtime.ops import Pooler
 
@@ -22,6 +23,24 @@ class Albert(Family):
         config, groups = model.config, self.backbone(model).encoder.albert_layer_groups
         # The stock forward picks the group by the same truncated division.
         return [groups[int(i / (config.num_hidden_layers / len(groups)))] for i in range(config.num_hidden_layers)]
+
+    def blocks(self, layer: Any) -> tuple[Block, ...]:
+        return tuple(
+            Block(
+                query=inner.attention.query,
+                key=inner.attention.key,
+                value=inner.attention.value,
+                output=inner.attention.dense,
+                attention_norm=inner.attention.LayerNorm,
+                up=inner.ffn,
+                activation=inner.activation,
+                down=inner.ffn_output,
+                norm=inner.full_layer_layer_norm,
+                head_dim=inner.attention.attention_head_size,
+                scaling=inner.attention.scaling,
+            )
+            for inner in layer.albert_layers
+        )
 
     def pooler(self, model: Any) -> Pooler:
         dense = self.backbone(model).pooler

@@ -4,6 +4,7 @@ from typing import TYPE_CHECKING, Any
 
 from torch import Tensor
 
+from pabee_fast.models.block import Block, bert_block
 from pabee_fast.models.family import DenseHeadFamily
 
 if TYPE_CHECKING:
@@ -18,3 +19,6 @@ class Electra(DenseHeadFamily):
         hidden = super().embed(model, layout, **inputs)
         project = getattr(self.backbone(model), "embeddings_project", None)
         return hidden if project is None else project(hidden)
+
+    def blocks(self, layer: Any) -> tuple[Block, ...]:
+        return (bert_block(layer),)

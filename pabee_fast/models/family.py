@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from pabee_fast.errors import UnsupportedError
+from pabee_fast.models.block import Block
 from pabee_fast.runtime.ops import Pooler, through_pooler
 
 if TYPE_CHECKING:
@@ -122,6 +123,11 @@ class Family:
         `runtime.attention.packed_attention`, which transformers' layers call by name and hand `layout` on to."""
         out = layer(hidden, layout=layout)
         return out if isinstance(out, Tensor) else out[0]
+
+    def blocks(self, layer: Any) -> tuple[Block, ...]:
+        """The post-norm blocks, in order, that one of `layers` is made of while its modules are transformers' own; none
+        where it is something else."""
+        return ()
 
     def norm(self, model: Any) -> RowMap | None:
         """What every token goes through behind the last layer, before any head; None: nothing."""

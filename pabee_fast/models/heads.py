@@ -70,6 +70,9 @@ class EarlyExitModel(PreTrainedModel if TYPE_CHECKING else object):  # type: ign
                 settings[key] = ignored
 
     def __reduce_ex__(self, protocol: Any) -> Any:
+        from pabee_fast.runtime.layers import separate_weights
+
+        separate_weights(self)  # pickle would write the whole storage with each weight that is a part of it
         return _empty_instance, (stock_class(type(self)),), self.__dict__
 
 

@@ -4,6 +4,7 @@ from typing import Any
 
 from torch import Tensor
 
+from pabee_fast.models.block import Block, bert_block
 from pabee_fast.models.family import DenseHeadFamily
 
 
@@ -18,6 +19,9 @@ class Roberta(DenseHeadFamily):
 
     def max_length(self, model: Any) -> int:
         return super().max_length(model) - self.backbone(model).embeddings.padding_idx - 1
+
+    def blocks(self, layer: Any) -> tuple[Block, ...]:
+        return (bert_block(layer),)
 
 
 class XlmRoberta(Roberta):

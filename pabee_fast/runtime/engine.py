@@ -6,11 +6,11 @@ It knows layers, waves and the exit step; it knows nothing of tokenisation, tabl
 import logging
 import warnings
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from transformers import PreTrainedModel
 
 from pabee_fast.models import family_of
@@ -18,7 +18,7 @@ from pabee_fast.models.family import check_weights
 from pabee_fast.models.heads import answer_kind, exit_heads_of, has_heads, heads_of
 from pabee_fast.policies import FullDepth, Policy, Rule, require_whole
 from pabee_fast.runtime import ops
-from pabee_fast.runtime.attention import packed_attention_in
+from pabee_fast.runtime.layers import Layers
 from pabee_fast.runtime.packed import Layout, PackedBatch, cumulative
 from pabee_fast.runtime.schedule import GATHER_COST, pays, plan_waves
 from pabee_fast.runtime.state import Results, Wave
@@ -42,9 +42,10 @@ class Engine:
         token_budget: the most tokens of a wave; None: by device, see TOKEN_BUDGETS.
         gather_cost: cost of moving one token at a compaction, in layers; 0 compacts whenever a row has left.
         lanes: waves under way at once, which share the budget; None: by device, see LANES.
+        layers: how the layers run, one of `layers.VARIANTS`; None: by device and dtype, see `layers.LAYERS`.
 
     Raises:
-        InputError: a token budget or number of lanes below 1.
+        InputError: a token budget or number of lanes below 1, or no such variant.
         UnsupportedError: no supported family.
     """
 
@@ -55,9 +56,10 @@ class Engine:
         token_budget: int | None = None,
         gather_cost: float = GATHER_COST,
         lanes: int | None = None,
+        layers: str | None = None,
     ) -> None:
         self.model, self.family = model, family_of(model)
-        self.layers: Sequence[nn.Module] = self.family.layers(model)
+        self.layers = Layers(model, self.family, layers)
         self.heads = exit_heads_of(model)
         self.kind = answer_kind(model)
         self.classes: int = model.config.num_labels
@@ -101,7 +103,7 @@ class Engine:
         longest = int(batch.lengths.max(initial=0))
         waves = deque(plan_waves(batch.lengths, max(self._wave_budget, min(longest, self.first_budget))))
         lanes: deque[tuple[np.ndarray, Iterator[None]]] = deque()
-        with packed_attention_in(self.model.config):
+        with self.layers.ready():
             while waves or lanes:
                 if waves and len(lanes) < self.lanes:
                     lanes.appendleft((waves[0], self._advance(batch, waves.popleft(), policy, exit_at, results)))
@@ -123,7 +125,7 @@ class Engine:
         rows, layers = len(batch.lengths), len(self.layers)
         logits = torch.full((layers, rows, self.classes), float("nan"), device=self.device)
         exits = torch.empty(rows, dtype=torch.int64, device=self.device)
-        with packed_attention_in(self.model.config):
+        with self.layers.ready():
             for members in plan_waves(batch.lengths, self.token_budget):
                 wave = self._embed(batch, members, FullDepth())
                 for layer in range(1, layers + 1):
@@ -186,7 +188,7 @@ class Engine:
                 wave = wave.compact(plan, survivors, tokens, longest)
 
     def _layer(self, layer: int, wave: Wave) -> Tensor:
-        return self.family.run_layer(self.model, self.layers[layer - 1], wave.hidden, wave.layout, wave.beside)
+        return self.layers(layer, wave.hidden, wave.layout, wave.beside)
 
     def _exit_step(
         self, wave: Wave, layer: int, last: int, rule: Rule, exit_at: Tensor | None, results: Results

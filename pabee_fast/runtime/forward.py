@@ -14,6 +14,7 @@ from pabee_fast.errors import InputError, UnsupportedError
 from pabee_fast.models.heads import EarlyExitModel, Model, early_exit_class, has_heads, named_arguments, stock_class
 from pabee_fast.policies import Policy
 from pabee_fast.runtime.engine import Engine
+from pabee_fast.runtime.layers import separate_weights
 from pabee_fast.runtime.packed import pack
 from pabee_fast.training.objective import multi_exit_loss
 
@@ -66,6 +67,7 @@ def restore(model: Model) -> Model:
     model.config.__dict__.pop("keys_to_ignore_at_inference", None)
     if before != _ignored(model.config):
         model.config.keys_to_ignore_at_inference = before
+    separate_weights(model)
     if not has_heads(model):
         model.__class__ = stock_class(type(model))
     return model

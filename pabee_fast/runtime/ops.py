@@ -10,11 +10,11 @@ from typing import TYPE_CHECKING, Any, cast
 import numpy as np
 import torch
 from torch import Tensor
-from torch.nn.functional import linear
+from torch.nn.functional import layer_norm, linear
 
 from pabee_fast.kernels import reference
 from pabee_fast.kernels.checks import Pooler, RowState, memory_words
-from pabee_fast.kernels.launch import MAX_CLASSES, Plan
+from pabee_fast.kernels.launch import MAX_CLASSES, MAX_HIDDEN_SIZE, Plan
 from pabee_fast.kernels.reference import ACTIVATIONS, count, observe
 
 if TYPE_CHECKING:
@@ -22,8 +22,8 @@ if TYPE_CHECKING:
 
 __all__ = [
     "ACTIVATIONS", "Plan", "Pooler", "ReadBack", "RowState", "attention", "attention_in_use", "count", "exit_step",
-    "gather", "kernels_in_use", "memory_words", "move", "observe", "plan", "pool", "pooler_in_use", "through_pooler",
-    "to_device",
+    "gather", "has_kernels", "kernels_in_use", "linear_act", "linear_add_norm", "memory_words", "move", "observe",
+    "plan", "pool", "pooler_in_use", "through_pooler", "to_device",
 ]  # fmt: skip
 
 logger = logging.getLogger(__name__)
@@ -38,19 +38,25 @@ product over pooled rows is faster in spite of its three launches. Counted, not 
 def _triton_kernels() -> dict[str, ModuleType] | None:
     """The modules for CUDA by the name of their function; says once why there are none."""
     try:
-        from pabee_fast.kernels import compact
+        from pabee_fast.kernels import add_norm, bias_act, compact
         from pabee_fast.kernels import exit_step as exit_step_module
         from pabee_fast.kernels import pool as pool_module
     except ImportError as error:
         logger.warning("exit step and compaction run as plain torch on CUDA: Triton cannot be imported (%s)", error)
         return None
-    return {"exit_step": exit_step_module, "plan": compact, "gather": compact, "pool": pool_module}
+    layer = {"add_norm": add_norm, "bias_act": bias_act}
+    return {"exit_step": exit_step_module, "plan": compact, "gather": compact, "pool": pool_module, **layer}
 
 
 def _kernel(name: str, tensor: Tensor) -> Callable[..., Any]:
     """What serves a tensor: the Triton function of that name, or its reference."""
     modules = _triton_kernels() if tensor.is_cuda else None
     return getattr(reference if modules is None else modules[name], name)
+
+
+def has_kernels(device: torch.device) -> bool:
+    """Whether Triton serves tensors on `device`."""
+    return device.type == "cuda" and _triton_kernels() is not None
 
 
 def kernels_in_use(device: torch.device) -> str:
@@ -95,10 +101,9 @@ def exit_step(
         cu_seqlens = pooling = key_mask = pooler = None
     # Autocast and a head kept in another precision: the head's own is what its product runs in.
     features = features.to(weight.dtype)
+    rows = {"cu_seqlens": cu_seqlens, "pooling": pooling, "key_mask": key_mask}
     with torch.autocast(features.device.type, enabled=False):  # the step sums in float32 whatever its inputs are
-        step(
-            features, weight, *args, cu_seqlens=cu_seqlens, pooling=pooling, key_mask=key_mask, pooler=pooler, **options
-        )
+        step(features, weight, *args, **rows, pooler=pooler, **options)
 
 
 def _fuses(
@@ -158,6 +163,54 @@ def plan(keep: Tensor, *args: Any) -> Plan:
 def gather(hidden: Tensor, *args: Any, **options: Any) -> tuple[Tensor, Tensor | None]:
     """See `kernels.reference.gather`."""
     return cast(tuple[Tensor, Tensor | None], _kernel("gather", hidden)(hidden, *args, **options))
+
+
+def linear_act(hidden: Tensor, weight: Tensor, bias: Tensor | None, *, activation: str) -> Tensor:
+    """The activation of a linear layer, in the memory of its product.
+
+    Args:
+        hidden: [tokens, in].
+        weight: [out, in].
+        bias: [out], or None.
+        activation: "gelu", "gelu_tanh" or "relu", see `kernels.reference.bias_act`.
+
+    Returns:
+        [tokens, out].
+    """
+    if hidden.is_cuda and bias is not None and activation != "gelu":
+        # The library's own epilogue, without a pass over the result; its gelu is the one by tanh on CUDA alone.
+        return torch._addmm_activation(bias, hidden, weight.T, use_gelu=activation == "gelu_tanh")
+    act = _kernel("bias_act", hidden)
+    if act is not reference.bias_act:
+        return cast(Tensor, act(linear(hidden, weight), bias, activation=activation))
+    # As the stock layer computes it, but in place.
+    product = linear(hidden, weight, bias)
+    if activation == "relu":
+        return torch.relu_(product)
+    return cast(Tensor, torch.ops.aten.gelu_(product, approximate="tanh" if activation == "gelu_tanh" else "none"))
+
+
+def linear_add_norm(
+    hidden: Tensor, weight: Tensor, bias: Tensor | None, residual: Tensor, gain: Tensor, shift: Tensor, *, eps: float
+) -> Tensor:
+    """The layer norm of a linear layer plus `residual`.
+
+    Args:
+        hidden: [tokens, in].
+        weight: [out, in].
+        bias: [out], or None.
+        residual: [tokens, out].
+        gain, shift: [out]; see `kernels.reference.add_norm`.
+        eps: added to the variance.
+
+    Returns:
+        [tokens, out].
+    """
+    norm = _kernel("add_norm", hidden)
+    if norm is not reference.add_norm and len(weight) <= MAX_HIDDEN_SIZE:
+        return cast(Tensor, norm(linear(hidden, weight), bias, residual, gain, shift, eps=eps))
+    # As the stock layer computes it, to the bit; the sum takes the product's place.
+    return layer_norm(linear(hidden, weight, bias).add_(residual), gain.shape, gain, shift, eps)
 
 
 def attention(

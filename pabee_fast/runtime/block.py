@@ -1,0 +1,151 @@
+"""The post-norm block on packed tokens, from the tensors of its modules: fused, or compiled by torch.
+
+It knows tensors and how they are multiplied; which layers are such blocks, and which way is taken, stands in
+`runtime/layers.py`.
+"""
+
+import functools
+from dataclasses import dataclass
+from typing import Any, NamedTuple, cast
+
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import gelu, layer_norm, linear, relu
+
+from pabee_fast.errors import UnsupportedError
+from pabee_fast.models.block import Block
+from pabee_fast.runtime import ops
+from pabee_fast.runtime.joined import joined
+from pabee_fast.runtime.packed import Layout
+
+JOINED = frozenset({"cuda"})
+"""Where query, key and value are one product of three times the width: that moves 6,144 bytes a token of BERT-base in
+half precision, three products 9,216, and fills a GPU longer while rows leave. Counted, not measured. On a CPU three
+take no longer than one (bench/layers.py measures both), and weights stay where they are."""
+
+
+class Dense(NamedTuple):
+    """A linear layer's tensors."""
+
+    weight: Tensor  # [out, in]
+    bias: Tensor | None  # [out]
+
+    @classmethod
+    def of(cls, module: nn.Linear) -> "Dense":
+        return cls(module.weight, module.bias)
+
+
+class Norm(NamedTuple):
+    """A layer norm's tensors, and what is added to the variance."""
+
+    gain: Tensor  # [hidden_size]
+    shift: Tensor  # [hidden_size]
+    eps: float
+
+    @classmethod
+    def of(cls, module: nn.LayerNorm) -> "Norm":
+        return cls(module.weight, module.bias, module.eps)
+
+
+@dataclass(frozen=True)
+class Weights:
+    """What one block multiplies with; good for one run, since parameters may move between runs."""
+
+    projections: tuple[Dense, ...]
+    """Query, key and value; or all three in one."""
+    output: Dense
+    attention_norm: Norm
+    up: Dense
+    activation: str
+    down: Dense
+    norm: Norm
+    head_dim: int
+    scaling: float
+
+    @classmethod
+    def of(cls, block: Block, activation: str) -> "Weights":
+        """The tensors of `block`; query's, key's and value's are joined where JOINED says so."""
+        parts = (block.query, block.key, block.value)
+        projections = tuple(map(Dense.of, parts))
+        if block.query.weight.device.type in JOINED:
+            biases = [part.bias for part in parts if part.bias is not None]
+            bias = joined(biases) if biases else None
+            projections = (Dense(joined([part.weight for part in parts]), bias),)
+        return cls(
+            projections,
+            Dense.of(block.output),
+            Norm.of(block.attention_norm),
+            Dense.of(block.up),
+            activation,
+            Dense.of(block.down),
+            Norm.of(block.norm),
+            block.head_dim,
+            block.scaling,
+        )
+
+
+def fused(weights: Weights, hidden: Tensor, layout: Layout) -> Tensor:
+    """The block over hidden [tokens, hidden_size], with bias, residual and norm in one pass, bias and activation in
+    another, and no copy of an activation but the one that a product writes."""
+    attended = _add_norm(_attend(weights, hidden, layout), weights.output, hidden, weights.attention_norm)
+    inner = ops.linear_act(attended, *weights.up, activation=weights.activation)
+    return _add_norm(inner, weights.down, attended, weights.norm)
+
+
+def compiled(weights: Weights, hidden: Tensor, layout: Layout) -> Tensor:
+    """The same with all that follows attention in one graph of torch.compile, the same one for all layers.
+
+    Attention and the projections in front of it stay outside: they are library calls, with which nothing can be fused.
+
+    Raises:
+        UnsupportedError: torch would have compiled more graphs than it allows itself, and gone on without.
+    """
+    attended = _attend(weights, hidden, layout)
+    parts = (weights.output, weights.attention_norm, weights.up, weights.activation, weights.down, weights.norm)
+    if len(hidden) < 2:  # torch.compile takes 0 and 1 for constants, and would make a graph for each
+        return _after_attention(attended, hidden, *parts)
+    for tensor in (attended, hidden):
+        torch._dynamo.mark_dynamic(tensor, 0)
+    try:
+        return cast(Tensor, _compiled()(attended, hidden, *parts))
+    except torch._dynamo.exc.FailOnRecompileLimitHit as error:
+        raise UnsupportedError(
+            f"layers='compiled': torch.compile has made {torch._dynamo.config.recompile_limit} graphs in this process "
+            "and makes no more; call torch._dynamo.reset(), or give 'fused'"
+        ) from error
+
+
+def _attend(weights: Weights, hidden: Tensor, layout: Layout) -> Tensor:
+    """[tokens, heads * head_dim]: attention in front of its output product."""
+    shape = (len(hidden), 3 // len(weights.projections), -1, weights.head_dim)
+    projected = [linear(hidden, *dense).view(shape) for dense in weights.projections]
+    query, key, value = (part for each in projected for part in each.unbind(1))
+    return ops.attention(query, key, value, layout, scaling=weights.scaling).flatten(1)
+
+
+def _add_norm(hidden: Tensor, dense: Dense, residual: Tensor, norm: Norm) -> Tensor:
+    return ops.linear_add_norm(hidden, *dense, residual, norm.gain, norm.shift, eps=norm.eps)
+
+
+@functools.cache
+def _compiled() -> Any:
+    # fullgraph: torch raises at its limit of graphs, where it would otherwise go on uncompiled.
+    return torch.compile(_after_attention, fullgraph=True)
+
+
+def _after_attention(
+    attended: Tensor, hidden: Tensor, output: Dense, attention_norm: Norm, up: Dense, activation: str, down: Dense,
+    norm: Norm,
+) -> Tensor:  # fmt: skip
+    """What follows attention, as plain expressions that torch.compile fuses."""
+    attended = _plain_norm(linear(attended, *output) + hidden, attention_norm)
+    inner = linear(attended, *up)
+    if activation == "relu":
+        inner = relu(inner)
+    else:
+        inner = gelu(inner, approximate="tanh" if activation == "gelu_tanh" else "none")
+    return _plain_norm(linear(inner, *down) + attended, norm)
+
+
+def _plain_norm(total: Tensor, norm: Norm) -> Tensor:
+    return layer_norm(total, norm.gain.shape, norm.gain, norm.shift, norm.eps)

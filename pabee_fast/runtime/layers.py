@@ -1,0 +1,209 @@
+"""How the layers of a model run on packed tokens: a visible choice, and the reason for it.
+
+Variants: `stock`, transformers' own modules; `fused`, the post-norm block of `runtime/block.py`; `compiled`, that block
+by torch.compile; `fused_tanh`, fused with erf's GELU replaced by its approximation by tanh, which differs from the
+model's own answers and is never chosen here.
+"""
+
+import contextlib
+import functools
+import logging
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import replace
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+
+from pabee_fast.errors import InputError, UnsupportedError
+from pabee_fast.models import family_of
+from pabee_fast.models.block import Block
+from pabee_fast.models.family import Family
+from pabee_fast.runtime import ops
+from pabee_fast.runtime.attention import packed_attention_in
+from pabee_fast.runtime.block import Weights, compiled, fused
+from pabee_fast.runtime.joined import separate
+from pabee_fast.runtime.packed import Layout
+from pabee_fast.runtime.stock import activation_of, why_not_fused, why_not_stock
+
+logger = logging.getLogger(__name__)
+
+VARIANTS = ("stock", "fused", "compiled", "fused_tanh")
+
+LAYERS: dict[tuple[str, torch.dtype], str] = {
+    ("cpu", torch.float32): "fused",
+    ("cpu", torch.bfloat16): "fused",
+    ("cpu", torch.float16): "fused",
+    ("cuda", torch.float32): "fused",
+    ("cuda", torch.bfloat16): "fused",
+    ("cuda", torch.float16): "fused",
+}
+"""Device and dtype -> the variant that runs there, for every family with post-norm blocks; elsewhere stock layers."""
+
+Run = Callable[[Tensor, Layout, Mapping[str, Tensor]], Tensor]
+"""One layer: hidden [1, tokens, hidden_size], where the rows lie and what moves beside them, to the next states."""
+
+
+class Layers:
+    """The layers of a model, a shared one repeated, ready to run on packed tokens within `ready()`.
+
+    A layer that is not transformers' own any more (adapters, hooks, quantised or replaced modules) keeps running as it
+    is, and `describe` says why.
+
+    Args:
+        model: a model of `family`.
+        family: its row of the table of families.
+        variant: one of VARIANTS, for all layers or an error; None: by LAYERS.
+
+    Raises:
+        InputError: another variant.
+    """
+
+    def __init__(self, model: PreTrainedModel, family: Family, variant: str | None = None) -> None:
+        if variant not in (None, *VARIANTS):
+            raise InputError(f"layers={variant!r}: give one of {', '.join(VARIANTS)}, or None for the fastest known")
+        self.model, self.family, self.variant = model, family, variant
+        self.modules: Sequence[nn.Module] = family.layers(model)
+        self._runs: list[Run] = []
+
+    def __len__(self) -> int:
+        return len(self.modules)
+
+    def __call__(self, number: int, hidden: Tensor, layout: Layout, beside: Mapping[str, Tensor]) -> Tensor:
+        """Layer `number`, counted from 1, of hidden [1, tokens, hidden_size]; within `ready()` only."""
+        return self._runs[number - 1](hidden, layout, beside)
+
+    @contextlib.contextmanager
+    def ready(self) -> Iterator[None]:
+        """Binds the layers to the weights as they are now; meanwhile the stock modules attend within packed rows.
+
+        Raises:
+            UnsupportedError: the variant asked for cannot serve a layer, or not under autocast.
+        """
+        variant, _ = self._choose()
+        runs: dict[nn.Module, Run] = {}
+        for module in self.modules:
+            if module not in runs:
+                runs[module] = self._bind(module, variant)
+        self._runs = [runs[module] for module in self.modules]
+        config = self.model.config
+        chunked = self.modules if getattr(config, "chunk_size_feed_forward", 0) else ()
+        try:
+            with packed_attention_in(config), _unchunked(chunked):
+                yield
+        finally:
+            self._runs = []  # so that weights which move later are not held here
+
+    def describe(self) -> str:
+        """In words: which variant runs, and why; layers that it cannot serve by number, with the reason."""
+        variant, why = self._choose()
+        reasons: dict[str, list[int]] = {}
+        for number, module in enumerate(self.modules if variant != "stock" else (), start=1):
+            if isinstance(wrong := self._blocks(module), str):
+                reasons.setdefault(wrong, []).append(number)
+        apart = [f"stock in {_numbers(numbers)}, since {wrong}" for wrong, numbers in reasons.items()]
+        return "; ".join([f"{variant} ({why})", *apart])
+
+    def _choose(self) -> tuple[str, str]:
+        own = next(self.modules[0].parameters())
+        has_autocast = torch.is_autocast_enabled(own.device.type)
+        if self.variant is None:
+            if has_autocast or not self._has_blocks:
+                return (
+                    "stock",
+                    "autocast is on" if has_autocast else f"{self.family.model_type} has no post-norm blocks",
+                )
+            return choose_layers(own.device, own.dtype)
+        if has_autocast and self.variant != "stock":
+            raise UnsupportedError(f"layers={self.variant!r}: autocast is on; give 'stock', or None")
+        return self.variant, "asked for"
+
+    @property
+    def _has_blocks(self) -> bool:
+        """Whether the family's layers are such blocks, and nothing else is done to run them."""
+        family = type(self.family)
+        return family.blocks is not Family.blocks and family.run_layer is Family.run_layer
+
+    def _blocks(self, module: nn.Module) -> tuple[Block, ...] | str:
+        """The blocks that a layer can be run as, or in words why it cannot."""
+        if not self._has_blocks:
+            return f"{self.family.model_type} has no post-norm blocks"
+        package = type(self.model.config).__module__.rpartition(".")[0]
+        if wrong := why_not_stock(module, package):
+            return wrong
+        blocks = self.family.blocks(module)
+        return why_not_fused(module, blocks) or blocks
+
+    def _bind(self, module: nn.Module, variant: str) -> Run:
+        stock = functools.partial(self.family.run_layer, self.model, module)
+        if variant == "stock":
+            return stock
+        if isinstance(blocks := self._blocks(module), str):
+            if self.variant is not None:
+                raise UnsupportedError(f"layers={variant!r}: {blocks}; give 'stock', or None for what can be served")
+            _say_stock(blocks)
+            return stock
+        weights = [Weights.of(each, str(activation_of(each.activation))) for each in blocks]
+        if variant == "fused_tanh":
+            weights = [replace(each, activation="gelu_tanh") if each.activation == "gelu" else each for each in weights]
+        return functools.partial(_run_blocks, compiled if variant == "compiled" else fused, weights)
+
+
+def choose_layers(device: torch.device, dtype: torch.dtype) -> tuple[str, str]:
+    """The variant that LAYERS holds for a device and dtype, and the reason in words."""
+    variant = LAYERS.get((device.type, dtype))
+    if variant is None:
+        return "stock", f"nothing faster is known for {dtype} on {device.type}"
+    if device.type == "cuda" and not ops.has_kernels(device):
+        return "stock", "Triton cannot be imported"
+    return variant, "counted, not measured" if device.type == "cuda" else "measured"
+
+
+def separate_weights(model: PreTrainedModel) -> None:
+    """Gives weights that a run has joined memory of their own again; a model without such is left as it is."""
+    family = family_of(model)
+    for module in dict.fromkeys(family.layers(model)):
+        with contextlib.suppress(AttributeError):  # the owner has changed it since
+            for each in family.blocks(module):
+                parts = (each.query, each.key, each.value)
+                separate([part.weight for part in parts])
+                separate([part.bias for part in parts if part.bias is not None])
+
+
+def _run_blocks(
+    run: Callable[[Weights, Tensor, Layout], Tensor],
+    weights: Sequence[Weights],
+    hidden: Tensor,
+    layout: Layout,
+    beside: Mapping[str, Tensor],
+) -> Tensor:
+    tokens = hidden[0]
+    for each in weights:
+        tokens = run(each, tokens, layout)
+    return tokens[None]
+
+
+@contextlib.contextmanager
+def _unchunked(modules: Sequence[nn.Module]) -> Iterator[None]:
+    """Runs feed-forward layers in one piece: chunks change no result, and would have to divide every wave's tokens."""
+    parts: Iterator[Any] = (part for module in dict.fromkeys(modules) for part in module.modules())
+    before = {part: size for part in parts if (size := vars(part).get("chunk_size_feed_forward"))}
+    for part in before:
+        part.chunk_size_feed_forward = 0
+    try:
+        yield
+    finally:
+        for part, size in before.items():
+            part.chunk_size_feed_forward = size
+
+
+@functools.cache
+def _say_stock(why: str) -> None:
+    logger.warning("layers run as transformers' own modules: %s", why)
+
+
+def _numbers(numbers: list[int]) -> str:
+    """layer 3, or layers 1, 2 and 5."""
+    *first, last = map(str, numbers)
+    return f"layers {', '.join(first)} and {last}" if first else f"layer {last}"

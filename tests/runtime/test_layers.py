@@ -1,0 +1,162 @@
+"""How layers run: every variant answers as transformers' own modules."""
+
+import functools
+from typing import Any
+
+import pytest
+import torch
+
+import pabee_fast as pf
+from pabee_fast.kernels import reference
+from pabee_fast.models import FAMILIES
+from pabee_fast.runtime import block, layers, ops
+from pabee_fast.runtime.engine import Engine
+from tests import zoo
+from tests.conftest import FAMILIES as THREE
+from tests.conftest import tiny_stock
+from tests.runtime.answers import packed_answers as answers
+from tests.runtime.answers import stock_answers
+from tests.tolerances import TOLERANCES, assert_close
+
+FUSED = ["bert", "albert", "roberta", "xlm-roberta", "camembert", "electra", "distilbert"]
+ACTIVATIONS = ["gelu", "gelu_new", "gelu_pytorch_tanh", "gelu_fast", "gelu_python", "gelu_accurate", "relu"]
+
+
+def model_with(family: str, activation: str, **options: Any) -> Any:
+    name = "activation" if family == "distilbert" else "hidden_act"
+    return zoo.stock_model(family, **{name: activation}, **options)
+
+
+@pytest.fixture
+def by_kernels(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The way of CUDA tensors on a CPU: joined projections, and the kernels' references in place of the kernels."""
+    served = {name: functools.partial(getattr(reference, name)) for name in ("add_norm", "bias_act")}
+    real = ops._kernel
+    monkeypatch.setattr(ops, "_kernel", lambda name, tensor: served.get(name) or real(name, tensor))
+    monkeypatch.setattr(block, "JOINED", {"cpu"})
+
+
+@pytest.fixture
+def uncompiled(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What torch.compile is given, run as it stands; one test compiles it."""
+    monkeypatch.setattr(block, "_compiled", lambda: block._after_attention)
+
+
+@pytest.mark.parametrize("family", FUSED)
+@pytest.mark.parametrize("activation", ACTIVATIONS)
+def test_variants_equal_stock_transformers_for_every_activation(family: str, activation: str, uncompiled: None) -> None:
+    stock = model_with(family, activation)
+    assert Engine(stock).layers.describe() == "fused (measured)"
+    expected = stock_answers(stock)
+    for variant in (None, "stock", "fused", "compiled"):
+        assert_close(answers(stock, variant), expected)
+
+
+@pytest.mark.parametrize("family", FUSED)
+@pytest.mark.parametrize("activation", ["gelu", "gelu_new", "relu"])
+def test_the_way_of_the_kernels_equals_stock_transformers(family: str, activation: str, by_kernels: None) -> None:
+    stock = model_with(family, activation, layer_norm_eps=0.03)
+    expected = stock_answers(stock)
+    assert_close(answers(stock, "fused"), expected)
+    assert_close(answers(stock, "fused"), expected)  # joined already
+
+
+@pytest.mark.parametrize("family", THREE)
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16], ids=str)
+def test_half_precision_is_within_its_tolerance(family: str, dtype: torch.dtype, uncompiled: None) -> None:
+    stock = tiny_stock(family).to(dtype)
+    expected = answers(stock, "stock")
+    for variant in ("fused", "compiled"):
+        assert_close(answers(stock, variant), expected, dtype)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("activation", ["gelu", "relu"])
+def test_on_a_cpu_fused_layers_repeat_stock_ones_to_the_bit(activation: str, dtype: torch.dtype) -> None:
+    stock = tiny_stock("bert", hidden_act=activation).to(dtype)
+    assert torch.equal(answers(stock, "fused"), answers(stock, "stock"))
+
+
+@pytest.mark.parametrize("groups", [{"num_hidden_groups": 1}, {"num_hidden_groups": 3}, {"inner_group_num": 2}])
+def test_albert_groups_run_all_their_inner_layers(groups: dict[str, int], by_kernels: None) -> None:
+    stock = tiny_stock("albert", **groups)
+    expected = stock_answers(stock)
+    for variant in ("stock", "fused"):
+        assert_close(answers(stock, variant), expected)
+
+
+@pytest.mark.parametrize("variant", ["stock", "fused"])
+@pytest.mark.parametrize("family", THREE)
+def test_chunked_feed_forward_layers_run_whole_and_stay_chunked_for_their_owner(family: str, variant: str) -> None:
+    stock = tiny_stock(family, chunk_size_feed_forward=15)
+    layer = Engine(stock).layers.modules[0]
+    sizes = [getattr(module, "chunk_size_feed_forward", None) for module in layer.modules()]
+    assert 15 in sizes
+    expected = stock_answers(stock)
+    assert_close(answers(stock, variant), expected)  # 67 tokens are no multiple of 15
+    assert [getattr(module, "chunk_size_feed_forward", None) for module in layer.modules()] == sizes
+
+
+def test_the_variant_by_tanh_answers_as_a_model_with_that_activation() -> None:
+    stock, approximate = tiny_stock("bert"), tiny_stock("bert", hidden_act="gelu_new")
+    approximate.load_state_dict(stock.state_dict())
+    expected = stock_answers(approximate)
+    assert_close(answers(stock, "fused_tanh"), expected)
+    assert (answers(stock, None) - expected).abs().max() > TOLERANCES[torch.float32], "the test could not fail"
+    assert "fused_tanh" not in layers.LAYERS.values()
+
+
+def test_one_graph_serves_all_layers_and_all_numbers_of_tokens_and_no_more_is_an_error() -> None:
+    stock = tiny_stock("bert", num_hidden_layers=3)
+    torch._dynamo.reset()
+    graphs = torch._dynamo.utils.counters["stats"]
+    before = graphs["unique_graphs"]
+    for lengths in ([5, 3], [1], [30, 30, 7], [2]):
+        assert_close(answers(stock, "compiled", lengths), answers(stock, "stock", lengths))
+    assert graphs["unique_graphs"] - before == 1
+    with torch._dynamo.config.patch(recompile_limit=1), pytest.raises(pf.UnsupportedError, match=r"_dynamo.reset"):
+        answers(tiny_stock("bert", hidden_act="relu"), "compiled")
+    torch._dynamo.reset()
+
+
+def test_what_runs_is_chosen_by_the_table_and_said() -> None:
+    cpu, cuda = torch.device("cpu"), torch.device("cuda")
+    assert layers.choose_layers(cpu, torch.float32) == ("fused", "measured")
+    assert layers.choose_layers(cpu, torch.float64) == ("stock", "nothing faster is known for torch.float64 on cpu")
+    assert layers.choose_layers(torch.device("mps"), torch.float16)[0] == "stock"
+    assert layers.choose_layers(cuda, torch.bfloat16) == ("fused", "counted, not measured")
+    assert Engine(tiny_stock("bert")).layers.describe() == "fused (measured)"
+    assert Engine(tiny_stock("bert"), layers="stock").layers.describe() == "stock (asked for)"
+
+
+@pytest.mark.parametrize("family", [variant for variant in zoo.VARIANTS if zoo.VARIANTS[variant][0] not in FUSED])
+def test_families_of_other_layers_run_as_they_are(family: str) -> None:
+    stock = zoo.stock_model(family)
+    said = Engine(stock).layers.describe()
+    assert said == f"stock ({stock.config.model_type} has no post-norm blocks)"
+
+
+def test_a_family_of_ones_own_that_runs_its_layers_itself_is_not_passed_by(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Mine(type(FAMILIES["bert"])):  # type: ignore[misc]
+        model_type = "mine"
+
+        def run_layer(self, *args: Any) -> torch.Tensor:
+            return 2 * super().run_layer(*args)
+
+    stock = tiny_stock("bert")
+    before = answers(stock)
+    monkeypatch.setitem(FAMILIES, "bert", Mine())
+    assert Engine(stock).layers.describe() == "stock (mine has no post-norm blocks)"
+    assert (answers(stock) - before).abs().max() > 1e-3
+    with pytest.raises(pf.UnsupportedError, match="mine has no post-norm blocks"):
+        answers(stock, "fused")
+
+
+def test_without_triton_a_gpu_runs_stock_layers(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(ops, "_triton_kernels", lambda: None)
+    assert layers.choose_layers(torch.device("cuda"), torch.bfloat16) == ("stock", "Triton cannot be imported")
+
+
+def test_a_variant_of_another_name_is_refused() -> None:
+    with pytest.raises(pf.InputError, match="layers='fast': give one of stock, fused, compiled"):
+        Engine(tiny_stock("bert"), layers="fast")
