@@ -15,3 +15,15 @@ class UnsupportedError(PabeeFastError, ValueError):
 
 class CheckpointError(PabeeFastError, ValueError):
     """A model directory or state dict whose heads are absent, broken, or of another model."""
+
+
+class WorkerError(PabeeFastError, RuntimeError):
+    """A worker that died, or failed in a way that has nothing to do with the rows it was given."""
+
+
+class WorkerDied(WorkerError):
+    """Rows whose worker died each time they were tried."""
+
+
+class JobError(PabeeFastError, RuntimeError):
+    """A job that was stopped, or whose files are not what its manifest says."""

@@ -1,18 +1,28 @@
 """`pabee-fast score`."""
 
-from pathlib import Path
+import signal
+import sys
 from typing import Annotated, Any
 
 import typer
-from rich.console import Console
 
-from pabee_fast.cli.show import progress_bar
+from pabee_fast.cli.watch import Watch, choose_watch
 
 
 def score_command(
-    table: Annotated[Path, typer.Argument(metavar="INPUT", help="Table of texts: csv, tsv, jsonl or parquet.")],
+    inputs: Annotated[
+        list[str],
+        typer.Argument(
+            metavar="INPUT...",
+            help="Tables of texts (csv, tsv, jsonl, parquet, arrow; .gz, .bz2, .zst), directories or globs of them, a "
+            "dataset saved by Hugging Face, or - for jsonl on standard input.",
+        ),
+    ],
     model: Annotated[str, typer.Option(help="Model directory or hub id; policies that can exit need one with heads.")],
-    output: Annotated[Path, typer.Option(help="Table to write; its suffix names the format.")],
+    output: Annotated[
+        str,
+        typer.Option(help="Table to write, its suffix names the format; DIRECTORY/ for parts; - for standard output."),
+    ],
     text_column: Annotated[str, typer.Option(help="Column of the texts.")] = "text",
     text_pair_column: Annotated[str | None, typer.Option(help="Column of the second texts, for pairs.")] = None,
     policy: Annotated[
@@ -29,54 +39,101 @@ def score_command(
         int | None, typer.Option(help="The most tokens computed at once; default: by device.")
     ] = None,
     dtype: Annotated[str, typer.Option(help="auto, float32, bfloat16 or float16.")] = "auto",
-    device: Annotated[str, typer.Option(help="auto, cpu or cuda.")] = "auto",
+    device: Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:1.")] = "auto",
+    devices: Annotated[
+        str | None, typer.Option(help="Several devices, a process for each: all, or cuda:0,cuda:1, or cpu,cpu.")
+    ] = None,
+    engine: Annotated[str, typer.Option(help="local, or ray for a cluster (pip install 'pabee-fast[ray]').")] = "local",
+    workers: Annotated[
+        int | None, typer.Option(help="With --engine ray: how many workers; default: a GPU each, or a core each.")
+    ] = None,
     prefix: Annotated[str, typer.Option(help="Put before the names of the result columns.")] = "",
     all_scores: Annotated[bool, typer.Option("--all-scores", help="Add a column score_LABEL for every label.")] = False,
-    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace an output that exists.")] = False,
+    part_rows: Annotated[
+        int | None, typer.Option(help="Rows of a part, which is written and resumed as one; default: by device.")
+    ] = None,
+    format: Annotated[str | None, typer.Option(help="Of the parts of a directory: parquet, jsonl, csv or tsv.")] = None,
+    overwrite: Annotated[
+        bool, typer.Option("--overwrite", help="Replace an output that exists, or a begun job that differs.")
+    ] = False,
+    max_errors: Annotated[int | None, typer.Option(help="Stop when more rows than these have errors.")] = None,
+    retry_errors: Annotated[
+        bool, typer.Option("--retry-errors", help="Do parts again whose rows failed in computing.")
+    ] = False,
+    audit: Annotated[float, typer.Option(help="Share of the rows that also run to full depth, 0.01 say.")] = 0.0,
+    log_format: Annotated[str, typer.Option(help="text, or json: a line on stderr for every part.")] = "text",
 ) -> None:
-    """Score a table of texts: its columns, and prediction, score, exit_layer and error for every row."""
+    """Score a table of texts: its columns, and prediction, score, exit_layer and error for every row.
+
+    The job is done in parts. Killed or stopped, the same command goes on with the parts that are missing.
+    """
     import transformers
 
+    from pabee_fast.errors import InputError
     from pabee_fast.policies import parse_policy
-    from pabee_fast.scoring.job import Columns, open_job, score_table
-    from pabee_fast.scoring.load import Setting, load_scorer
+    from pabee_fast.scoring.executors import Recipe, open_executor
+    from pabee_fast.scoring.job import Columns, Job, JobOptions
 
     transformers.logging.disable_progress_bar()  # one bar is enough
-    chosen = parse_policy(policy) if policy is not None else None
-    columns = Columns([text_column, *([text_pair_column] if text_pair_column else [])], prefix, all_scores)
-    job = open_job(table, output, columns, overwrite=overwrite)  # before a model is loaded
-    setting = Setting.choose(device, dtype)
-    scorer = load_scorer(model, chosen, setting, max_length=max_length, token_budget=token_budget)
-    console = Console(stderr=True)
-    with progress_bar(console) as bar:
-        task = bar.add_task("scoring", total=job.rows, rate="")
-
-        def advance(tally: Any) -> None:
-            bar.update(task, completed=tally.rows, rate=f"mean exit layer {tally.mean_exit_layer:.2f}")
-
-        summary = score_table(scorer, job, output, columns, overwrite=overwrite, on_chunk=advance)
-    _print_summary(summary, setting, scorer, output)
-
-
-def _print_summary(summary: Any, setting: Any, scorer: Any, output: Path) -> None:
-    """What was done, in words and figures, and how many rows left at each layer."""
-    tally, layers = summary.tally, len(scorer.engine.layers)
-    print(
-        f"{tally.rows} rows in {summary.seconds:.2f} s: {summary.rows_per_second:,.0f} rows/s, reading, tokenizing and "
-        f"writing included\n"
-        f"device {setting.device_name}, {setting.dtype_name} ({setting.dtype_reason})\n"
-        f"policy {scorer.policy}: {scorer.policy_reason}"
+    watch = choose_watch(log_format)
+    columns = Columns([text_column, *([text_pair_column] if text_pair_column else [])], prefix)
+    recipe = Recipe(
+        model=model,
+        policy=None if policy is None else parse_policy(policy),
+        device=device,
+        dtype=dtype,
+        max_length=max_length,
+        token_budget=token_budget,
+        all_scores=all_scores,
+        audit=audit,
     )
-    if not tally.rows:
-        print("the table has no rows: an empty table with the result columns was written")
-    if tally.exits:
-        print(f"mean exit layer {tally.mean_exit_layer:.2f} of {layers}")
-        most = max(tally.exits.values())
-        for layer in range(1, layers + 1):
-            count = tally.exits[layer]
-            print(f"  {layer:>3} {'#' * round(40 * count / most):<40} {count:>8} {count / tally.exits.total():>6.1%}")
-    if tally.truncated:
-        print(f"{tally.truncated} rows were longer than the limit and were cut")
-    if tally.errors:
-        print(f"{tally.errors} rows could not be scored: see the column error")
-    print(f"wrote {output}")
+    options = JobOptions(part_rows, format=format, overwrite=overwrite, max_errors=max_errors,
+                         retry_errors=retry_errors, audit=audit)  # fmt: skip
+    if "-" in (*inputs, output):
+        if inputs != ["-"] or output != "-":
+            raise InputError("standard input goes to standard output: give - for both, or files for both")
+        _stream(recipe, columns, devices, engine, workers)
+        return
+    job = Job(inputs, output, columns, options)  # before a model is loaded
+    _ended_by_sigterm()
+    try:
+        with open_executor(recipe, devices, engine, workers, watch.on_rows) as executor, watch:
+            summary = job.run(executor, watch.on_part)
+    except KeyboardInterrupt:
+        _say_stopped(job, watch)
+        raise typer.Exit(130) from None
+    _say_done(summary, executor.about, job.output.place, watch, log_format)
+
+
+def _ended_by_sigterm() -> None:
+    """Schedulers end jobs by SIGTERM: it is taken as Ctrl-C is."""
+
+    def interrupt(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    signal.signal(signal.SIGTERM, interrupt)
+
+
+def _stream(recipe: Any, columns: Any, devices: str | None, engine: str, workers: int | None) -> None:
+    from pabee_fast.scoring.executors import open_executor
+    from pabee_fast.scoring.stream import score_stream
+
+    with open_executor(recipe, devices, engine, workers) as executor:
+        tally = score_stream(sys.stdin.buffer, sys.stdout.buffer, columns, executor)
+    print(f"{tally.rows} rows, {tally.errors} with errors", file=sys.stderr)
+
+
+def _say_stopped(job: Any, watch: Watch) -> None:
+    progress = job.progress
+    known = f" of {progress.total}" if progress.total is not None else ""
+    line = f"stopped: {progress.tally.rows}{known} rows are done; the same command goes on from there"
+    watch.on_end("stopped", rows=progress.tally.rows, total=progress.total)
+    print(f"pabee-fast: {line}", file=sys.stderr)
+
+
+def _say_done(summary: Any, about: Any, place: Any, watch: Watch, log_format: str) -> None:
+    from pabee_fast.cli.summary import summary_figures, summary_lines
+
+    watch.on_end("end", **summary_figures(summary, about, place))
+    if log_format == "text":
+        print("\n".join(summary_lines(summary, about, place)))

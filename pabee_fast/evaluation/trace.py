@@ -7,6 +7,7 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
@@ -18,7 +19,6 @@ from pabee_fast.evaluation.conditions import Conditions, model_fingerprint
 from pabee_fast.models.heads import has_heads, heads_of
 from pabee_fast.policies import AnswerKind, FullDepth
 from pabee_fast.scoring.scorer import Row, Scorer
-from pabee_fast.scoring.tokens import tokenize
 
 FORMAT = "1"
 
@@ -122,8 +122,8 @@ def trace(
     )
     source, parts, lengths = iter(rows), [], []
     while taken := list(islice(source, window)):
-        texts = scorer.texts(taken)
-        batch, _ = tokenize(tokenizer, texts, scorer.max_length, model)
+        encoded = scorer.encoder(scorer.texts(taken))
+        batch = scorer.pack(encoded, np.arange(len(taken)))
         parts.append(scorer.engine.every_head(batch).cpu())
         lengths.append(torch.from_numpy(batch.lengths))
     if not parts:

@@ -8,17 +8,20 @@ DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch
 
 
 def choose_device(name: str = "auto") -> torch.device:
-    """The device for `auto`, `cpu` or `cuda`.
+    """The device for `auto`, `cpu`, `cuda` or one of several, `cuda:1`.
 
     Raises:
-        InputError: another name, or cuda where there is none.
+        InputError: another name, or a CUDA device that is not there.
     """
-    if name not in ("auto", "cpu", "cuda"):
-        raise InputError(f"device={name!r}: give auto, cpu or cuda")
+    kind, _, index = name.partition(":")
+    if name not in ("auto", "cpu", "cuda") and not (kind == "cuda" and index.isdecimal()):
+        raise InputError(f"device={name!r}: give auto, cpu or cuda (cuda:1 for the second one)")
     has_cuda = torch.cuda.is_available()
-    if name == "cuda" and not has_cuda:
-        raise InputError("device='cuda': torch sees no CUDA device here; give cpu, or install torch's CUDA build")
-    return torch.device("cuda" if has_cuda and name != "cpu" else "cpu")
+    if kind == "cuda" and not has_cuda:
+        raise InputError(f"device={name!r}: torch sees no CUDA device here; give cpu, or install torch's CUDA build")
+    if index and int(index) >= torch.cuda.device_count():
+        raise InputError(f"device={name!r}: torch sees {torch.cuda.device_count()} CUDA devices, counted from 0")
+    return torch.device(("cuda" if has_cuda else "cpu") if name == "auto" else name)
 
 
 def choose_dtype(name: str, device: torch.device) -> tuple[torch.dtype, str]:

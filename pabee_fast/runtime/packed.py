@@ -89,6 +89,13 @@ class PackedBatch:
         """[rows] int64: a row's first token."""
         return np.concatenate([[0], np.cumsum(self.lengths)])[:-1]
 
+    def to(self, device: torch.device) -> "PackedBatch":
+        """The same rows on `device`; towards CUDA asynchronously, from pinned memory."""
+        inputs = {name: ops.move(values, device) for name, values in self.inputs.items()}
+        rest = {name: getattr(self, name) for name in ("key_mask", "positions", "images")}
+        moved = {name: None if values is None else ops.move(values, device) for name, values in rest.items()}
+        return replace(self, inputs=inputs, **moved)
+
     def select(self, rows: np.ndarray, device: torch.device) -> "PackedBatch":
         """The given rows, in the given order, on `device`."""
         lengths = self.lengths[rows]

@@ -2,7 +2,11 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
+import numpy as np
+import pyarrow as pa
+import torch
 from torch import Tensor
 from transformers import PretrainedConfig
 
@@ -26,8 +30,37 @@ class RowResult:
     error: str | None = None
 
 
-Answer = tuple[str | float, float | None, tuple[float, ...] | None]
-"""Prediction, score, scores: what a RowResult begins with."""
+@dataclass(frozen=True)
+class Answers:
+    """What a model said of rows, on the host, in their order; NaN and 0 for a row that was not scored.
+
+    logits       [rows, classes] float32
+    exit_layers  [rows] int64, 1-based
+    errors       per row None, or why it has no answer
+    """
+
+    logits: Tensor
+    exit_layers: Tensor
+    errors: list[str | None]
+
+    @classmethod
+    def none_yet(cls, errors: Sequence[str | None], classes: int) -> "Answers":
+        """Room for the answers of rows, those that have an error already included."""
+        rows = len(errors)
+        return cls(torch.full((rows, classes), float("nan")), torch.zeros(rows, dtype=torch.int64), list(errors))
+
+    def put(self, rows: np.ndarray, answers: "Answers") -> None:
+        """Puts the answers of some of the rows in their places."""
+        where = torch.from_numpy(rows)
+        self.logits[where], self.exit_layers[where] = answers.logits, answers.exit_layers
+        for row, error in zip(rows.tolist(), answers.errors, strict=True):
+            self.errors[row] = error
+
+    def mark_not_finite(self) -> None:
+        """Gives rows whose logits are not finite their error."""
+        wrong = ~self.logits.isfinite().all(dim=1) & (self.exit_layers > 0)
+        for row in wrong.nonzero().flatten().tolist():
+            self.errors[row] = f"logits are not finite at layer {int(self.exit_layers[row])}"
 
 
 def label_names(config: PretrainedConfig) -> list[str]:
@@ -35,24 +68,18 @@ def label_names(config: PretrainedConfig) -> list[str]:
     return [str(config.id2label[i]) for i in range(config.num_labels)]
 
 
-def row_results(logits: Tensor, exit_layers: Tensor, config: PretrainedConfig, kind: AnswerKind) -> list[RowResult]:
-    """The answers of rows.
-
-    Args:
-        logits: [rows, classes] float32.
-        exit_layers: [rows] int64.
-        config: the model's, for its label names.
-        kind: what an answer is.
-    """
-    logits, exits = logits.cpu(), exit_layers.tolist()
-    finite = logits.isfinite().all(dim=1).tolist()
+def row_results(answers: Answers, names: Sequence[str], kind: AnswerKind) -> list[RowResult]:
+    """The rows' answers one by one; `names` are the labels', `kind` is what an answer is."""
+    exits = [layer or None for layer in answers.exit_layers.tolist()]
     if kind == "value":
-        answers: Sequence[Answer] = [(value, None, None) for value in logits[:, 0].tolist()]
+        rows: list[Any] = [(value, None, None) for value in answers.logits[:, 0].tolist()]
     else:
-        answers = _named(logits, label_names(config), kind)
+        best, probabilities = _named(answers.logits, names, kind)
+        each = [tuple(row) for row in probabilities.tolist()]
+        rows = [*zip(best, probabilities.amax(dim=1).tolist(), each, strict=True)]
     return [
-        RowResult(*answer, exit_layer) if ok else failed(f"logits are not finite at layer {exit_layer}", exit_layer)
-        for answer, exit_layer, ok in zip(answers, exits, finite, strict=True)
+        RowResult(prediction, score, scores, exit_layer) if error is None else failed(error, exit_layer)
+        for (prediction, score, scores), exit_layer, error in zip(rows, exits, answers.errors, strict=True)
     ]
 
 
@@ -61,12 +88,45 @@ def failed(error: str, exit_layer: int | None = None) -> RowResult:
     return RowResult(None, None, None, exit_layer, error)
 
 
-def _named(logits: Tensor, names: list[str], kind: AnswerKind) -> list[Answer]:
-    if kind == "label":
-        probabilities = logits.softmax(dim=1)
-        best = [names[i] for i in logits.argmax(dim=1).tolist()]
+def result_schema(names: Sequence[str], kind: AnswerKind, *, all_scores: bool = False) -> pa.Schema:
+    """The result columns: prediction, score, exit_layer, error, and with `all_scores` one for each label."""
+    fields = [
+        pa.field("prediction", pa.float32() if kind == "value" else pa.string()),
+        pa.field("score", pa.float32()),
+        pa.field("exit_layer", pa.int32()),
+        pa.field("error", pa.string()),
+    ]
+    if all_scores and kind != "value":
+        fields += [pa.field(f"score_{name}", pa.float32()) for name in names]
+    return pa.schema(fields)
+
+
+def prefixed(schema: pa.Schema, prefix: str) -> pa.Schema:
+    """The result columns under the names that they have in a table."""
+    return pa.schema([field.with_name(prefix + field.name) for field in schema])
+
+
+def result_columns(answers: Answers, names: Sequence[str], kind: AnswerKind, schema: pa.Schema) -> pa.RecordBatch:
+    """The rows' answers as the columns of `result_schema`."""
+    failed = np.array([error is not None for error in answers.errors], dtype=bool)
+    exits = answers.exit_layers.numpy()
+    scores: list[pa.Array]
+    if kind == "value":
+        prediction = pa.array(answers.logits[:, 0].numpy(), pa.float32(), mask=failed)
+        scores = [pa.nulls(len(failed), pa.float32())]
     else:
-        probabilities = logits.sigmoid()
-        best = ["|".join(n for n, is_in in zip(names, row, strict=True) if is_in) for row in (logits > 0).tolist()]
-    highest, rows = probabilities.amax(dim=1).tolist(), map(tuple, probabilities.tolist())
-    return list(zip(best, highest, rows, strict=True))
+        best, probabilities = _named(answers.logits, names, kind)
+        prediction = pa.array(best, pa.string(), mask=failed)
+        columns = [probabilities.amax(dim=1), *probabilities.unbind(dim=1)]
+        scores = [pa.array(column.numpy(), pa.float32(), mask=failed) for column in columns]
+    others = [pa.array(exits, pa.int32(), mask=exits == 0), pa.array(answers.errors, pa.string())]
+    return pa.RecordBatch.from_arrays([prediction, scores[0], *others, *scores[1:]][: len(schema)], schema=schema)
+
+
+def _named(logits: Tensor, names: Sequence[str], kind: AnswerKind) -> tuple[np.ndarray, Tensor]:
+    """[rows] the labels' names, and [rows, classes] the labels' probabilities."""
+    if kind == "label":
+        return np.array(names, dtype=object)[logits.argmax(dim=1).numpy()], logits.softmax(dim=1)
+    inside = (logits > 0).tolist()
+    sets = ["|".join(name for name, is_in in zip(names, row, strict=True) if is_in) for row in inside]
+    return np.array(sets, dtype=object), logits.sigmoid()

@@ -1,15 +1,35 @@
-"""Scores a table into a table, chunk by chunk, and says how it went. The command line is a thin layer over this."""
+"""A job: a table of texts scored into a table, part by part, so that whatever happens to it, it can go on.
 
+It ties the source, an executor, the output and the manifest together. The command line is a thin layer over this.
+"""
+
+import logging
+import re
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import pyarrow as pa
 
-from pabee_fast.scoring.answers import RowResult, label_names
-from pabee_fast.scoring.scorer import Scorer, Tally
-from pabee_fast.scoring.tables import Table, check_names, check_output, open_table, write_table
+from pabee_fast.errors import InputError, JobError
+from pabee_fast.scoring.answers import prefixed, result_schema
+from pabee_fast.scoring.durable import remove_temporaries
+from pabee_fast.scoring.executors import Executor
+from pabee_fast.scoring.manifest import Manifest
+from pabee_fast.scoring.output import Output
+from pabee_fast.scoring.pipeline import run_parts
+from pabee_fast.scoring.scorer import Tally
+from pabee_fast.scoring.source import Part, Source, find_files
+from pabee_fast.scoring.tables import CHUNK_BYTES, Chunk, check_names
+from pabee_fast.scoring.worker import About, Scored, Seconds
+
+logger = logging.getLogger(__name__)
+
+_HASH = re.compile("[0-9a-f]{64}")
+PART_ROWS = {"cuda": 32_768, "cpu": 4_096}
+"""Rows of a part by default: some seconds of a GPU's work, a minute or two of a CPU's."""
 
 
 @dataclass(frozen=True)
@@ -18,91 +38,247 @@ class Columns:
 
     texts: Sequence[str]  # one, or two for pairs
     prefix: str = ""  # of the result columns
-    all_scores: bool = False  # also one column a label, score_<label>
+
+
+@dataclass(frozen=True)
+class JobOptions:
+    """How a job is cut, stopped and resumed.
+
+    part_rows     most rows of a part; None: by device, see PART_ROWS
+    part_bytes    most bytes of a part, unless one row is larger
+    format        of the parts of a directory; None: parquet
+    overwrite     whether an output that exists, and a job of another kind that was not finished, are replaced
+    max_errors    the job stops when more rows than these have errors; None: never
+    retry_errors  whether parts with rows that failed in computing are done again
+    audit         the share of rows that also run to full depth
+    """
+
+    part_rows: int | None = None
+    part_bytes: int = CHUNK_BYTES
+    format: str | None = None
+    overwrite: bool = False
+    max_errors: int | None = None
+    retry_errors: bool = False
+    audit: float = 0.0
+
+    def __post_init__(self) -> None:
+        for name in ("part_rows", "part_bytes"):
+            if (value := getattr(self, name)) is not None and value < 1:
+                raise InputError(f"{name}={value}: give 1 or more")
+        if self.max_errors is not None and self.max_errors < 0:
+            raise InputError(f"max_errors={self.max_errors}: give 0 or more")
+        if not 0 <= self.audit <= 1:
+            raise InputError(f"audit={self.audit}: give a share of the rows, from 0 to 1")
 
 
 @dataclass(frozen=True)
 class Summary:
-    """How a job went: its rows, and the seconds from the first row read to the table in place."""
+    """How a job went.
+
+    tally    of all rows, those of earlier runs included
+    rows     that this run scored
+    resumed  rows that earlier runs had scored
+    seconds  from the first row read to the output in place
+    spent    where they went, by stage; stages overlap
+    workers  devices that computed
+    """
 
     tally: Tally
+    rows: int
+    resumed: int
     seconds: float
+    spent: Seconds
+    workers: int
 
     @property
     def rows_per_second(self) -> float:
-        """Of the whole job, reading and writing included."""
-        return self.tally.rows / self.seconds
+        """Of this run, reading and writing included."""
+        return self.rows / self.seconds
+
+    @property
+    def wait(self) -> float:
+        """Seconds that devices had nothing to compute, summed over them."""
+        return max(0.0, self.seconds * self.workers - self.spent.compute - self.spent.audit)
 
 
-def result_schema(scorer: Scorer, columns: Columns) -> pa.Schema:
-    """The result columns: prediction, score, exit_layer, error, and with `all_scores` one for each label."""
-    value = scorer.engine.kind == "value"
-    fields = [
-        pa.field("prediction", pa.float32() if value else pa.string()),
-        pa.field("score", pa.float32()),
-        pa.field("exit_layer", pa.int32()),
-        pa.field("error", pa.string()),
-    ]
-    if columns.all_scores and not value:
-        fields += [pa.field(f"score_{name}", pa.float32()) for name in label_names(scorer.model.config)]
-    return pa.schema([field.with_name(columns.prefix + field.name) for field in fields])
+@dataclass
+class Progress:
+    """How far a job is: what its parts that are durable count, and how many rows there are where that is known."""
+
+    tally: Tally
+    resumed: int
+    total: int | None
+    parts: int
 
 
-def open_job(source: Path, output: Path, columns: Columns, *, overwrite: bool = False) -> Table:
-    """Opens the table to score, and checks all that can be checked without the model.
+class Job:
+    """A job that is checked and not begun: all that can be checked without the model.
+
+    Args:
+        inputs: files, directories, globs, datasets saved by Hugging Face.
+        output: a table, or a directory for parts.
+        columns: the texts' names, and how the result columns are called.
+        options: how it is cut, stopped and resumed.
 
     Raises:
         InputError: a column that is missing or taken, an unknown format, an output that is the input or exists.
+        JobError: another process works on it, or its manifest was tampered with.
     """
-    check_output(output, source, overwrite)
-    table = open_table(source, columns.texts)
-    check_names(table.schema, ["prediction", "score", "exit_layer", "error"], columns.prefix)
-    return table
+
+    def __init__(self, inputs: Sequence[str], output: str, columns: Columns, options: JobOptions | None = None) -> None:
+        self.columns, self.options = columns, options or JobOptions()
+        paths = find_files(inputs)
+        self.output = Output.choose(output, paths, self.options.format, overwrite=self.options.overwrite)
+        self.source = self._open(paths)
+        check_names(self.source.schema, result_schema([], "label").names, columns.prefix)
+        self.progress = Progress(Tally(), 0, self.source.rows, 0)
+
+    def _open(self, paths: Sequence[Path]) -> Source:
+        """The source; a job that was begun on the same files spares reading them first."""
+        scan = None
+        if self.output.is_begun:
+            with Manifest(self.output.directory, discard_damaged=self.options.overwrite) as manifest:
+                record = manifest.job
+            if record is not None and record["scan"] is not None:
+                quick = [(path.resolve(), path.stat().st_size) for path in paths]
+                before = [((self.output.directory / one["path"]).resolve(), one["size"]) for one in record["inputs"]]
+                scan = record["scan"] if quick == before and record["texts"] == list(self.columns.texts) else None
+        return Source(paths, self.columns.texts, scan)
+
+    def run(self, executor: Executor, on_part: Callable[[Progress], None] = lambda progress: None) -> Summary:
+        """Scores what is not scored yet, and leaves the output.
+
+        Args:
+            executor: what scores.
+            on_part: told when the job begins, and whenever a part is durable.
+
+        Raises:
+            InputError: a result column's name is taken, or the output holds a job that differs, by what it names.
+            JobError: parts are not what was written, or more rows have errors than `max_errors`.
+        """
+        started, options = time.perf_counter(), self.options
+        about = executor.about
+        check_names(self.source.schema, about.schema.names, self.columns.prefix)
+        results = prefixed(about.schema, self.columns.prefix)
+        part_rows = options.part_rows or PART_ROWS.get(about.device_type, 4_096)
+        self.output.prepare()
+        with Manifest(self.output.directory, discard_damaged=options.overwrite) as manifest:
+            replace = self._begin_or_resume(manifest, about, part_rows)
+            progress = self.progress = self._progress(manifest)
+            on_part(progress)
+
+            def commit(part: Part, chunk: Chunk, scored: Scored) -> None:
+                named = pa.RecordBatch.from_arrays(scored.results.columns, schema=results)
+                manifest.add_part(self.output.write_part(part, chunk, named, results, scored.tally))
+                progress.tally.merge(scored.tally)
+                progress.parts += 1
+                on_part(progress)
+                self._check_errors(progress.tally)
+
+            spent = Seconds()
+            if not self.output.is_finished(manifest):
+                parts = self.source.parts(part_rows, options.part_bytes, dict(manifest.parts))
+                spent = run_parts(parts, self.source.names, executor, about.schema, commit)
+                if not manifest.parts:
+                    manifest.add_part(self.output.write_no_rows(self.source.schema, results))
+            joined = time.perf_counter()
+            self.output.finish(manifest, overwrite=replace, keep_parts=progress.tally.failed > 0)
+        ended = time.perf_counter()
+        spent.write += ended - joined
+        rows = progress.tally.rows - progress.resumed
+        return Summary(progress.tally, rows, progress.resumed, ended - started, spent, executor.workers)
+
+    def _begin_or_resume(self, manifest: Manifest, about: About, part_rows: int) -> bool:
+        """Readies the manifest; whether a table that stands under the output's name may be replaced."""
+        output, overwrite = self.output, self.options.overwrite
+        job = self._identity(about, part_rows)
+        differences = [] if manifest.job is None else _differences(manifest.job, job)
+        if differences and not overwrite:
+            raise InputError(
+                f"{output.directory} holds a job that differs: {'; '.join(differences)}. Run it as it was begun, or "
+                "use --overwrite (overwrite=True) to begin anew"
+            )
+        is_ours = output.has_its_table(manifest)
+        if output.table is not None and output.table.exists() and not (overwrite or is_ours):
+            raise InputError(f"{output.table} exists; write to another file, or use --overwrite (overwrite=True)")
+        finished = output.is_finished(manifest)
+        failed = [index for index, part in manifest.parts.items() if part.tally["failed"]]
+        retry = self.options.retry_errors and bool(failed)
+        anew = manifest.job is None or bool(differences) or (overwrite and finished)
+        if not anew and (retry or not finished):
+            try:
+                output.check_parts(manifest)
+            except JobError:
+                if not overwrite:
+                    raise
+                anew = True
+        if anew:
+            output.clear()
+            manifest.begin(job)
+            return overwrite
+        remove_temporaries(output.directory)
+        if retry:
+            manifest.forget_parts(failed)
+        assert manifest.job is not None
+        if manifest.job["device"] != about.device:
+            logger.warning(
+                "the job was begun on %s and goes on on %s: scores may differ in their last digits between parts",
+                manifest.job["device"],
+                about.device,
+            )
+        return overwrite or is_ours
+
+    def _identity(self, about: About, part_rows: int) -> dict[str, Any]:
+        """All that changes results, and so must be the same when the job goes on."""
+        return {
+            "settings": {
+                **about.identity,
+                "text columns": ", ".join(self.columns.texts),
+                "prefix": self.columns.prefix,
+                "the result columns": ", ".join(about.schema.names),
+                "part_rows": str(part_rows),
+                "part_bytes": str(self.options.part_bytes),
+                "format": self.output.format,
+            },
+            "inputs": self.source.identity(self.output.directory),
+            "texts": list(self.columns.texts),
+            "scan": self.source.scan(),
+            "device": about.device,
+        }
+
+    def _progress(self, manifest: Manifest) -> Progress:
+        tally = Tally()
+        for part in manifest.parts.values():
+            tally.merge(Tally.from_json(part.tally))
+        return Progress(tally, tally.rows, self.source.rows, len(manifest.parts))
+
+    def _check_errors(self, tally: Tally) -> None:
+        most = self.options.max_errors
+        if most is not None and tally.errors > most:
+            raise JobError(
+                f"stopped: {tally.errors} of {tally.rows} rows have errors, more than max_errors={most}. What is done "
+                f"is kept in {self.output.directory}; the same command goes on with a larger --max-errors, or without"
+            )
 
 
-def score_table(
-    scorer: Scorer,
-    table: Table,
-    output: Path,
-    columns: Columns,
-    *,
-    overwrite: bool = False,
-    on_chunk: Callable[[Tally], None] = lambda tally: None,
-) -> Summary:
-    """Scores an open table into `output`: its own columns and the result columns, in its order.
-
-    Memory holds one chunk. The output appears under its name only when it is whole.
-
-    Args:
-        scorer: what scores.
-        table: of `open_job`.
-        output: where to; the suffix names the format.
-        columns: the texts' names, and how the result columns are called.
-        overwrite: whether an existing output is replaced.
-        on_chunk: told after each chunk.
-
-    Raises:
-        InputError: a result column's name is taken, or the output may not be written.
-    """
-    results = result_schema(scorer, columns)
-    check_names(table.schema, [name.removeprefix(columns.prefix) for name in results.names], columns.prefix)
-    started = time.perf_counter()
-    scorer.tally = Tally()
-    with write_table(output, table.schema, results, source=table.path, overwrite=overwrite) as writer:
-        for chunk in table:
-            writer.write(chunk, _batch(scorer.score_window(chunk.texts, chunk.errors), results))
-            on_chunk(scorer.tally)
-    return Summary(scorer.tally, time.perf_counter() - started)
+def _differences(before: dict[str, Any], now: dict[str, Any]) -> list[str]:
+    """In words, what is not as it was when the job was begun."""
+    old, new = before["settings"], now["settings"]
+    told = [_changed(name, old.get(name), new.get(name)) for name in {**old, **new} if old.get(name) != new.get(name)]
+    files, others = ({one["path"]: one for one in job["inputs"]} for job in (before, now))
+    told += [f"the input {path} is gone" for path in files if path not in others]
+    told += [f"the input {path} is new" for path in others if path not in files]
+    for path in files.keys() & others.keys():
+        if files[path]["size"] != others[path]["size"]:
+            told.append(_changed(f"the size of the input {path}", files[path]["size"], others[path]["size"]))
+        elif files[path] != others[path]:
+            told.append(f"the input {path} has other content")
+    if not told and list(files) != list(others):
+        told.append("the inputs are in another order")
+    return told
 
 
-def _batch(rows: Sequence[RowResult], schema: pa.Schema) -> pa.RecordBatch:
-    values: list[list[object]] = [
-        [row.prediction for row in rows],
-        [row.score for row in rows],
-        [row.exit_layer for row in rows],
-        [row.error for row in rows],
-    ]
-    extra = len(schema) - len(values)
-    values += [[row.scores[i] if row.scores else None for row in rows] for i in range(extra)]
-    arrays = [pa.array(column, field.type) for column, field in zip(values, schema, strict=True)]
-    return pa.RecordBatch.from_arrays(arrays, schema=schema)
+def _changed(name: str, before: object, now: object) -> str:
+    if _HASH.fullmatch(str(before)):
+        return f"{name} changed"
+    return f"{name} was {before} and is {now}"

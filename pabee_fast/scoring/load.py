@@ -13,7 +13,11 @@ from pabee_fast.models.heads import CONFIG_ENTRY, from_pretrained
 from pabee_fast.policies import FullDepth, Patience, Policy
 from pabee_fast.runtime import ops
 from pabee_fast.runtime.device import choose_device, choose_dtype
+from pabee_fast.scoring.audit import Promise
 from pabee_fast.scoring.scorer import Scorer
+
+WINDOWS = {"cuda": 32_768, "cpu": 1_024}
+"""Rows that are tokenized and sorted together: many waves, so that few are not full."""
 
 
 @dataclass(frozen=True)
@@ -63,6 +67,7 @@ def load_scorer(
     *,
     max_length: int | None = None,
     token_budget: int | None = None,
+    window: int | None = None,
 ) -> Scorer:
     """A scorer for a model directory or hub id. One without heads serves policies that need none.
 
@@ -89,22 +94,26 @@ def load_scorer(
         policy=policy or FullDepth(),
         max_length=max_length,
         token_budget=token_budget,
+        window=window or WINDOWS.get(setting.device.type, 1_024),
     )
     if policy is None:
-        chosen, scorer.policy_reason = _stored_or_default(scorer)
-        scorer.policy = scorer.engine.check(chosen)
+        scorer.policy = scorer.engine.check(_stored_or_default(scorer))
     return scorer
 
 
-def _stored_or_default(scorer: Scorer) -> tuple[Policy, str]:
-    """The policy of a scorer that was given none, and the reason for it."""
+def _stored_or_default(scorer: Scorer) -> Policy:
+    """The policy of a scorer that was given none; the scorer is told the reason for it, and what it promises."""
     guarantee = guarantee_of(scorer.model)
     if guarantee is None:
-        return DEFAULT_POLICY, "the default, since `pabee-fast tune` has stored none with the model"
+        scorer.policy_reason = "the default, since `pabee-fast tune` has stored none with the model"
+        return DEFAULT_POLICY
     void = guarantee.why_void(Conditions.of(scorer.model, scorer.tokenizer, scorer.max_length))
-    if not void:
-        return guarantee.policy, f"stored with the model; {guarantee.statement()}"
-    return DEFAULT_POLICY, (
-        f"the default, since what is stored with the model ({guarantee.policy}) is void here: {'; '.join(void)}; "
-        "run `pabee-fast tune` again to have a guarantee"
-    )
+    if void:
+        scorer.policy_reason = (
+            f"the default, since what is stored with the model ({guarantee.policy}) is void here: {'; '.join(void)}; "
+            "run `pabee-fast tune` again to have a guarantee"
+        )
+        return DEFAULT_POLICY
+    scorer.policy_reason = f"stored with the model; {guarantee.statement()}"
+    scorer.promise = Promise(guarantee.epsilon, guarantee.risk.name != "accuracy-loss", guarantee.risk.tolerance)
+    return guarantee.policy

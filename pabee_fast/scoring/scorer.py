@@ -4,14 +4,21 @@ from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from itertools import islice
+from typing import Any
 
+import numpy as np
+import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from pabee_fast.errors import InputError
 from pabee_fast.policies import FullDepth, Policy, require_whole
 from pabee_fast.runtime.engine import Engine
-from pabee_fast.scoring.answers import RowResult, failed, row_results
-from pabee_fast.scoring.tokens import tokenize
+from pabee_fast.runtime.packed import PackedBatch
+from pabee_fast.runtime.schedule import plan_waves
+from pabee_fast.runtime.state import Results
+from pabee_fast.scoring.answers import Answers, RowResult, label_names, row_results
+from pabee_fast.scoring.audit import Promise
+from pabee_fast.scoring.tokens import Encoded, Encoder
 
 Row = str | Sequence[str | None] | None
 """A text, a pair of texts, or None where there is none."""
@@ -23,14 +30,47 @@ class Tally:
 
     rows: int = 0
     errors: int = 0
+    failed: int = 0  # of the errors, those that came in computing
     truncated: int = 0
     exits: Counter[int] = field(default_factory=Counter)  # exit layer -> rows
+    audited: int = 0  # rows that also ran to full depth
+    disagreed: int = 0  # of those, the ones that have another answer there
 
     @property
     def mean_exit_layer(self) -> float:
         """Over the rows that were scored; NaN when there are none."""
         rows = self.exits.total()
         return sum(layer * count for layer, count in self.exits.items()) / rows if rows else float("nan")
+
+    def add(self, answers: Answers, bad: int, truncated: int) -> None:
+        """Counts the answers of rows, `bad` of which could not be tokenized, `truncated` of which were cut."""
+        exits = torch.bincount(answers.exit_layers).tolist()
+        errors = sum(error is not None for error in answers.errors)
+        self.exits.update({layer: count for layer, count in enumerate(exits) if layer and count})
+        self.rows += len(answers.errors)
+        self.errors += errors
+        self.failed += errors - bad
+        self.truncated += truncated
+
+    def merge(self, other: "Tally") -> None:
+        """Adds what another one has counted."""
+        self.rows += other.rows
+        self.errors += other.errors
+        self.failed += other.failed
+        self.truncated += other.truncated
+        self.exits.update(other.exits)
+        self.audited += other.audited
+        self.disagreed += other.disagreed
+
+    def to_json(self) -> dict[str, Any]:
+        """What `from_json` takes."""
+        return {**vars(self), "exits": {str(layer): count for layer, count in sorted(self.exits.items())}}
+
+    @classmethod
+    def from_json(cls, record: dict[str, Any]) -> "Tally":
+        """What `to_json` gave."""
+        exits = Counter({int(layer): count for layer, count in record["exits"].items()})
+        return cls(**{**record, "exits": exits})
 
 
 class Scorer:
@@ -75,6 +115,9 @@ class Scorer:
         require_whole("window", window, at_least=1)
         self.window = window
         self.policy_reason = "asked for"
+        self.promise: Promise | None = None
+        self.encoder = Encoder(tokenizer, self.max_length, model)
+        self.labels = label_names(model.config)
         self.tally = Tally()
 
     def score(self, rows: Iterable[Row]) -> Iterator[RowResult]:
@@ -102,21 +145,43 @@ class Scorer:
             rows: the rows.
             errors: for each row why it cannot be scored, where the caller knows; such rows are not looked at.
         """
-        known = errors if errors is not None else [None] * len(rows)
-        results = [failed(error or _why_not(row) or "") for row, error in zip(rows, known, strict=True)]
-        good = [i for i, result in enumerate(results) if not result.error]
-        if good:
-            texts = [_texts(rows[i]) for i in good]
-            batch, truncated = tokenize(self.tokenizer, texts, self.max_length, self.model)
-            out = self.engine.run(batch, self.policy.select([self.tally.rows + i for i in good]))
-            answers = row_results(out.logits, out.exit_layers, self.model.config, self.engine.kind)
-            for i, answer in zip(good, answers, strict=True):
-                results[i] = answer
-            self.tally.truncated += truncated
-            self.tally.exits.update(out.exit_layers.tolist())
-        self.tally.rows += len(rows)
-        self.tally.errors += sum(result.error is not None for result in results)
-        return results
+        texts, known = readable(rows, errors)
+        good = np.array([i for i, error in enumerate(known) if error is None], dtype=np.int64)
+        answers, truncated = Answers.none_yet(known, self.engine.classes), 0
+        if len(good):
+            encoded = self.encoder([texts[i] for i in good])
+            policy = self.policy.select((self.tally.rows + good).tolist())
+            for wave in self.waves(encoded):
+                answers.put(good[wave], self.run(self.pack(encoded, wave), policy.select(wave.tolist())))
+            answers.mark_not_finite()
+            truncated = encoded.truncated
+        self.tally.add(answers, len(rows) - len(good), truncated)
+        return row_results(answers, self.labels, self.engine.kind)
+
+    def waves(self, encoded: Encoded) -> list[np.ndarray]:
+        """The rows of each wave, a pure function of the rows and the token budget first given."""
+        return plan_waves(encoded.lengths, self.engine.first_budget)
+
+    def pack(self, encoded: Encoded, wave: np.ndarray) -> PackedBatch:
+        """A wave's rows as the runtime takes them, on the host."""
+        return encoded.pack(wave, self.model)
+
+    def run(self, batch: PackedBatch, policy: Policy) -> Answers:
+        """A wave's answers; a row that exceeds the device's memory all alone gets an error, and the others theirs."""
+        rows = len(batch.lengths)
+        try:
+            results = self.engine.run(batch, policy)
+        except torch.OutOfMemoryError:
+            if rows == 1:
+                error = f"out of memory: its {int(batch.lengths[0])} tokens do not fit the device, even alone"
+                return Answers.none_yet([error], self.engine.classes)
+        else:
+            return on_host(results)
+        answers = Answers.none_yet([None] * rows, self.engine.classes)
+        for half in np.array_split(np.arange(rows), 2):
+            device = next(iter(batch.inputs.values())).device
+            answers.put(half, self.run(batch.select(half, device), policy.select(half.tolist())))
+        return answers
 
     @staticmethod
     def texts(rows: Sequence[Row]) -> list[tuple[str, ...]]:
@@ -129,6 +194,20 @@ class Scorer:
             if error := _why_not(row):
                 raise InputError(f"row {number}: {error}; leave such rows out")
         return [_texts(row) for row in rows]
+
+
+def on_host(results: Results) -> Answers:
+    """The engine's results, once the device is done with them."""
+    return Answers(results.logits.cpu(), results.exit_layers.cpu(), [None] * len(results.exit_layers))
+
+
+def readable(
+    rows: Sequence[Row], errors: Sequence[str | None] | None = None
+) -> tuple[list[tuple[str, ...]], list[str | None]]:
+    """Each row's texts, and why it cannot be scored: what the caller knows (such rows are not looked at) or sees."""
+    known = errors if errors is not None else [None] * len(rows)
+    found = [error or _why_not(row) for row, error in zip(rows, known, strict=True)]
+    return [() if error else _texts(row) for row, error in zip(rows, found, strict=True)], found
 
 
 def _texts(row: Row) -> tuple[str, ...]:

@@ -93,6 +93,13 @@ class CsvTable(Table):
         return f"line {record.line} has {found} fields where the header has {width}{beyond}"
 
 
+def header_bytes(path: Path) -> int:
+    """How many bytes the first record of a csv or tsv file takes; one without a byte order mark."""
+    delimiter = "\t" if table_format(path) == "tsv" else ","
+    with path.open(encoding="utf-8", newline="") as file:
+        return next(_records(file, delimiter, Place(), str(path))).end.at
+
+
 def _array(column: list[str | None], lines: list[int], errors: list[str | None]) -> pa.Array:
     """The column as strings, with a note in `errors` for every row whose bytes were not UTF-8."""
     try:

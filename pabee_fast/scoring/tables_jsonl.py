@@ -99,7 +99,7 @@ class JsonTable(Table):
         if columns is None or rows is None:
             scan = scan_json([path], text_columns, chunk_rows, chunk_bytes)
             columns, rows, first_error = scan.columns, scan.rows[0], scan.first_error
-        self._types, self.rows = columns, rows
+        self.types, self.rows = columns, rows
         self.schema = pa.schema([(name, kind or pa.string()) for name, kind in columns.items()])
         try:
             self._require_columns()
@@ -109,7 +109,7 @@ class JsonTable(Table):
     def chunks(self, start: Place) -> Iterator[Chunk]:
         end = start
         for run in grouped(_rows(self.path, start), self.chunk_rows, self.chunk_bytes):
-            columns: dict[str, list[Any]] = {name: [] for name in self._types}
+            columns: dict[str, list[Any]] = {name: [] for name in self.types}
             errors: list[str | None] = []
             lines: list[str | None] = []
             for row in run:
@@ -127,7 +127,7 @@ class JsonTable(Table):
             yield self._chunk(pa.RecordBatch.from_arrays(arrays, schema=self.schema), texts, errors, end, lines)
 
     def _array(self, name: str, values: list[Any]) -> pa.Array:
-        kind = self._types[name]
+        kind = self.types[name]
         if kind is None:
             values = [None if value is None else json_text(value) for value in values]
         elif name in self.text_columns:

@@ -6,10 +6,10 @@ Knows files and columns; knows nothing of what the results mean.
 import base64
 import csv
 import os
-import secrets
+import shutil
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from itertools import islice
 from pathlib import Path
 from types import SimpleNamespace
@@ -20,8 +20,10 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from pabee_fast.errors import InputError
+from pabee_fast.scoring.durable import durable_file
+from pabee_fast.scoring.tables_csv import header_bytes
 from pabee_fast.scoring.tables_jsonl import json_text
-from pabee_fast.scoring.tables_read import WRITTEN_FORMATS, Chunk, compression, quoted, table_format
+from pabee_fast.scoring.tables_read import READ_BUFFER, WRITTEN_FORMATS, Chunk, compression, quoted, table_format
 
 _GROUP_ROWS = 2**17
 _GROUP_BYTES = 64 * 2**20
@@ -95,36 +97,31 @@ def write_table(
     """
     check_names(schema, results.names)
     target = check_output(path, source, overwrite)
-    temporary = target.with_name(f".pabee-fast-{secrets.token_hex(8)}.tmp")
-    try:
-        file = temporary.open("xb")
-    except OSError as error:
-        raise InputError(f"{path} cannot be written: {error.strerror}") from error
-    try:
-        with file:
-            writer = _WRITERS[output_format(path)](file, schema, results)
-            try:
-                yield writer
-            finally:
-                writer.close()
-            os.fsync(file.fileno())
-    except BaseException:
-        temporary.unlink(missing_ok=True)
-        raise
-    if target.exists() and not overwrite:
-        raise InputError(f"{path} has come to exist meanwhile; it was left alone, and the new table is {temporary}")
-    temporary.replace(target)
-    if os.name == "posix":
-        _sync(target.parent)
+    with durable_file(target, "table", replace=overwrite) as file:
+        writer = open_writer(output_format(path), file, schema, results)
+        try:
+            yield writer
+        finally:
+            writer.close()
 
 
-def _sync(directory: Path) -> None:
-    """Make a renaming in the directory durable."""
-    descriptor = os.open(directory, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
+def open_writer(kind: str, file: BinaryIO, schema: pa.Schema, results: pa.Schema) -> "TableWriter":
+    """What writes a table of a format into an open file, its header included; see `write_table`."""
+    return _WRITERS[kind](file, schema, results)
+
+
+def join_tables(kind: str, paths: Sequence[Path], file: BinaryIO) -> None:
+    """Writes the rows of several tables of one format and the same columns, one after the other, as one such table."""
+    if kind == "parquet":
+        with closing(_GroupedParquet(file, pq.read_schema(paths[0]))) as whole:
+            for path in paths:
+                for batch in pq.ParquetFile(path, buffer_size=READ_BUFFER, pre_buffer=False).iter_batches():
+                    whole.append(batch)
+        return
+    for number, path in enumerate(paths):
+        with path.open("rb") as part:
+            part.seek(header_bytes(path) if number and kind != "jsonl" else 0)
+            shutil.copyfileobj(part, file, READ_BUFFER)
 
 
 class TableWriter(ABC):
@@ -187,29 +184,24 @@ class _TsvWriter(_CsvWriter):
 class _JsonWriter(TableWriter):
     def _append(self, chunk: Chunk, results: pa.RecordBatch) -> None:
         if chunk.lines is None:
-            bodies = _bodies(chunk.batch)
+            bodies = json_bodies(chunk.batch)
         else:
             without = [row for row, line in enumerate(chunk.lines) if line is None]
-            others = iter(_bodies(chunk.batch.take(pa.array(without, pa.int64()))))
+            others = iter(json_bodies(chunk.batch.take(pa.array(without, pa.int64()))))
             bodies = [next(others) if line is None else line[1:-1].strip() for line in chunk.lines]
-        rows = zip(bodies, _bodies(results), strict=True)
+        rows = zip(bodies, json_bodies(results), strict=True)
         self._file.write("".join(f"{{{', '.join(filter(None, row))}}}\n" for row in rows).encode())
 
 
-class _ParquetWriter(TableWriter):
-    """Gathers chunks into row groups of at least `_GROUP_ROWS` rows or `_GROUP_BYTES` bytes."""
+class _GroupedParquet:
+    """Gathers batches into row groups of at least `_GROUP_ROWS` rows or `_GROUP_BYTES` bytes."""
 
-    def __init__(self, file: BinaryIO, schema: pa.Schema, results: pa.Schema) -> None:
-        super().__init__(file, schema, results)
-        # Hugging Face datasets would cast the table to the columns it recorded, which lack the results.
-        metadata = {key: value for key, value in (schema.metadata or {}).items() if key != b"huggingface"}
-        self._whole = pa.schema([*schema, *results], metadata=metadata)
-        self._parquet = pq.ParquetWriter(file, self._whole)
+    def __init__(self, file: BinaryIO, schema: pa.Schema) -> None:
+        self._parquet = pq.ParquetWriter(file, schema)
         self._waiting: list[pa.RecordBatch] = []
 
-    def _append(self, chunk: Chunk, results: pa.RecordBatch) -> None:
-        columns = [*chunk.batch.columns, *results.columns]
-        self._waiting.append(pa.RecordBatch.from_arrays(columns, schema=self._whole))
+    def append(self, batch: pa.RecordBatch) -> None:
+        self._waiting.append(batch)
         rows = sum(batch.num_rows for batch in self._waiting)
         if rows >= _GROUP_ROWS or sum(batch.nbytes for batch in self._waiting) >= _GROUP_BYTES:
             self._flush()
@@ -225,7 +217,23 @@ class _ParquetWriter(TableWriter):
         finally:
             # An open one would be closed when it is collected, after its file.
             self._parquet.close()
-            super().close()
+
+
+class _ParquetWriter(TableWriter):
+    def __init__(self, file: BinaryIO, schema: pa.Schema, results: pa.Schema) -> None:
+        super().__init__(file, schema, results)
+        # Hugging Face datasets would cast the table to the columns it recorded, which lack the results.
+        metadata = {key: value for key, value in (schema.metadata or {}).items() if key != b"huggingface"}
+        self._whole = pa.schema([*schema, *results], metadata=metadata)
+        self._groups = _GroupedParquet(file, self._whole)
+
+    def _append(self, chunk: Chunk, results: pa.RecordBatch) -> None:
+        columns = [*chunk.batch.columns, *results.columns]
+        self._groups.append(pa.RecordBatch.from_arrays(columns, schema=self._whole))
+
+    def close(self) -> None:
+        self._groups.close()
+        super().close()
 
 
 _WRITERS: dict[str, type[TableWriter]] = {
@@ -236,7 +244,7 @@ _WRITERS: dict[str, type[TableWriter]] = {
 }
 
 
-def _bodies(batch: pa.RecordBatch) -> list[str]:
+def json_bodies(batch: pa.RecordBatch) -> list[str]:
     """Each row as a JSON object without its braces."""
     columns = [
         [f"{json_text(name)}: {value}" for value in _json_values(column)]
@@ -275,7 +283,7 @@ def _texts(column: pa.Array) -> tuple[list[str | None], bool]:
         lengths = pc.list_value_length(column).to_pylist()
         return [None if length is None else f"[{', '.join(islice(items, length))}]" for length in lengths], False
     if _is(kind, "struct"):
-        bodies = _bodies(pa.RecordBatch.from_arrays(column.flatten(), names=[field.name for field in kind]))
+        bodies = json_bodies(pa.RecordBatch.from_arrays(column.flatten(), names=[field.name for field in kind]))
         valid = column.is_valid().to_pylist()
         return [f"{{{body}}}" if real else None for body, real in zip(bodies, valid, strict=True)], False
     if _is(kind, "map"):

@@ -1,10 +1,13 @@
-"""From texts to a packed batch: the fast tokenizer's batch call, with truncation counted."""
+"""From texts to packed batches: the fast tokenizer's batch call, with truncation counted."""
 
-from collections.abc import Sequence
-from typing import Any, NamedTuple
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from itertools import chain
+from typing import NamedTuple
 
 import numpy as np
 import torch
+from tokenizers import Tokenizer
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from pabee_fast.errors import InputError
@@ -13,6 +16,92 @@ from pabee_fast.runtime.packed import PackedBatch, pack
 
 Texts = tuple[str, ...]
 """One text, or the two of a pair."""
+
+_CALL_ROWS = 1_024
+"""Rows of one call to the tokenizer: what it returns takes some kilobytes a row, and turning it into arrays holds the
+interpreter's lock."""
+
+
+@dataclass(frozen=True)
+class Encoded:
+    """Rows as the tokenizer gives them, laid end to end."""
+
+    inputs: dict[str, np.ndarray]  # input_ids and perhaps token_type_ids, each [tokens] int32
+    lengths: np.ndarray  # [rows] int64
+    truncated: int  # rows that were cut to the limit
+    padding: dict[str, int]  # what fills the padded layout of each input
+
+    def pack(self, rows: np.ndarray, model: PreTrainedModel) -> PackedBatch:
+        """The given rows, at least one, in the given order, as the model takes them."""
+        lengths = self.lengths[rows]
+        starts = (np.cumsum(self.lengths) - self.lengths)[rows]
+        column = np.arange(int(lengths.max()))
+        mask = column < lengths[:, None]  # [rows, longest]
+        # Positions belong to the padded layout, so the rows pass through it once, right-padded.
+        where = np.minimum(starts[:, None] + column, len(self.inputs["input_ids"]) - 1)
+        padded = {
+            name: torch.from_numpy(np.where(mask, flat[where], self.padding[name]).astype(np.int64))
+            for name, flat in self.inputs.items()
+        }
+        return pack(model, attention_mask=torch.from_numpy(mask), **padded)
+
+
+class Encoder:
+    """A fast tokenizer that cuts rows at a length. It has its own copy of it, and may be called by many threads.
+
+    Args:
+        tokenizer: a fast tokenizer.
+        max_length: the most tokens of a row, special ones included; longer rows are cut as the tokenizer cuts them.
+        model: what the rows are for.
+
+    Raises:
+        InputError: a slow tokenizer.
+    """
+
+    def __init__(self, tokenizer: PreTrainedTokenizerBase, max_length: int, model: PreTrainedModel) -> None:
+        if not tokenizer.is_fast:
+            raise InputError(
+                f"{type(tokenizer).__name__} is not a fast tokenizer: load it with AutoTokenizer, use_fast=True"
+            )
+        self.name = type(tokenizer).__name__
+        self._core = Tokenizer.from_str(tokenizer.backend_tokenizer.to_str())
+        self._core.no_padding()
+        self._core.enable_truncation(max_length, direction=tokenizer.truncation_side)
+        self._core.encode_special_tokens = tokenizer.split_special_tokens
+        # The model's padding, not the tokenizer's: some find the end of a row by it.
+        pad = model.config.pad_token_id if model.config.pad_token_id is not None else tokenizer.pad_token_id
+        self._padding = {"input_ids": pad or 0}
+        if "token_type_ids" in tokenizer.model_input_names and "token_type_ids" in family_of(model).inputs:
+            self._padding["token_type_ids"] = 0
+
+    def __call__(self, texts: Sequence[Texts]) -> Encoded:
+        """The tokens of rows of one or two strings each, at least one row.
+
+        Raises:
+            InputError: a row without any token.
+        """
+        ids: list[np.ndarray] = []
+        types: list[np.ndarray] = []
+        lengths: list[int] = []
+        truncated = 0
+        for first in range(0, len(texts), _CALL_ROWS):
+            rows = [row if len(row) == 2 else row[0] for row in texts[first : first + _CALL_ROWS]]
+            encodings = self._core.encode_batch_fast(rows)
+            lengths += map(len, encodings)
+            truncated += sum(bool(row.overflowing) for row in encodings)
+            ids.append(_flat(row.ids for row in encodings))
+            if "token_type_ids" in self._padding:
+                types.append(_flat(row.type_ids for row in encodings))
+        if min(lengths) == 0:
+            raise InputError(f"{self.name} gives an empty text no token at all: use one that adds special tokens")
+        inputs = {"input_ids": np.concatenate(ids)}
+        if types:
+            inputs["token_type_ids"] = np.concatenate(types)
+        return Encoded(inputs, np.array(lengths, dtype=np.int64), truncated, self._padding)
+
+
+def _flat(rows: Iterable[list[int]]) -> np.ndarray:
+    return np.fromiter(chain.from_iterable(rows), dtype=np.int32)
 
 
 class Tokenized(NamedTuple):
@@ -23,52 +112,12 @@ class Tokenized(NamedTuple):
 
 
 def tokenize(
-    tokenizer: PreTrainedTokenizerBase,
-    texts: Sequence[Texts],
-    max_length: int,
-    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase, texts: Sequence[Texts], max_length: int, model: PreTrainedModel
 ) -> Tokenized:
-    """Tokenizes rows and packs them, in their order.
-
-    Args:
-        tokenizer: a fast tokenizer.
-        texts: one or two strings for each row, at least one row.
-        max_length: the most tokens of a row, special ones included; longer rows are cut as the tokenizer cuts them.
-        model: what the rows are packed for.
+    """Tokenizes rows and packs them for a model, in their order: `Encoder` and `Encoded.pack` in one call.
 
     Raises:
-        InputError: a slow tokenizer.
+        InputError: a slow tokenizer, or a row without any token.
     """
-    if not tokenizer.is_fast:
-        raise InputError(
-            f"{type(tokenizer).__name__} is not a fast tokenizer: load it with AutoTokenizer, use_fast=True"
-        )
-    encoded = tokenizer(
-        [row if len(row) == 2 else row[0] for row in texts],
-        truncation=True,
-        max_length=max_length,
-        return_attention_mask=False,
-        verbose=False,
-    )
-    truncated = sum(bool(row.overflowing) for row in encoded.encodings)
-    lengths = np.fromiter(map(len, encoded["input_ids"]), dtype=np.int64, count=len(texts))
-    if int(lengths.min()) == 0:
-        raise InputError(
-            f"{type(tokenizer).__name__} gives an empty text no token at all: use a tokenizer that adds special tokens"
-        )
-    mask = np.arange(int(lengths.max())) < lengths[:, None]  # [rows, longest]
-    # Positions belong to the padded layout, so the rows pass through it once, right-padded.
-    # The model's padding, not the tokenizer's: some find the end of a row by it.
-    pad = model.config.pad_token_id if model.config.pad_token_id is not None else tokenizer.pad_token_id
-    padded = {
-        name: _padded(rows, mask, pad or 0 if name == "input_ids" else 0)
-        for name, rows in encoded.items()
-        if name in ("input_ids", "token_type_ids") and name in family_of(model).inputs
-    }
-    return Tokenized(pack(model, attention_mask=torch.from_numpy(mask), **padded), truncated)
-
-
-def _padded(rows: Sequence[Sequence[int]], mask: np.ndarray, fill: int) -> Any:
-    out = np.full(mask.shape, fill, dtype=np.int64)
-    out[mask] = np.concatenate([np.asarray(row, dtype=np.int64) for row in rows])
-    return torch.from_numpy(out)
+    encoded = Encoder(tokenizer, max_length, model)(texts)
+    return Tokenized(encoded.pack(np.arange(len(texts)), model), encoded.truncated)

@@ -1,0 +1,110 @@
+"""What a job's end looks like, in words and as figures."""
+
+from typing import Any
+
+from pabee_fast.scoring.audit import CONFIDENCE, interval
+
+
+def summary_lines(summary: Any, about: Any, place: object) -> list[str]:
+    """What was done, and how many rows left at each layer.
+
+    Args:
+        summary: `pabee_fast.scoring.job.Summary`.
+        about: `pabee_fast.scoring.worker.About`.
+        place: what was written.
+    """
+    tally = summary.tally
+    lines = [
+        f"{summary.rows} rows in {summary.seconds:.2f} s: {summary.rows_per_second:,.0f} rows/s, reading, tokenizing "
+        "and writing included"
+    ]
+    if summary.resumed:
+        lines.append(f"{summary.resumed} rows were done before; what follows counts all {tally.rows}")
+    lines.append(f"device {about.device}, {about.identity['dtype']} ({about.dtype_reason})")
+    lines.append(f"policy {about.identity['policy']}: {about.policy_reason}")
+    if summary.rows:
+        lines.append(_time(summary))
+    if not tally.rows:
+        lines.append("the table has no rows: an empty table with the result columns was written")
+    if tally.exits:
+        lines.append(f"mean exit layer {tally.mean_exit_layer:.2f} of {about.layers}")
+        most = max(tally.exits.values())
+        for layer in range(1, about.layers + 1):
+            count = tally.exits[layer]
+            bar = "#" * round(40 * count / most)
+            lines.append(f"  {layer:>3} {bar:<40} {count:>8} {count / tally.exits.total():>6.1%}")
+    if tally.truncated:
+        lines.append(f"{tally.truncated} rows were longer than the limit and were cut")
+    if tally.errors:
+        lines.append(f"{tally.errors} rows could not be scored: see the column error")
+    if tally.failed:
+        lines.append(f"{tally.failed} of them failed in computing: --retry-errors does their parts again")
+    if tally.audited:
+        lines += _audit(summary, about.promise)
+    return [*lines, f"wrote {place}"]
+
+
+def summary_figures(summary: Any, about: Any, place: object) -> dict[str, Any]:
+    """The same for machines."""
+    tally, spent = summary.tally, summary.spent
+    return {
+        "output": str(place),
+        "rows": tally.rows,
+        "rows_of_this_run": summary.rows,
+        "rows_per_second": round(summary.rows_per_second, 1),
+        "errors": tally.errors,
+        "failed": tally.failed,
+        "truncated": tally.truncated,
+        "mean_exit_layer": round(tally.mean_exit_layer, 4) if tally.exits else None,
+        "exits": {str(layer): count for layer, count in sorted(tally.exits.items())},
+        "spent": {**{name: round(value, 3) for name, value in vars(spent).items()}, "wait": round(summary.wait, 3)},
+        "audit": _audit_figures(tally, about.promise),
+        "device": about.device,
+        "settings": about.identity,
+    }
+
+
+def _time(summary: Any) -> str:
+    """Where the time went: the device's share first, then what stood beside it."""
+    spent, computing = summary.spent, summary.spent.compute + summary.spent.audit
+    share = computing / (summary.seconds * summary.workers)
+    devices = "the device" if summary.workers == 1 else f"{summary.workers} devices"
+    return (
+        f"time: compute {computing:.2f} s ({share:.0%} of {devices}), wait {summary.wait:.2f} s; beside it read "
+        f"{spent.read:.2f} s, tokenise {spent.tokenise:.2f} s, write {spent.write:.2f} s"
+    )
+
+
+def _audit(summary: Any, promise: Any) -> list[str]:
+    """How often an early answer is not the one at full depth, what that says of all rows, and what it cost."""
+    tally, spent = summary.tally, summary.spent
+    low, high = interval(tally.disagreed, tally.audited)
+    share = tally.disagreed / tally.audited
+    lines = [
+        f"audit: {tally.disagreed} of {tally.audited} rows disagree with full depth, {share:.3%} ({CONFIDENCE:.0%} "
+        f"interval {low:.3%} to {high:.3%}); it cost {spent.audit:.2f} s, "
+        f"{spent.audit / max(spent.compute, 1e-9):.1%} on top of computing"
+    ]
+    if promise is not None and promise.is_contradicted(tally.disagreed, tally.audited):
+        lines.append(
+            f"WARNING: the guarantee stored with the model says at most {promise.epsilon:.3%}, and these rows "
+            "contradict it: they are unlike those it was calibrated on. Run `pabee-fast tune` on rows like these, or use "
+            "--policy full-depth"
+        )
+    elif promise is not None and promise.is_of_disagreement:
+        lines.append(f"the audit does not contradict the guarantee of at most {promise.epsilon:.3%}")
+    return lines
+
+
+def _audit_figures(tally: Any, promise: Any) -> dict[str, Any] | None:
+    if not tally.audited:
+        return None
+    low, high = interval(tally.disagreed, tally.audited)
+    contradicted = promise is not None and promise.is_contradicted(tally.disagreed, tally.audited)
+    return {
+        "rows": tally.audited,
+        "disagreed": tally.disagreed,
+        "low": low,
+        "high": high,
+        "contradicts_guarantee": contradicted,
+    }

@@ -1,0 +1,73 @@
+"""Files that are there whole or not at all, whatever moment the process is killed at."""
+
+import hashlib
+import os
+import secrets
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import BinaryIO
+
+from pabee_fast.errors import InputError
+
+_TEMPORARY = ".pabee-fast-{}.tmp"
+
+
+def reached(point: str) -> None:
+    """Called at the moments at which a kill could matter; tests put something in its place that kills."""
+
+
+@contextmanager
+def durable_file(target: Path, what: str, *, replace: bool = True) -> Iterator[BinaryIO]:
+    """A file to write that takes its place under `target` when the block ends well, and then survives a power cut.
+
+    It is written under a temporary name in the same directory, synced and renamed, and the directory synced. When the
+    block ends in an exception nothing is left, and an older file stays as it was. `what` it is, in names of moments;
+    `replace`: whether a file that has come to exist meanwhile is replaced.
+
+    Raises:
+        InputError: the directory cannot be written to, or the target exists and is not to be replaced.
+    """
+    temporary = target.with_name(_TEMPORARY.format(secrets.token_hex(8)))
+    try:
+        file = temporary.open("xb")
+    except OSError as error:
+        raise InputError(f"{target} cannot be written: {error.strerror}") from error
+    try:
+        with file:
+            reached(f"{what}: before the write")
+            yield file
+            file.flush()
+            os.fsync(file.fileno())
+        reached(f"{what}: after fsync")
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise
+    if target.exists() and not replace:
+        raise InputError(f"{target} has come to exist meanwhile; it was left alone, and the new table is {temporary}")
+    temporary.replace(target)
+    sync_directory(target.parent)
+    reached(f"{what}: after the rename")
+
+
+def sync_directory(directory: Path) -> None:
+    """Makes names that came or went in the directory durable."""
+    if os.name != "posix":  # elsewhere directories cannot be opened
+        return
+    descriptor = os.open(directory, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def remove_temporaries(directory: Path) -> None:
+    """Removes what a killed process left half written. Nobody else may be writing there."""
+    for path in directory.glob(_TEMPORARY.format("*")):
+        path.unlink(missing_ok=True)
+
+
+def sha256_of(path: Path) -> str:
+    """The hash of a file's content."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
