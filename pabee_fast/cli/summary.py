@@ -88,8 +88,8 @@ def _audit(summary: Any, promise: Any) -> list[str]:
     if promise is not None and promise.is_contradicted(tally.disagreed, tally.audited):
         lines.append(
             f"WARNING: the guarantee stored with the model says at most {promise.epsilon:.3%}, and these rows "
-            "contradict it: they are unlike those it was calibrated on. Run `pabee-fast tune` on rows like these, or use "
-            "--policy full-depth"
+            "contradict it: they are unlike those it was calibrated on. Run `pabee-fast tune` on rows like these, or "
+            "use --policy full-depth"
         )
     elif promise is not None and promise.is_of_disagreement:
         lines.append(f"the audit does not contradict the guarantee of at most {promise.epsilon:.3%}")

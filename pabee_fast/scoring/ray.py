@@ -5,6 +5,7 @@ coordinator's alone.
 """
 
 import logging
+import os
 from collections.abc import Sequence
 from concurrent.futures import Future
 from dataclasses import replace
@@ -116,6 +117,9 @@ class _Actor:
 
     def about(self) -> About | Exception:
         return self._failure or self._about
+
+    def pid(self) -> int:
+        return os.getpid()
 
     def score(self, task: Task) -> Scored:
         return self._worker.score(task)

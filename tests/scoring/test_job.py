@@ -147,7 +147,7 @@ def test_other_weights_labels_and_tokenizer_are_told_apart(
     for spoil, says in (
         (lambda worker: worker.scorer.model.bert.pooler.dense.weight.data.add_(1e-3), "the model's weights changed"),
         (lambda worker: worker.scorer.model.config.id2label.update({0: "worse"}), "the model's config changed"),
-        (lambda worker: worker.scorer.encoder._core.add_tokens(["film!"]), "the tokenizer changed"),
+        (lambda worker: worker.scorer.tokenizer.add_tokens(["film!"]), "the tokenizer changed"),
     ):
         worker, _ = recipe.worker()
         spoil(worker)
