@@ -93,7 +93,9 @@ class PackedBatch:
         """The same rows on `device`; towards CUDA asynchronously, from pinned memory."""
         inputs = {name: ops.move(values, device) for name, values in self.inputs.items()}
         rest = {name: getattr(self, name) for name in ("key_mask", "positions", "images")}
-        moved = {name: None if values is None else ops.move(values, device) for name, values in rest.items()}
+        moved: dict[str, Any] = {
+            name: None if values is None else ops.move(values, device) for name, values in rest.items()
+        }
         return replace(self, inputs=inputs, **moved)
 
     def select(self, rows: np.ndarray, device: torch.device) -> "PackedBatch":
