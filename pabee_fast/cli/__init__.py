@@ -9,6 +9,7 @@ from typing import Annotated
 import typer
 
 from pabee_fast.cli.info import info_command
+from pabee_fast.cli.report import report_command
 from pabee_fast.cli.score import score_command
 from pabee_fast.cli.train import train_command
 from pabee_fast.cli.tune import tune_command
@@ -51,4 +52,5 @@ def _options(
 app.command("score")(score_command)
 app.command("train")(train_command)
 app.command("tune")(tune_command)
+app.command("report")(report_command)
 app.command("info")(info_command)

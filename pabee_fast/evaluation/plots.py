@@ -54,9 +54,10 @@ def styled() -> Iterator[None]:
 
 
 def new_figure(width: float = 7.2, height: float = 4.2, rows: int = 1, columns: int = 1) -> tuple[Any, Any]:
-    """A figure of that many inches and its axes, as `pyplot.subplots` gives them; call it `styled`."""
+    """A figure of that many inches, and its axes, or a list of them where there are several; call it `styled`."""
     figure = require("matplotlib.figure").Figure(figsize=(width, height), layout="constrained")
-    return figure, figure.subplots(rows, columns, squeeze=rows * columns == 1)
+    axes = figure.subplots(rows, columns, squeeze=False).flatten().tolist()
+    return figure, axes[0] if len(axes) == 1 else axes
 
 
 def as_svg(figure: Any) -> str:

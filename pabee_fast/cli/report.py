@@ -1,0 +1,62 @@
+"""`pabee-fast report`."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.console import Console
+
+from pabee_fast.cli.show import quieten_transformers
+
+
+def report_command(
+    tables: Annotated[list[Path], typer.Argument(metavar="TABLE...", help="Labelled tables; a section each.")],
+    model: Annotated[
+        list[str], typer.Option(help="Model directory with heads; give it again for other seeds of the same recipe.")
+    ],
+    output: Annotated[Path, typer.Option(help="HTML file to write.")],
+    truncated: Annotated[
+        list[str], typer.Option(help="A shallower model, fine-tuned at its depth; may be given again.")
+    ] = [],  # noqa: B006 - typer wants a list and copies it
+    text_column: Annotated[str, typer.Option(help="Column of the texts.")] = "text",
+    text_pair_column: Annotated[str | None, typer.Option(help="Column of the second texts, for pairs.")] = None,
+    label_column: Annotated[str, typer.Option(help="Column of the labels.")] = "label",
+    metric: Annotated[
+        str | None, typer.Option(help="The main one: accuracy, F1, Matthews, Pearson or Spearman; default: the first.")
+    ] = None,
+    tolerance: Annotated[
+        float | None, typer.Option(help="Regression: answers this close to their label count as right.")
+    ] = None,
+    name: Annotated[str | None, typer.Option(help="What the report calls the model; default: its directory.")] = None,
+    max_length: Annotated[
+        int | None, typer.Option(help="Tokens at which a text is cut; default: what model and tokenizer allow.")
+    ] = None,
+    token_budget: Annotated[
+        int | None, typer.Option(help="The most tokens computed at once; default: by device.")
+    ] = None,
+    dtype: Annotated[str, typer.Option(help="auto, float32, bfloat16 or float16.")] = "auto",
+    device: Annotated[str, typer.Option(help="auto, cpu or cuda.")] = "auto",
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace an output that exists.")] = False,
+) -> None:
+    """Write one HTML page: what every head, rule and truncated model is worth, what it saves, and how sure that is."""
+    from pabee_fast.evaluation.report.make import ReportSettings, make_report
+
+    quieten_transformers()
+    settings = ReportSettings(
+        tables=tuple(map(str, tables)),
+        models=tuple(model),
+        output=str(output),
+        truncated=tuple(truncated),
+        text_columns=(text_column, *([text_pair_column] if text_pair_column else [])),
+        label_column=label_column,
+        metric=metric,
+        tolerance=tolerance,
+        name=name,
+        max_length=max_length,
+        token_budget=token_budget,
+        dtype=dtype,
+        device=device,
+        overwrite=overwrite,
+    )
+    make_report(settings)
+    Console().print(f"wrote {output}", soft_wrap=True, highlight=False)

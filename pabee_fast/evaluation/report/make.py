@@ -1,0 +1,122 @@
+"""From tables and model directories to a report's page: what `pabee-fast report` does."""
+
+from collections import defaultdict
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+import transformers
+from torch import Tensor
+
+from pabee_fast.errors import InputError
+from pabee_fast.evaluation.extras import require
+from pabee_fast.evaluation.guarantee import guarantee_of
+from pabee_fast.evaluation.report.sections import report
+from pabee_fast.evaluation.report.study import Study
+from pabee_fast.evaluation.risks import answers
+from pabee_fast.evaluation.trace import trace
+from pabee_fast.policies import FullDepth
+from pabee_fast.scoring.load import Setting, load_scorer
+from pabee_fast.scoring.scorer import Scorer
+from pabee_fast.training.examples import Examples, read_examples
+from pabee_fast.training.labels import labels_of_config
+from pabee_fast.training.teacher import full_depth_logits, in_order_of
+
+
+@dataclass(frozen=True)
+class ReportSettings:
+    """What `pabee-fast report` was asked for; the command's help describes each."""
+
+    tables: tuple[str, ...]
+    models: tuple[str, ...]
+    output: str
+    truncated: tuple[str, ...] = ()
+    text_columns: tuple[str, ...] = ("text",)
+    label_column: str = "label"
+    metric: str | None = None
+    tolerance: float | None = None
+    name: str | None = None
+    max_length: int | None = None
+    token_budget: int | None = None
+    dtype: str = "auto"
+    device: str = "auto"
+    overwrite: bool = False
+
+    def check(self) -> None:
+        """Raises InputError for an output that cannot be written, and if a package is missing says so."""
+        for module in ("scipy.stats", "sklearn.metrics", "matplotlib"):
+            require(module)
+        output = Path(self.output)
+        if output.suffix not in (".html", ".htm"):
+            raise InputError(f"{output}: a report is one HTML file; name it .html")
+        if output.exists() and not self.overwrite:
+            raise InputError(f"{output} exists: name another file, or give --overwrite")
+
+
+def make_report(settings: ReportSettings) -> str:
+    """Runs the models over the tables and writes the page.
+
+    Returns:
+        The page.
+
+    Raises:
+        InputError: a setting, table or model that cannot be used as given.
+        PabeeFastError: scikit-learn, scipy or matplotlib is not installed.
+    """
+    settings.check()
+    setting = Setting.choose(settings.device, settings.dtype)
+    examples = [read_examples(table, settings.text_columns, settings.label_column) for table in settings.tables]
+    scorers = [_load(settings, setting, path) for path in settings.models]
+    rivals = [_load(settings, setting, path) for path in settings.truncated]
+    studies = [
+        _study(settings, setting, scorers, rivals, table, rows)
+        for table, rows in zip(settings.tables, examples, strict=True)
+    ]
+    html = report(studies)
+    Path(settings.output).write_text(html, encoding="utf-8")
+    return html
+
+
+def _load(settings: ReportSettings, setting: Setting, path: str) -> Scorer:
+    return load_scorer(path, FullDepth(), setting, max_length=settings.max_length, token_budget=settings.token_budget)
+
+
+def _study(
+    settings: ReportSettings,
+    setting: Setting,
+    scorers: list[Scorer],
+    rivals: list[Scorer],
+    table: str,
+    examples: Examples,
+) -> Study:
+    labels = labels_of_config(scorers[0].model.config)
+    encoded = labels.encode(examples.column, examples.where)
+    traces = tuple(
+        trace(s.model, s.tokenizer, examples.texts, labels=encoded, max_length=settings.max_length,
+              token_budget=settings.token_budget)
+        for s in scorers
+    )  # fmt: skip
+    truncated: dict[int, list[Tensor]] = defaultdict(list)
+    for rival in rivals:
+        logits = full_depth_logits(rival.model, rival.tokenizer, examples.texts, max_length=rival.max_length)
+        ordered = logits[:, in_order_of(labels, rival.model)]
+        truncated[len(rival.engine.layers)].append(answers(ordered, traces[0].kind))
+    guarantee = guarantee_of(scorers[0].model)
+    return Study(
+        model=settings.name or Path(settings.models[0]).name,
+        data=Path(table).name,
+        texts=examples.texts,
+        traces=traces,
+        truncated={depth: tuple(found) for depth, found in truncated.items()},
+        label_names=labels.names,
+        facts={
+            "models": ", ".join(settings.models),
+            "hardware": setting.device_name,
+            "dtype": f"{setting.dtype_name} ({setting.dtype_reason})",
+            "rows cut at": f"{scorers[0].max_length} tokens",
+            "torch, transformers": f"{torch.__version__}, {transformers.__version__}",
+        },
+        metric=settings.metric,
+        tolerance=settings.tolerance,
+        stored=guarantee.policy if guarantee is not None and guarantee.policy.needs_heads else None,
+    )
