@@ -1,7 +1,7 @@
 """Whether one model's answers are better than another's on the same rows, or only luckier."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -10,7 +10,7 @@ from torch import Tensor
 
 from pabee_fast.errors import InputError
 from pabee_fast.evaluation.extras import require
-from pabee_fast.evaluation.metrics import METRICS, Metric
+from pabee_fast.evaluation.metrics import METRICS, Metric, right
 
 RESAMPLES = 1_000
 
@@ -68,14 +68,22 @@ def paired_bootstrap(
     """
     if not first or not second or len(labels) < 2:
         raise InputError("a paired bootstrap needs answers of both sides to two rows or more")
+    if metric == "accuracy":  # a mean over rows, so that it is enough to draw their differences
+        sides = (torch.stack([right(one, labels).double() for one in side]).mean(dim=0) for side in (first, second))
+        better = next(sides) - next(sides)
+        return _bootstrap(lambda rows: float(better[rows].mean()), len(labels), resamples, seed)
     score = METRICS[metric] if isinstance(metric, str) else metric
 
     def difference(rows: Tensor | slice) -> float:
         means = (sum(score(answered[rows], labels[rows]) for answered in side) / len(side) for side in (first, second))
         return next(means) - next(means)
 
+    return _bootstrap(difference, len(labels), resamples, seed)
+
+
+def _bootstrap(difference: Callable[[Tensor | slice], float], rows: int, resamples: int, seed: int) -> Bootstrap:
     draws = np.random.default_rng(seed)
-    drawn = np.array([difference(_rows(draws, labels)) for _ in range(resamples)])
+    drawn = np.array([difference(torch.from_numpy(draws.integers(0, rows, rows))) for _ in range(resamples)])
     drawn = drawn[np.isfinite(drawn)]
     observed = difference(slice(None))
     if not len(drawn) or not math.isfinite(observed):
@@ -83,10 +91,6 @@ def paired_bootstrap(
     low, high = np.percentile(drawn, [2.5, 97.5])
     tail = (1 + min((drawn <= 0).sum(), (drawn >= 0).sum())) / (1 + len(drawn))
     return Bootstrap(observed, float(low), float(high), float(min(1.0, 2 * tail)))
-
-
-def _rows(draws: np.random.Generator, labels: Tensor) -> Tensor:
-    return torch.from_numpy(draws.integers(0, len(labels), len(labels)))
 
 
 def holm(p_values: Sequence[float]) -> list[float]:

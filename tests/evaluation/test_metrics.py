@@ -1,5 +1,6 @@
 """Metrics, errors of neighbouring heads and tests of significance, against values that are known."""
 
+import dataclasses
 import itertools
 import math
 
@@ -120,6 +121,9 @@ def test_a_bootstrap_finds_a_real_difference_and_none_between_equals() -> None:
     assert found.low > 0 and found.p_value == pytest.approx(2 / 301)
     same = paired_bootstrap("F1", [better], [better], labels, resamples=50)
     assert (same.difference, same.p_value) == (0.0, 1.0)
+    accuracy = metrics.METRICS["accuracy"]
+    slowly = paired_bootstrap(accuracy, [better], [worse], labels, resamples=300)
+    assert dataclasses.astuple(slowly) == pytest.approx(dataclasses.astuple(found))
     two_seeds = paired_bootstrap("accuracy", [better, worse], [worse, worse], labels, resamples=50)
     assert two_seeds.difference == pytest.approx(0.075)
 

@@ -5,7 +5,7 @@ from dataclasses import dataclass, replace
 
 from pabee_fast.evaluation.metrics import right
 from pabee_fast.evaluation.report.study import PABEE, Answers, Candidates, Study, looks_at_rows
-from pabee_fast.evaluation.significance import holm, mcnemar, paired_bootstrap
+from pabee_fast.evaluation.significance import RESAMPLES, holm, mcnemar, paired_bootstrap
 
 LEVEL = 0.05
 
@@ -57,7 +57,7 @@ def _pairs(study: Study, candidates: Candidates) -> Iterator[tuple[str, Answers,
 
 
 def _claim(study: Study, first: str, ours: Answers, second: str, theirs: Answers) -> Claim:
-    bootstrap = paired_bootstrap(study.main_metric, ours, theirs, study.labels)
+    bootstrap = paired_bootstrap(study.main_metric, ours, theirs, study.labels, resamples=RESAMPLES)
     test, p_value = "paired bootstrap", bootstrap.p_value
     if study.main_metric == "accuracy" and len(ours) == len(theirs) == 1:
         test = "McNemar, exact"

@@ -16,10 +16,10 @@ Series = Sequence[tuple[float, float]]
 def _line(axes: Any, x: Sequence[float], series: Series, **options: Any) -> None:
     """Means with bars of one standard deviation, where there is more than one seed."""
     means, deviations = [mean for mean, _ in series], [sd for _, sd in series]
+    axes.plot(x, means, **options)
     if any(deviations):
-        axes.errorbar(x, means, yerr=deviations, capsize=2, elinewidth=0.8, **options)
-    else:
-        axes.plot(x, means, **options)
+        axes.errorbar(x, means, yerr=deviations, linestyle="none", color=options["color"], alpha=0.45, capsize=2,
+                      elinewidth=0.8)  # fmt: skip
 
 
 def _layer_ticks(axes: Any, layers: int) -> None:
@@ -102,8 +102,9 @@ def neighbours_figure(study: Study) -> str:
         rest.plot(heads, observed, color=WARN, marker="s", label="observed")
         rest.plot(heads, expected, color=MUTED, linestyle="--", marker=".", label="if independent")
         rest.set_yscale("log")
+        rest.yaxis.set_major_formatter(lambda share, _: f"{share:g}")
         rest.set_xticks(heads)
-        rest.set_title("So many heads in a row all wrong")
+        rest.set_title("Heads in a row, all wrong")
         rest.set_xlabel("heads in a row (patience + 1)")
         rest.set_ylabel("% of rows")
         rest.legend(loc="lower left")
@@ -119,7 +120,8 @@ def overthinking_figure(study: Study) -> str:
         figure, axes = new_figure(height=2.8)
         series = [mean_sd([100 * seed.last_right[i] for seed in found]) for i in range(len(x))]
         errors = [sd for _, sd in series] if any(sd for _, sd in series) else None
-        axes.bar(x, [mean for mean, _ in series], yerr=errors, color=ACCENT, width=0.7, capsize=2)
+        axes.bar(x, [mean for mean, _ in series], yerr=errors, color=ACCENT, width=0.7, capsize=2, ecolor=MUTED)
+        axes.set_ylim(bottom=0)
         _layer_ticks(axes, study.layers)
         axes.set_xlabel("last layer whose head was right")
         axes.set_ylabel("% of all rows")
@@ -131,7 +133,7 @@ def exits_figure(study: Study, chosen: Sequence[tuple[str, torch.Tensor]]) -> st
     columns = min(3, len(chosen))
     rows = -(-len(chosen) // columns)
     with styled():
-        figure, axes = new_figure(height=0.4 + 1.9 * rows, rows=rows, columns=columns)
+        figure, axes = new_figure(height=0.4 + 2.1 * rows, rows=rows, columns=columns)
         grid = axes if len(chosen) > 1 else [axes]
         layers = torch.arange(1, study.layers + 1)
         for place, (title, exits) in zip(grid, chosen, strict=False):
@@ -139,7 +141,8 @@ def exits_figure(study: Study, chosen: Sequence[tuple[str, torch.Tensor]]) -> st
             place.bar(layers.tolist(), (100 * shares).tolist(), color=ACCENT, width=0.8)
             mean = float(exits.double().mean())
             place.axvline(mean, color=WARN, linewidth=1)
-            place.set_title(f"{title}\nmean {mean:.2f}", fontsize=7.5, fontweight="normal")
+            broken = title.replace(",", ",\n", 1)
+            place.set_title(f"{broken}\nmean {mean:.2f}", fontsize=7.5, fontweight="normal")
             place.set_xlim(0.3, study.layers + 0.7)
             place.set_xticks([1, study.layers // 2, study.layers])
         for place in grid[len(chosen) :]:

@@ -1,4 +1,4 @@
-"""The page: HTML out of what was worked out, one file without a reference to any other. What comes from data is escaped."""
+"""The page: HTML out of what was worked out, one file that refers to no other. What comes from data is escaped."""
 
 import base64
 from collections.abc import Iterable, Sequence
@@ -30,6 +30,7 @@ dt { color: var(--muted); } dd { margin: 0; overflow-wrap: anywhere; }
 .tiles { display: grid; grid-template-columns: repeat(auto-fit, minmax(11rem, 1fr)); gap: .8rem; margin: 1rem 0; }
 .tile { border: 1px solid var(--line); border-radius: 6px; padding: .7rem .9rem; }
 .tile b { display: block; font-size: 1.45rem; line-height: 1.25; font-variant-numeric: tabular-nums; }
+.tile small { color: var(--muted); font-size: .84rem; font-weight: 400; }
 .tile span { color: var(--muted); font-size: .84rem; }
 .better { color: #166534; font-weight: 600; } .worse { color: var(--warn); font-weight: 600; }
 nav a { margin-right: 1rem; } a { color: var(--accent); }
@@ -77,9 +78,13 @@ def facts(pairs: Iterable[tuple[str, object]]) -> Html:
 
 
 def tiles(pairs: Iterable[tuple[str, str]]) -> Html:
-    """Figures in large type with what they are below."""
-    return tag("div", *(tag("div", tag("b", value), tag("span", name), class_="tile") for name, value in pairs),
-               class_="tiles")  # fmt: skip
+    """Figures in large type, what follows a ± in small, with what they are below."""
+    boxes = []
+    for name, value in pairs:
+        number, plus_minus, deviation = value.partition(" ±")
+        large = tag("b", number, tag("small", plus_minus + deviation) if deviation else "")
+        boxes.append(tag("div", large, tag("span", name), class_="tile"))
+    return tag("div", *boxes, class_="tiles")
 
 
 def page(title: str, *content: object) -> str:

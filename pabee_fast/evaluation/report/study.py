@@ -60,9 +60,7 @@ class Study:
             raise InputError("give tolerance where answers are values, and only there: what counts as right")
         deep = [depth for depth in self.truncated if not 0 < depth < first.layers]
         if deep:
-            raise InputError(
-                f"a truncated model has {deep[0]} layers and the model {first.layers}: give shallower ones"
-            )
+            raise InputError(f"a truncated model has {deep[0]} layers, the model {first.layers}: give shallower ones")
         if self.metric is not None and self.metric not in metrics_for(first.kind):
             raise InputError(f"metric={self.metric!r}: for these answers give {', '.join(metrics_for(first.kind))}")
         evaluate(self.main_metric, self.full_depth[0], self.labels)
@@ -145,17 +143,22 @@ class Candidates:
         return [self._seen(half) for half in self.halves]
 
     def _seen(self, half: Tensor) -> tuple[list[float], list[float]]:
-        study, metric = self.study, METRICS[self.study.main_metric]
+        study = self.study
         lengths = study.traces[0].lengths[half].double()
-        whole = lengths.sum() * study.layers
-        costs = sum((exits[:, half] * lengths).sum(dim=1) / whole for exits in self.exits) / len(self.exits)
-        scores = [
-            statistics.fmean(
-                metric(self._answers(seed, policy)[half], study.labels[half]) for seed in range(len(self.exits))
-            )
-            for policy in range(len(self.policies))
-        ]
-        return costs.tolist(), scores  # type: ignore[union-attr]
+        costs = sum((exits[:, half] * lengths).sum(dim=1) for exits in self.exits)
+        scores = [self._scores(seed, half) for seed in range(len(self.exits))]
+        whole = lengths.sum() * study.layers * len(self.exits)
+        return (costs / whole).tolist(), [statistics.fmean(seeds) for seeds in zip(*scores, strict=True)]
+
+    def _scores(self, seed: int, half: Tensor) -> list[float]:
+        """The main metric of every candidate on some rows."""
+        study, metric = self.study, self.study.main_metric
+        if metric == "accuracy":  # which rows are right says it all, for every candidate at once
+            at = self.exits[seed][:, half].long() - study.traces[seed].first_layer
+            flags: list[float] = study.right[seed][:, half].double().gather(0, at).mean(dim=1).tolist()
+            return flags
+        policies = range(len(self.policies))
+        return [METRICS[metric](self._answers(seed, policy)[half], study.labels[half]) for policy in policies]
 
     def _answers(self, seed: int, policy: int) -> Tensor:
         exits = self.exits[seed][policy].long() - self.study.traces[seed].first_layer
