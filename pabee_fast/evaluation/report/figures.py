@@ -62,7 +62,7 @@ def curves_figure(study: Study, curves: Sequence[tuple[str, Sequence[Point]]]) -
             _line(axes, [study.layers / depth for depth in depths], scores, color=INK, marker="*", markersize=11,
                   linestyle="--", linewidth=1, label="truncated and fine-tuned")  # fmt: skip
         axes.axhline(full, color=MUTED, linestyle=":", linewidth=1.2, label="full depth")
-        _line(axes, [1.0], [study.score(study.ensemble)], color=SERIES[3], marker="P", markersize=8, linestyle="none",
+        _line(axes, [1.0], [study.score(study.ensemble)], color=INK, marker="P", markersize=8, linestyle="none",
               label="ensemble of all heads")  # fmt: skip
         shown = [p.score[0] for _, points in curves for p in points if p.speed[0] <= 4]
         low = min([full, *shown, *(study.score(one)[0] for one in study.truncated.values())])
