@@ -221,7 +221,8 @@ def from_pretrained(path_or_id: str | Path, policy: Policy | None = None, **kwar
 
     Args:
         path_or_id: a directory or hub id, as `AutoModelForSequenceClassification.from_pretrained` takes it.
-        policy: accelerates the model with it; None leaves the model at full depth.
+        policy: accelerates the model with it; None leaves the model at full depth, whatever `pabee-fast tune` stored
+            with it (`pf.guarantee_of(model).policy`).
         **kwargs: passed on (dtype, device_map, revision, ...). Hub code is never run: `trust_remote_code` is refused.
 
     Returns:
