@@ -6,6 +6,7 @@ from typing import Annotated
 import typer
 from rich.console import Console
 
+from pabee_fast.cli.options import Device, MaxLength, TextColumn, TextPairColumn, TokenBudget
 from pabee_fast.cli.show import quieten_transformers
 
 
@@ -18,8 +19,8 @@ def report_command(
     truncated: Annotated[
         list[str], typer.Option(help="A shallower model, fine-tuned at its depth; may be given again.")
     ] = [],  # noqa: B006 - typer wants a list and copies it
-    text_column: Annotated[str, typer.Option(help="Column of the texts.")] = "text",
-    text_pair_column: Annotated[str | None, typer.Option(help="Column of the second texts, for pairs.")] = None,
+    text_column: TextColumn = "text",
+    text_pair_column: TextPairColumn = None,
     label_column: Annotated[str, typer.Option(help="Column of the labels.")] = "label",
     metric: Annotated[
         str | None, typer.Option(help="The main one: accuracy, F1, Matthews, Pearson or Spearman; default: the first.")
@@ -28,14 +29,10 @@ def report_command(
         float | None, typer.Option(help="Regression: answers this close to their label count as right.")
     ] = None,
     name: Annotated[str | None, typer.Option(help="What the report calls the model; default: its directory.")] = None,
-    max_length: Annotated[
-        int | None, typer.Option(help="Tokens at which a text is cut; default: what model and tokenizer allow.")
-    ] = None,
-    token_budget: Annotated[
-        int | None, typer.Option(help="The most tokens computed at once; default: by device.")
-    ] = None,
+    max_length: MaxLength = None,
+    token_budget: TokenBudget = None,
     dtype: Annotated[str, typer.Option(help="auto, float32, bfloat16 or float16.")] = "auto",
-    device: Annotated[str, typer.Option(help="auto, cpu or cuda.")] = "auto",
+    device: Device = "auto",
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace an output that exists.")] = False,
 ) -> None:
     """Write one HTML page: what every head, rule and truncated model is worth, what it saves, and how sure that is."""

@@ -6,6 +6,7 @@ from typing import Annotated, Any
 
 import typer
 
+from pabee_fast.cli.options import MaxLength, TextColumn, TextPairColumn, TokenBudget
 from pabee_fast.cli.watch import Watch, choose_watch
 
 
@@ -23,8 +24,8 @@ def score_command(
         str,
         typer.Option(help="Table to write, its suffix names the format; DIRECTORY/ for parts; - for standard output."),
     ],
-    text_column: Annotated[str, typer.Option(help="Column of the texts.")] = "text",
-    text_pair_column: Annotated[str | None, typer.Option(help="Column of the second texts, for pairs.")] = None,
+    text_column: TextColumn = "text",
+    text_pair_column: TextPairColumn = None,
     policy: Annotated[
         str | None,
         typer.Option(
@@ -32,12 +33,8 @@ def score_command(
             "Default: what `pabee-fast tune` stored with the model, if its guarantee holds here, otherwise patience:6."
         ),
     ] = None,
-    max_length: Annotated[
-        int | None, typer.Option(help="Tokens at which a text is cut; default: what model and tokenizer allow.")
-    ] = None,
-    token_budget: Annotated[
-        int | None, typer.Option(help="The most tokens computed at once; default: by device.")
-    ] = None,
+    max_length: MaxLength = None,
+    token_budget: TokenBudget = None,
     dtype: Annotated[str, typer.Option(help="auto, float32, bfloat16 or float16.")] = "auto",
     device: Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:1.")] = "auto",
     devices: Annotated[

@@ -8,6 +8,7 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
+from pabee_fast.cli.options import Device, MaxLength, TextColumn, TextPairColumn, TokenBudget
 from pabee_fast.cli.show import quieten_transformers
 
 if TYPE_CHECKING:
@@ -43,18 +44,14 @@ def tune_command(
     order_table: Annotated[
         Path | None, typer.Option("--order", help="Table of other texts that choose what is tested, instead.")
     ] = None,
-    text_column: Annotated[str, typer.Option(help="Column of the texts.")] = "text",
-    text_pair_column: Annotated[str | None, typer.Option(help="Column of the second texts, for pairs.")] = None,
+    text_column: TextColumn = "text",
+    text_pair_column: TextPairColumn = None,
     label_column: Annotated[str | None, typer.Option(help="Column of the labels, for --risk accuracy-loss.")] = None,
     trace: Annotated[Path | None, typer.Option(help="A trace of the calibration texts, in place of TABLE.")] = None,
-    max_length: Annotated[
-        int | None, typer.Option(help="Tokens at which a text is cut; default: what model and tokenizer allow.")
-    ] = None,
-    token_budget: Annotated[
-        int | None, typer.Option(help="The most tokens computed at once; default: by device.")
-    ] = None,
+    max_length: MaxLength = None,
+    token_budget: TokenBudget = None,
     dtype: Annotated[str, typer.Option(help="auto, float32, bfloat16 or float16; the promise holds in it.")] = "auto",
-    device: Annotated[str, typer.Option(help="auto, cpu or cuda.")] = "auto",
+    device: Device = "auto",
     seed: Annotated[int, typer.Option(help="Of the split by --order-share.")] = 0,
     output: Annotated[
         Path | None, typer.Option(help="Directory for frontier.json and the plot; default: tuning, in the model's.")
