@@ -32,20 +32,22 @@ TOLERANCE = {torch.float32: 1e-5, torch.float16: 5e-3, torch.bfloat16: 4e-2}
 """Of full-depth logits against stock, max |difference| / max |logit|."""
 
 
-def stock_batches(rows: cases.Rows, size: int, device: torch.device) -> list[tuple[np.ndarray, dict[str, Tensor]]]:
+def stock_batches(
+    rows: cases.Rows, size: int, device: torch.device, pad: int = 0
+) -> list[tuple[np.ndarray, dict[str, Tensor]]]:
     """Length-sorted batches of `size` rows, each padded to its longest, on the device already."""
     order, batches = np.argsort(-rows.lengths, kind="stable"), []
     for first in range(0, len(order), size):
         members = order[first : first + size]
-        batches.append((members, padded([rows.input_ids[i] for i in members], device)))
+        batches.append((members, padded([rows.input_ids[i] for i in members], device, pad)))
     return batches
 
 
-def padded(input_ids: Sequence[Sequence[int]], device: torch.device) -> dict[str, Tensor]:
-    """input_ids and attention_mask [rows, longest], padded with 0 on the right."""
+def padded(input_ids: Sequence[Sequence[int]], device: torch.device, pad: int = 0) -> dict[str, Tensor]:
+    """input_ids and attention_mask [rows, longest], padded with `pad` on the right."""
     longest = max(map(len, input_ids))
-    ids = torch.tensor([[*row, *[0] * (longest - len(row))] for row in input_ids], device=device)
-    return {"input_ids": ids, "attention_mask": (ids != 0).long()}
+    ids = torch.tensor([[*row, *[pad] * (longest - len(row))] for row in input_ids], device=device)
+    return {"input_ids": ids, "attention_mask": (ids != pad).long()}
 
 
 @torch.no_grad()
