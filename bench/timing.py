@@ -11,21 +11,27 @@ from typing import Any
 import torch
 
 
-def interleaved(variants: Mapping[str, Callable[[], Any]], rounds: int, device: torch.device) -> dict[str, list[float]]:
+def interleaved(
+    variants: Mapping[str, Callable[[], Any]],
+    rounds: int,
+    device: torch.device,
+    clock: Callable[[], float] = time.perf_counter,
+) -> dict[str, list[float]]:
     """Seconds of every variant in each of `rounds` rounds, after one round that is not counted.
 
-    The order turns by one from round to round, so that no variant always follows the same one.
+    The order turns by one from round to round, so that no variant always follows the same one. `time.process_time` for
+    clock counts the processor's seconds alone, which other programs on a busy machine lengthen less.
     """
     names = list(variants)
     seconds: dict[str, list[float]] = {name: [] for name in names}
     for turn in range(rounds + 1):
         for name in names[turn % len(names) :] + names[: turn % len(names)]:
             wait_for(device)
-            started = time.perf_counter()
+            started = clock()
             variants[name]()
             wait_for(device)
             if turn:
-                seconds[name].append(time.perf_counter() - started)
+                seconds[name].append(clock() - started)
     return seconds
 
 

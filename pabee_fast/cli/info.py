@@ -10,7 +10,7 @@ def info_command(
     dtype: Annotated[str, typer.Option(help="auto, float32, bfloat16 or float16.")] = "auto",
     device: Annotated[str, typer.Option(help="auto, cpu or cuda.")] = "auto",
 ) -> None:
-    """Tell what would run here, and why: device, precision, attention, kernels."""
+    """Tell what would run here, and why: device, precision, attention, layers, kernels."""
     import torch
     import transformers
 
@@ -27,6 +27,7 @@ def info_command(
         "dtype": f"{setting.dtype_name} ({setting.dtype_reason})",
         "exit step, compaction": setting.kernels,
         "attention": setting.attention(),
+        "layers": setting.layers,
         "families": ", ".join(FAMILIES),
     }
     if model is not None:
@@ -35,6 +36,7 @@ def info_command(
         heads = f"{len(engine.layers)}, the model's own included" if has_heads(engine.model) else "none but its own"
         lines |= {
             "attention": setting.attention(config.hidden_size // config.num_attention_heads),
+            "layers": engine.layers.describe(),
             "model": f"{config.model_type}, {len(engine.layers)} layers of {config.hidden_size}, {engine.kind} answers",
             "heads": heads,
             "token budget": str(engine.token_budget),

@@ -162,9 +162,9 @@ def choose_layers(device: torch.device, dtype: torch.dtype) -> tuple[str, str]:
 
 def separate_weights(model: PreTrainedModel) -> None:
     """Gives weights that a run has joined memory of their own again; a model without such is left as it is."""
-    family = family_of(model)
-    for module in dict.fromkeys(family.layers(model)):
-        with contextlib.suppress(AttributeError):  # the owner has changed it since
+    with contextlib.suppress(AttributeError, UnsupportedError):  # the owner has changed it since
+        family = family_of(model)
+        for module in dict.fromkeys(family.layers(model)):
             for each in family.blocks(module):
                 parts = (each.query, each.key, each.value)
                 separate([part.weight for part in parts])

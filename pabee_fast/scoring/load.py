@@ -13,6 +13,7 @@ from pabee_fast.models.heads import CONFIG_ENTRY, from_pretrained
 from pabee_fast.policies import FullDepth, Patience, Policy
 from pabee_fast.runtime import ops
 from pabee_fast.runtime.device import choose_device, choose_dtype
+from pabee_fast.runtime.layers import choose_layers
 from pabee_fast.scoring.audit import Promise
 from pabee_fast.scoring.scorer import Scorer
 
@@ -54,6 +55,12 @@ class Setting:
     def attention(self, head_dim: int = 64) -> str:
         """What runs attention for heads of this size."""
         return ops.attention_in_use(self.device, self.dtype, head_dim)
+
+    @property
+    def layers(self) -> str:
+        """How layers run that are post-norm blocks, as BERT's."""
+        variant, why = choose_layers(self.device, self.dtype)
+        return f"{variant} where they are post-norm blocks ({why})"
 
 
 DEFAULT_POLICY = Patience(6)

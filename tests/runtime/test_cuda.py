@@ -8,6 +8,7 @@ import torch
 import pabee_fast as pf
 from pabee_fast.runtime.engine import Engine
 from pabee_fast.runtime.packed import pack
+from tests import zoo
 from tests.conftest import FAMILIES, padded_rows, tiny_model
 from tests.tolerances import TOLERANCES
 
@@ -77,3 +78,32 @@ def test_the_loop_waits_for_nothing_but_the_counts_it_asked_for(lanes: int, dtyp
         torch.cuda.set_sync_debug_mode("default")
     assert tuple(got.exit_layers.tolist()) == policy.exit_layers
     assert torch.equal(got.logits, expected.logits)
+
+
+@pytest.mark.parametrize("family", ["bert", "albert", "roberta", "electra", "distilbert"])
+@pytest.mark.parametrize("activation", ["gelu", "gelu_new", "relu"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16], ids=str)
+def test_fused_and_compiled_layers_equal_stock_ones(family: str, activation: str, dtype: torch.dtype) -> None:
+    name = "activation" if family == "distilbert" else "hidden_act"
+    model = zoo.model_with_heads(family, **{name: activation}).to("cuda", dtype)
+    batch = pack(model, **zoo.rows(family, LENGTHS))
+    expected = Engine(model, layers="stock").every_head(batch)
+    # One family is compiled: its graph is the same for all.
+    for variant in ("fused", "compiled") if family == "bert" else ("fused",):
+        got = Engine(model, layers=variant).every_head(batch)
+        assert (got - expected).abs().max() / expected.abs().max() <= TOLERANCES[dtype], variant
+    query = Engine(model).family.blocks(Engine(model).layers.modules[0])[0].query
+    assert query.weight.untyped_storage().nbytes() == 3 * query.weight.nbytes, "weights were not joined"
+
+
+def test_fused_layers_hold_less_memory_than_stock_ones() -> None:
+    model = zoo.model_with_heads("bert", hidden_size=768, intermediate_size=3072, num_attention_heads=12)
+    model = model.to("cuda", torch.bfloat16)
+    batch, held = pack(model, **zoo.rows("bert", [40] * 400)), {}
+    for variant in ("fused", "stock"):
+        engine = Engine(model, layers=variant, token_budget=16_000)
+        engine.run(batch, pf.FullDepth())
+        torch.cuda.reset_peak_memory_stats()
+        engine.run(batch, pf.FullDepth())
+        held[variant] = torch.cuda.max_memory_allocated()
+    assert held["fused"] <= held["stock"]

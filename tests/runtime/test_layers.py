@@ -11,11 +11,13 @@ from pabee_fast.kernels import reference
 from pabee_fast.models import FAMILIES
 from pabee_fast.runtime import block, layers, ops
 from pabee_fast.runtime.engine import Engine
+from pabee_fast.runtime.packed import Layout
 from tests import zoo
 from tests.conftest import FAMILIES as THREE
 from tests.conftest import tiny_stock
 from tests.runtime.answers import packed_answers as answers
 from tests.runtime.answers import stock_answers
+from tests.runtime.memory import peak_bytes
 from tests.tolerances import TOLERANCES, assert_close
 
 FUSED = ["bert", "albert", "roberta", "xlm-roberta", "camembert", "electra", "distilbert"]
@@ -160,3 +162,26 @@ def test_without_triton_a_gpu_runs_stock_layers(monkeypatch: pytest.MonkeyPatch)
 def test_a_variant_of_another_name_is_refused() -> None:
     with pytest.raises(pf.InputError, match="layers='fast': give one of stock, fused, compiled"):
         Engine(tiny_stock("bert"), layers="fast")
+
+
+@pytest.mark.parametrize("way", ["plain", "kernels"])
+def test_fused_layers_hold_less_memory_than_stock_ones(way: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    if way == "kernels":  # which work in place
+        served = {"add_norm": lambda product, *args, **options: product}
+        served["bias_act"] = served["add_norm"]
+        real = ops._kernel
+        monkeypatch.setattr(ops, "_kernel", lambda name, tensor: served.get(name) or real(name, tensor))
+        monkeypatch.setattr(block, "JOINED", {"cpu"})
+    stock = tiny_stock("bert", hidden_size=64, intermediate_size=256, num_hidden_layers=2)
+    tokens, hidden_bytes = 400, 400 * 64 * 4
+    layout = Layout(torch.tensor([0, 150, 400], dtype=torch.int32), 250)
+    peaks = {}
+    for variant in ("stock", "fused"):
+        runs = layers.Layers(stock, FAMILIES["bert"], variant)
+        with runs.ready():
+            peaks[variant] = peak_bytes(lambda runs=runs: runs(1, torch.randn(1, tokens, 64), layout, {}))
+    assert peaks["fused"] < peaks["stock"]
+    # What entered, what attention gave, the inner product of four times the width, and the outer one; torch's own norm
+    # writes its result beside that.
+    assert peaks["fused"] <= (7.1 if way == "kernels" else 8.1) * hidden_bytes
+    assert peaks["stock"] >= 10 * hidden_bytes, "the test could not fail"

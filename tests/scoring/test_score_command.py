@@ -2,6 +2,7 @@
 
 import csv
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -218,3 +219,4 @@ def test_info_tells_what_runs_and_why(model_dir: Path) -> None:
     assert result.exit_code == 0, result.output
     for word in ("dtype:", "AMX", "attention:", "exit step", "albert, 6 layers of 32", "6, the model's own included"):
         assert word in result.output
+    assert re.search(r"^layers: +fused \(measured\)$", result.output, re.MULTILINE)
