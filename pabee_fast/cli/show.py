@@ -3,7 +3,7 @@
 import sys
 
 from rich.console import Console
-from rich.progress import BarColumn, Progress, ProgressColumn, Task, TextColumn, TimeElapsedColumn
+from rich.progress import BarColumn, Progress, ProgressColumn, Task, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.text import Text
 
 
@@ -17,17 +17,33 @@ def quieten_transformers() -> None:
 
 
 def progress_bar(console: Console) -> Progress:
-    """A bar with rows per second; silent where the output is no terminal."""
+    """A bar with rows per second, and the time left where a task's total is known; silent off a terminal."""
     return Progress(
         TextColumn("{task.description}"),
         BarColumn(),
-        TextColumn("{task.completed} rows"),
+        RowsDone(),
         RowsPerSecond(),
         TextColumn("{task.fields[rate]}"),
         TimeElapsedColumn(),
+        TimeLeft(),
         console=console,
         disable=not console.is_terminal,
     )
+
+
+class RowsDone(ProgressColumn):
+    """How many rows are done, of how many where that is known."""
+
+    def render(self, task: Task) -> Text:
+        of = "" if task.total is None else f"/{task.total:.0f}"
+        return Text(f"{task.completed:.0f}{of} rows")
+
+
+class TimeLeft(TimeRemainingColumn):
+    """The time left; nothing where the number of rows is not known."""
+
+    def render(self, task: Task) -> Text:
+        return Text("") if task.total is None else Text("left ") + super().render(task)
 
 
 class RowsPerSecond(ProgressColumn):
