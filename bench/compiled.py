@@ -33,7 +33,7 @@ class Figures:
     registers: int
     """32-bit registers of a thread; on AMD its vector registers, accumulation ones included."""
     spills: int
-    """Accesses to local memory on NVIDIA, spilled registers on AMD."""
+    """Accesses to local memory on NVIDIA, spilled vector registers on AMD, whose scalar ones go to lanes of those."""
     stack: int
     """Bytes of a thread's stack frame and local memory."""
     shared: int
@@ -157,7 +157,7 @@ def read_amd(text: str, *, shared: int, warps: int) -> Figures:
 
     return Figures(
         registers=resource("vgpr_count"),
-        spills=resource("vgpr_spill_count") + resource("sgpr_spill_count"),
+        spills=resource("vgpr_spill_count"),
         stack=resource("private_segment_fixed_size"),
         shared=shared,
         warps=warps,

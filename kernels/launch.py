@@ -16,11 +16,17 @@ MAX_CLASSES = 1024
 MIN_DOT = 16
 # A program of `add_norm` holds a whole token, 32 numbers to a thread.
 MAX_HIDDEN_SIZE = 16384
+# Larger heads leave a program no registers for a block of queries.
+MAX_HEAD_DIM = 256
 # Tokens of a row that a mean loads at once.
 MEAN_TOKENS = 4
 GATHER_BYTES = 8192
 # Enough for several programs on every multiprocessor; a row's programs take turns along it, so fewer stay correct.
 GATHER_PROGRAMS = 16384
+
+# Queries, keys and warps of a program of `attention`, by the size of a head.
+_HALF_ATTENTION = {64: (64, 32, 4), 128: (64, 32, 8), 256: (32, 32, 4)}
+_FLOAT32_ATTENTION = {64: (32, 32, 4), 128: (32, 32, 8), 256: (16, 16, 8)}
 
 
 class Plan(NamedTuple):
@@ -182,6 +188,30 @@ def bias_act_blocks(width: int) -> tuple[dict[str, int], dict[str, int]]:
     way to fill the memory's latency."""
     block_width = min(1024, next_power_of_2(width))
     return {"BLOCK_TOKENS": 4096 // block_width, "BLOCK_WIDTH": block_width}, {"num_warps": 4, "num_stages": 1}
+
+
+def attention_blocks(head_dim: int, value_dim: int, dtype: torch.dtype) -> tuple[dict[str, int], dict[str, int]]:
+    """Return the block sizes and compile options of `attention`: keyed on a head's size, which no batch changes.
+
+    The largest that spill nowhere, in 54 KiB of shared memory; every launch of float32 products is pure multiply-adds,
+    whose operands stay in registers, so that its blocks are smaller.
+    """
+    block_head, block_value = (max(MIN_DOT, next_power_of_2(size)) for size in (head_dim, value_dim))
+    by_size = _FLOAT32_ATTENTION if dtype == torch.float32 else _HALF_ATTENTION
+    queries, keys, warps = by_size[max(64, block_head, block_value)]
+    blocks = {
+        "BLOCK_QUERIES": queries,
+        "BLOCK_KEYS": keys,
+        "BLOCK_HEAD": block_head,
+        "BLOCK_VALUE": block_value,
+    }
+    return blocks, {"num_warps": warps, "num_stages": 2}
+
+
+def attention_tiles(rows: int, tokens: int, block_queries: int) -> int:
+    """Return how many tiles of queries `attention` has to a head: enough for rows of any lengths, by rows and tokens
+    alone, since the host knows no more; hardly one to a row is empty, and none of them because another row is long."""
+    return tokens // block_queries + rows
 
 
 def next_power_of_2(number: int) -> int:

@@ -38,7 +38,8 @@ def attention(
         is_causal: whether a query sees only its own token and those before it.
         window: places; None: any distance.
         key_mask: [tokens] bool: False for tokens that nobody attends to; None: there are none.
-        positions: [tokens] int32, ascending within a row: what a window measures by; None: places in the packed row.
+        positions: [tokens] int32, each above the one before in its row: what a window measures by; None: places in the
+            packed row.
 
     Returns:
         [tokens, heads, value_dim], contiguous, dtype of `query`.

@@ -3,10 +3,10 @@ for every target, held against its baseline and asked for its traffic."""
 
 from collections.abc import Iterator
 
-from . import add_norm, bias_act, compact, exit_step, pool
+from . import add_norm, attention, bias_act, compact, exit_step, pool
 from .launch import Launch
 
-MODULES = (exit_step, compact, pool, add_norm, bias_act)
+MODULES = (exit_step, compact, pool, attention, add_norm, bias_act)
 
 
 def specialisations() -> Iterator[tuple[str, Launch]]:

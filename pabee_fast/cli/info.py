@@ -34,8 +34,11 @@ def info_command(
         engine = load_scorer(model, FullDepth(), setting).engine
         config = engine.model.config
         heads = f"{len(engine.layers)}, the model's own included" if has_heads(engine.model) else "none but its own"
+        attention_heads = config.num_attention_heads
+        head_dim = getattr(config, "head_dim", None) or config.hidden_size // attention_heads
+        is_grouped = getattr(config, "num_key_value_heads", attention_heads) != attention_heads
         lines |= {
-            "attention": setting.attention(config.hidden_size // config.num_attention_heads),
+            "attention": setting.attention(head_dim, is_grouped=is_grouped),
             "layers": engine.layers.describe(),
             "model": f"{config.model_type}, {len(engine.layers)} layers of {config.hidden_size}, {engine.kind} answers",
             "heads": heads,

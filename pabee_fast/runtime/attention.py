@@ -96,6 +96,10 @@ def packed_attention(
         raise UnsupportedError(
             f"{type(module).__name__} does not say whether it is causal: set its is_causal to True or False"
         )
+    if torch.is_autocast_enabled(query.device.type):
+        # As autocast does with torch's own attention: rotary embeddings leave query and key in float32.
+        dtype = torch.get_autocast_dtype(query.device.type)
+        query, key, value = query.to(dtype), key.to(dtype), value.to(dtype)
     q, k, v = (tensor[0].transpose(0, 1) for tensor in (query, key, value))
     if torch.is_autocast_enabled(q.device.type):  # it casts arguments of torch's own attention, so of ours as well
         q, k, v = (tensor.to(torch.get_autocast_dtype(q.device.type)) for tensor in (q, k, v))

@@ -14,7 +14,7 @@ from torch.nn.functional import layer_norm, linear
 
 from pabee_fast.kernels import reference
 from pabee_fast.kernels.checks import Pooler, RowState, memory_words
-from pabee_fast.kernels.launch import MAX_CLASSES, MAX_HIDDEN_SIZE, Plan
+from pabee_fast.kernels.launch import MAX_CLASSES, MAX_HEAD_DIM, MAX_HIDDEN_SIZE, Plan
 from pabee_fast.kernels.reference import ACTIVATIONS, count, observe
 
 if TYPE_CHECKING:
@@ -39,13 +39,25 @@ def _triton_kernels() -> dict[str, ModuleType] | None:
     """The modules for CUDA by the name of their function; says once why there are none."""
     try:
         from pabee_fast.kernels import add_norm, bias_act, compact
+        from pabee_fast.kernels import attention as attention_module
         from pabee_fast.kernels import exit_step as exit_step_module
         from pabee_fast.kernels import pool as pool_module
     except ImportError as error:
-        logger.warning("exit step and compaction run as plain torch on CUDA: Triton cannot be imported (%s)", error)
+        logger.warning(
+            "exit step, compaction and attention run as plain torch on CUDA where no library serves, and wait for the "
+            "device at every layer: Triton cannot be imported (%s)",
+            error,
+        )
         return None
-    layer = {"add_norm": add_norm, "bias_act": bias_act}
-    return {"exit_step": exit_step_module, "plan": compact, "gather": compact, "pool": pool_module, **layer}
+    return {
+        "add_norm": add_norm,
+        "attention": attention_module,
+        "bias_act": bias_act,
+        "exit_step": exit_step_module,
+        "plan": compact,
+        "gather": compact,
+        "pool": pool_module,
+    }
 
 
 def _kernel(name: str, tensor: Tensor) -> Callable[..., Any]:
@@ -238,44 +250,51 @@ def attention(
 
     Returns:
         [tokens, heads, value_dim], contiguous; zeros for a query that sees no key.
+
+    Raises:
+        ValueError: a shape, dtype, device or layout does not fit.
     """
     if window is not None and layout.positions is None and window >= layout.max_seqlen:
         window = None
     # Only windows measure by places of the padded layout: order is the same in both.
     positions = None if window is None else layout.positions
-    if layout.key_mask is None and positions is None and _library_serves(query, key, value):
-        return _library_attention(query, key, value, layout, scaling=scaling, is_causal=is_causal, window=window)
-    return reference.attention(
-        query, key, value, layout.cu_seqlens, scaling=scaling, is_causal=is_causal, window=window,
-        key_mask=layout.key_mask, positions=positions,
-    )  # fmt: skip
-
-
-def _library_serves(query: Tensor, key: Tensor, value: Tensor) -> bool:
-    """Whether torch's variable-length attention takes these tensors, of a batch that hides no token."""
-    if not _library_takes(query.device, query.dtype, query.shape[-1]) or value.shape[-1] != query.shape[-1]:
-        return False
-    return query.shape[1] == key.shape[1] or "enable_gqa" in _library_options()
-
-
-def _library_takes(device: torch.device, dtype: torch.dtype, head_dim: int) -> bool:
-    # FlashAttention 2: half precision, Ampere or newer, sizes of whole 16-byte words.
-    return (
-        device.type == "cuda"
-        and dtype in (torch.float16, torch.bfloat16)
-        and head_dim % 8 == 0
-        and head_dim <= 256
-        and torch.backends.cuda.is_flash_attention_available()
-        and torch.cuda.get_device_capability(device) >= (8, 0)
-    )
+    options: dict[str, Any] = {"scaling": scaling, "is_causal": is_causal, "window": window}
+    if layout.key_mask is None and positions is None and value.shape[-1] == query.shape[-1]:
+        is_grouped = query.shape[1] != key.shape[1]
+        if _why_no_library(query.device, query.dtype, query.shape[-1], is_grouped) is None:
+            return _library_attention(query, key, value, layout, **options)
+    attend = _kernel("attention", query)
+    if attend is not reference.attention and (largest := max(query.shape[-1], value.shape[-1])) > MAX_HEAD_DIM:
+        _say_too_large_heads(largest)
+        attend = reference.attention
+    marks = {"key_mask": layout.key_mask, "positions": positions}
+    return cast(Tensor, attend(query, key, value, layout.cu_seqlens, **options, **marks))
 
 
 @functools.cache
-def _library_options() -> frozenset[str]:
-    """What this torch's function can be asked for: grouped-query heads came with torch 2.12."""
+def _say_too_large_heads(size: int) -> None:
+    logger.warning("attention runs as plain torch: heads of %d numbers, and the kernel holds %d", size, MAX_HEAD_DIM)
+
+
+@functools.cache
+def _why_no_library(device: torch.device, dtype: torch.dtype, head_dim: int, is_grouped: bool) -> str | None:
+    """Why torch's variable-length attention, FlashAttention 2, does not take such tensors of rows without hidden
+    tokens; None where it does."""
+    if device.type != "cuda":
+        return "not on CUDA"
+    if dtype not in (torch.float16, torch.bfloat16):
+        return f"the library's is for half precision, not {dtype}"
+    if head_dim % 8 or head_dim > 256:
+        return f"the library's is for multiples of 8 up to 256, not heads of {head_dim}"
+    if not torch.backends.cuda.is_flash_attention_available():
+        return "this torch is built without FlashAttention"
+    if torch.cuda.get_device_capability(device) < (8, 0):
+        return "the library's needs a GPU of compute capability 8.0"
     from torch.nn.attention.varlen import varlen_attn
 
-    return frozenset(inspect.signature(varlen_attn).parameters)
+    if is_grouped and "enable_gqa" not in inspect.signature(varlen_attn).parameters:
+        return "this torch's variable-length attention promises nothing for grouped heads; 2.12 does"
+    return None
 
 
 def _library_attention(
@@ -300,12 +319,18 @@ def _library_attention(
     return cast(Tensor, out)
 
 
-def attention_in_use(device: torch.device, dtype: torch.dtype, head_dim: int) -> str:
-    """In words: which attention serves heads of `head_dim` numbers, and why."""
-    if _library_takes(device, dtype, head_dim):
-        return "torch.nn.attention.varlen (half precision on CUDA)"
-    why = "not on CUDA" if device.type != "cuda" else f"{dtype}, head size {head_dim}: no library kernel serves"
-    return f"scaled_dot_product_attention over runs of rows of one length ({why})"
+def attention_in_use(device: torch.device, dtype: torch.dtype, head_dim: int, *, is_grouped: bool = False) -> str:
+    """In words: which attention serves heads of `head_dim` numbers, several of them to a key where `is_grouped`, and
+    why."""
+    why = _why_no_library(device, dtype, head_dim, is_grouped)
+    ours = "Triton"
+    if device.type != "cuda" or head_dim > MAX_HEAD_DIM or _triton_kernels() is None:
+        ours = "scaled_dot_product_attention over runs of rows of one length"
+    if why is None:
+        return f"torch.nn.attention.varlen; {ours} where a mask hides tokens inside a row"
+    if device.type == "cuda" and ours != "Triton":
+        why += "; ours for heads of up to 256" if head_dim > MAX_HEAD_DIM else "; Triton cannot be imported"
+    return f"{ours} ({why})"
 
 
 class ReadBack:

@@ -52,9 +52,9 @@ class Setting:
         """What runs exit step and compaction."""
         return ops.kernels_in_use(self.device)
 
-    def attention(self, head_dim: int = 64) -> str:
+    def attention(self, head_dim: int = 64, *, is_grouped: bool = False) -> str:
         """What runs attention for heads of this size."""
-        return ops.attention_in_use(self.device, self.dtype, head_dim)
+        return ops.attention_in_use(self.device, self.dtype, head_dim, is_grouped=is_grouped)
 
     @property
     def layers(self) -> str:

@@ -73,6 +73,13 @@ def test_a_float32_head_is_made_of_fused_multiply_adds_since_tf32_is_not_float32
     assert (found.mma, found.fma > 100) == (0, True)
 
 
+@pytest.mark.parametrize("target", ["sm_80", "sm_90"])
+def test_attention_multiplies_halves_by_matrix_instructions_and_float32_in_float32(target: str) -> None:
+    half, single = (compile_for(by_name(f"attention-{name}-64"), target) for name in ("bfloat16", "float32"))
+    assert (half.mma > 0, single.mma, single.fma > 100) == (True, 0, True)
+    assert half.loads["16"] > 8 and single.loads["16"] > 8
+
+
 @pytest.mark.parametrize("target", TARGETS)
 def test_gather_moves_16_bytes_at_a_time(target: str) -> None:
     found = compile_for(by_name("gather-768-bfloat16-1"), target)

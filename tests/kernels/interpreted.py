@@ -9,8 +9,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pabee_fast.kernels import add_norm, bias_act, compact, exit_step, launch, pool
-from tests.kernels import compact_cases, exit_cases, layer_cases
+from pabee_fast.kernels import add_norm, attention, bias_act, compact, exit_step, launch, pool
+from tests.kernels import attention_cases, compact_cases, exit_cases, layer_cases
 
 
 @pytest.mark.parametrize("case", exit_cases.EXIT_CASES, ids=str)
@@ -45,6 +45,32 @@ def test_a_batch_shrinks_to_one_row_and_to_none() -> None:
 def test_gather_copies_whole_runs_with_fewer_programs_than_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(launch, "GATHER_PROGRAMS", 2)
     compact_cases.check_compaction(compact, [301, 1], [1, 1], shape=(48,), dtype=torch.float32)
+
+
+@pytest.mark.parametrize("case", attention_cases.ATTENTION_CASES, ids=str)
+def test_attention_equals_its_formula(case: attention_cases.AttentionCase) -> None:
+    attention_cases.check_attention(attention.attention, case, torch.float32, "cpu")
+
+
+@settings(max_examples=8, deadline=None)
+@given(
+    lengths=st.lists(st.sampled_from([1, 5, 31, 32, 33, 70]), min_size=1, max_size=4),
+    place=st.integers(0, 3),
+    is_causal=st.booleans(),
+    window=st.sampled_from([None, 3, 40]),
+)
+def test_a_row_s_attention_does_not_depend_on_its_neighbours(
+    lengths: list[int], place: int, is_causal: bool, window: int | None
+) -> None:
+    attention_cases.check_neighbours_do_not_matter(
+        attention.attention, lengths, place % len(lengths), is_causal=is_causal, window=window
+    )
+
+
+def test_attention_refuses_the_dtype_that_the_interpreter_multiplies_wrongly() -> None:
+    with pytest.raises(ValueError, match=r"query is torch.bfloat16.*use torch.float32"):
+        case = attention_cases.AttentionCase(lengths=(3,))
+        attention_cases.check_attention(attention.attention, case, torch.bfloat16, "cpu")
 
 
 @settings(max_examples=40, deadline=None)

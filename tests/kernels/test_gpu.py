@@ -7,11 +7,19 @@ import pytest
 import torch
 
 from pabee_fast.kernels.checks import RowState
-from tests.kernels import compact_cases, exit_cases, layer_cases
+from tests.kernels import attention_cases, compact_cases, exit_cases, layer_cases
 
 pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no CUDA device")]
 
 by_dtype = pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+
+
+@pytest.fixture(scope="module")
+def attention() -> ModuleType:
+    pytest.importorskip("triton", reason="Triton is not installed, as on Windows")
+    from pabee_fast.kernels import attention
+
+    return attention
 
 
 @pytest.fixture(scope="module")
@@ -56,6 +64,38 @@ def test_pool_equals_its_reference(pool: ModuleType, case: exit_cases.PoolCase, 
     exit_cases.check_pool(pool.pool, case, dtype, "cuda")
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("case", attention_cases.ATTENTION_CASES, ids=str)
+def test_attention_equals_its_formula(
+    attention: ModuleType, case: attention_cases.AttentionCase, dtype: torch.dtype
+) -> None:
+    attention_cases.check_attention(attention.attention, case, dtype, "cuda")
+
+
+@pytest.mark.parametrize("lengths", [[1, 33, 5], [200, 1, 64], [7, 7, 130]], ids=str)
+@pytest.mark.parametrize("place", range(3))
+def test_a_row_s_attention_does_not_depend_on_its_neighbours(
+    attention: ModuleType, lengths: list[int], place: int
+) -> None:
+    attention_cases.check_neighbours_do_not_matter(
+        attention.attention, lengths, place, is_causal=False, window=None, device="cuda"
+    )
+
+
+def test_attention_reaches_elements_past_two_to_the_31(attention: ModuleType) -> None:
+    heads, head_dim, length = 64, 256, 128
+    rows = 2**31 // (heads * head_dim * length) + 1
+    if torch.cuda.mem_get_info()[0] < 12 * 2**30:
+        pytest.skip("needs 12 GiB of free GPU memory")
+    query = torch.zeros(rows * length, heads, head_dim, dtype=torch.bfloat16, device="cuda")
+    query[-length:].normal_()
+    key = torch.randn(rows * length, 1, head_dim, device="cuda").bfloat16()
+    ends = torch.arange(0, rows * length + 1, length, dtype=torch.int32, device="cuda")
+    last = [tensor[-length:] for tensor in (query, key, key)]
+    got = attention.attention(query, key, key, ends)[-length:]
+    assert torch.equal(got, attention.attention(*last, ends[:2]))
+
+
 @pytest.mark.parametrize("case", compact_cases.COMPACT_CASES, ids=str)
 def test_compaction_equals_indexing(compact: ModuleType, case: compact_cases.CompactCase) -> None:
     compact_cases.check_compact(compact, case, "cuda")
@@ -86,7 +126,9 @@ def waiting_is_an_error() -> Iterator[None]:
     torch.cuda.set_sync_debug_mode("default")
 
 
-def test_no_launch_waits_for_the_device(exit_step: ModuleType, compact: ModuleType, waiting_is_an_error: None) -> None:
+def test_no_launch_waits_for_the_device(
+    attention: ModuleType, exit_step: ModuleType, compact: ModuleType, waiting_is_an_error: None
+) -> None:
     rows, classes, hidden_size = 5, 3, 48
     with torch.device("cuda"):
         state = RowState(
@@ -108,3 +150,5 @@ def test_no_launch_waits_for_the_device(exit_step: ModuleType, compact: ModuleTy
         sources=found.sources,
     )  # fmt: skip
     assert (moved.shape, memory.shape) == (hidden.shape, state.memory.shape)
+    heads = hidden.view(rows, 3, hidden_size // 3)
+    assert attention.attention(heads, heads, heads, cu_seqlens, window=2).shape == heads.shape

@@ -9,6 +9,8 @@ from typing import Any
 
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 
 from pabee_fast.kernels import checks, launch, reference
 from pabee_fast.kernels.checks import Pooler, RowState
@@ -77,6 +79,21 @@ def gather_arguments(**changes: Any) -> dict[str, Any]:
         longest=3,
         memory=None,
         sources=None,
+    )
+    return arguments | changes
+
+
+def attention_arguments(rows: int = ROWS, **changes: Any) -> dict[str, Any]:
+    arguments: dict[str, Any] = dict(
+        query=torch.zeros(3 * rows, 4, HIDDEN_SIZE),
+        key=torch.zeros(3 * rows, 2, HIDDEN_SIZE),
+        value=torch.zeros(3 * rows, 2, HIDDEN_SIZE),
+        cu_seqlens=torch.arange(rows + 1, dtype=torch.int32) * 3,
+        scaling=None,
+        is_causal=False,
+        window=None,
+        key_mask=None,
+        positions=None,
     )
     return arguments | changes
 
@@ -211,13 +228,14 @@ def test_the_reference_imports_without_triton() -> None:
 def kernels() -> dict[str, ModuleType]:
     """The module of every function that has a kernel."""
     pytest.importorskip("triton", reason="Triton is not installed, as on macOS and Windows")
-    from pabee_fast.kernels import add_norm, bias_act, compact, exit_step, pool
+    from pabee_fast.kernels import add_norm, attention, bias_act, compact, exit_step, pool
 
-    layer = {"add_norm": add_norm, "bias_act": bias_act}
+    layer = {"attention": attention, "add_norm": add_norm, "bias_act": bias_act}
     return {"exit_step": exit_step, "pool": pool, "plan": compact, "gather": compact, **layer}
 
 
 ARGUMENTS = {
+    "attention": attention_arguments,
     "exit_step": exit_step_arguments,
     "pool": pool_arguments,
     "plan": plan_arguments,
@@ -267,6 +285,7 @@ def test_nothing_is_launched_for_no_rows(kernels: dict[str, ModuleType], monkeyp
     assert kernels["pool"].pool(**pool_arguments(rows=0)).shape == (0, HIDDEN_SIZE)
     assert kernels["add_norm"].add_norm(**add_norm_arguments(tokens=0)).shape == (0, HIDDEN_SIZE)
     assert kernels["bias_act"].bias_act(**bias_act_arguments(tokens=0)).shape == (0, HIDDEN_SIZE)
+    assert kernels["attention"].attention(**attention_arguments(rows=0)).shape == (0, 4, HIDDEN_SIZE)
 
 
 def test_a_head_too_wide_for_one_program_is_refused(kernels: dict[str, ModuleType]) -> None:
@@ -274,6 +293,41 @@ def test_a_head_too_wide_for_one_program_is_refused(kernels: dict[str, ModuleTyp
         launch.exit_step_blocks(
             HIDDEN_SIZE, launch.MAX_CLASSES + 1, torch.float32, kind="label", rule="agreement", pooling=None
         )
+
+
+def test_heads_too_large_for_one_program_are_refused(
+    kernels: dict[str, ModuleType], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # What is no JITFunction passes for interpreted, so that tensors on a CPU are let in.
+    monkeypatch.setattr(kernels["attention"], "attention_kernel", None)
+    wide = torch.zeros(3 * ROWS, 2, launch.MAX_HEAD_DIM + 1)
+    with pytest.raises(ValueError, match=r"value \[12, 2, 257\]; the kernel takes heads of up to 256 numbers, so call"):
+        kernels["attention"].attention(**attention_arguments(value=wide))
+
+
+def test_attention_on_a_batch_that_shrinks_compiles_nothing_new(kernels: dict[str, ModuleType]) -> None:
+    def compiled(rows: int, skipped: int, **changes: Any) -> Any:
+        # Heads laid out first, as rotary embeddings leave them: the distance between two heads changes with the tokens.
+        sizes = {"query": 4, "key": 2, "value": 2}
+        laid = {name: torch.zeros(heads, 3 * rows, HIDDEN_SIZE).transpose(0, 1) for name, heads in sizes.items()}
+        marks = {"key_mask": torch.ones(3 * rows + 1, dtype=torch.bool), "positions": torch.zeros(3 * rows + 1).int()}
+        marks = {name: mark[skipped : 3 * rows + skipped] for name, mark in marks.items()}
+        made = attention_arguments(rows, window=5, **laid, **marks)
+        return kernels["attention"].attention_launch(**(made | changes), out=torch.zeros(3 * rows, 4, HIDDEN_SIZE))
+
+    fresh = compiled(16, 0).specialisation()
+    assert all(
+        compiled(rows, skipped, **changes).specialisation() == fresh
+        for rows in (1, 2, 7)
+        for skipped in (0, 1)
+        for changes in ({}, {"window": 1}, {"scaling": 1.0})
+    )
+
+
+@given(lengths=st.lists(st.integers(0, 200), min_size=1, max_size=20), block=st.sampled_from([16, 32, 64]))
+def test_tiles_suffice_for_any_rows_and_hardly_one_to_a_row_is_empty(lengths: list[int], block: int) -> None:
+    needed = sum(-(-length // block) for length in lengths)
+    assert needed <= launch.attention_tiles(len(lengths), sum(lengths), block) <= needed + len(lengths)
 
 
 def test_a_batch_that_shrinks_compiles_nothing_new(kernels: dict[str, ModuleType]) -> None:

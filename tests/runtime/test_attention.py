@@ -1,3 +1,4 @@
+from collections.abc import Iterator
 from typing import Any
 
 import pytest
@@ -11,8 +12,10 @@ from transformers.masking_utils import (
 )
 
 import pabee_fast as pf
+from pabee_fast.runtime import ops
 from pabee_fast.runtime.attention import NAME, packed_attention, packed_attention_in
 from pabee_fast.runtime.packed import Layout, cumulative, pack
+from pabee_fast.runtime.state import Wave
 from tests.conftest import tiny_stock
 from tests.kernels.attention_cases import AttentionCase, softmax_maths
 from tests.tolerances import assert_close
@@ -100,6 +103,124 @@ def test_an_argument_that_packed_attention_does_not_know_is_named(asked: dict[st
 def test_a_module_that_does_not_say_whether_it_is_causal_is_refused() -> None:
     with pytest.raises(pf.UnsupportedError, match=r"Identity does not say .* set its is_causal"):
         attend(AttentionCase((3,)), nn.Identity())
+
+
+def library(
+    query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, ends: torch.Tensor, key_ends: torch.Tensor,
+    longest: int, longest_key: int, *, scale: float | None = None, window_size: tuple[int, int] = (-1, -1),
+    enable_gqa: bool = False,
+) -> torch.Tensor:  # fmt: skip
+    """torch's variable-length attention by what its documentation says, for one row."""
+    assert ends.tolist() == key_ends.tolist() == [0, longest] == [0, longest_key]
+    assert enable_gqa == (query.shape[1] != key.shape[1])
+    left, right = (longest if reach == -1 else reach for reach in window_size)
+    after = torch.arange(longest)[None, :] - torch.arange(longest)[:, None]  # how far a key comes after the query
+    q, k, v = (tensor.transpose(0, 1)[None] for tensor in (query, key, value))
+    seen = (after <= right) & (after >= -left)
+    attended = nn.functional.scaled_dot_product_attention(q, k, v, seen, scale=scale, enable_gqa=enable_gqa)
+    return attended[0].transpose(0, 1)
+
+
+@pytest.mark.parametrize("kv_heads", [1, 2])
+@pytest.mark.parametrize("is_causal", [False, True])
+@pytest.mark.parametrize("window", [None, 1, 3, 9, 50])
+def test_the_library_is_asked_for_the_same_keys(
+    kv_heads: int, is_causal: bool, window: int | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("torch.nn.attention.varlen.varlen_attn", library)
+    monkeypatch.setattr(ops, "_why_no_library", lambda *asked: None)
+    case = AttentionCase((9,), kv_heads=kv_heads, is_causal=is_causal, window=window, scaling=0.4)
+    tensors = case.tensors(torch.float32)
+    got = ops.attention(*tensors, Layout(case.cu_seqlens(), 9), scaling=0.4, is_causal=is_causal, window=window)
+    assert_close(got, softmax_maths(case, *tensors))
+
+
+@pytest.mark.parametrize(
+    "case",
+    [
+        AttentionCase((5, 4), hidden="first"),
+        AttentionCase((5, 4), has_holes=True, window=4),
+        AttentionCase((5, 4), value_dim=24),
+    ],
+    ids=str,
+)
+def test_the_library_is_not_asked_for_what_it_does_not_know(
+    case: AttentionCase, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("torch.nn.attention.varlen.varlen_attn", None)
+    monkeypatch.setattr(ops, "_why_no_library", lambda *asked: None)
+    tensors = case.tensors(torch.float32)
+    got = ops.attention(*tensors, Layout(case.cu_seqlens(), 5, case.key_mask(), case.positions()), window=case.window)
+    assert_close(got, softmax_maths(case, *tensors))
+
+
+CUDA, HALF = torch.device("cuda"), torch.bfloat16
+
+
+@pytest.fixture
+def ampere(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """A GPU that need not be there, as far as the choice looks at it."""
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (8, 0))
+    monkeypatch.setattr(torch.backends.cuda, "is_flash_attention_available", lambda: True)
+    ops._why_no_library.cache_clear()
+    yield
+    ops._why_no_library.cache_clear()
+
+
+def old_varlen_attn(query: Any, key: Any, value: Any, *, scale: Any = None, window_size: Any = None) -> None:
+    """Without `enable_gqa`, as in torch 2.11."""
+
+
+def test_what_serves_is_told_and_why(ampere: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(ops, "_triton_kernels", lambda: {})
+    tell = ops.attention_in_use
+    assert tell(torch.device("cpu"), HALF, 64) == (
+        "scaled_dot_product_attention over runs of rows of one length (not on CUDA)"
+    )
+    assert tell(CUDA, HALF, 64) == "torch.nn.attention.varlen; Triton where a mask hides tokens inside a row"
+    assert tell(CUDA, torch.float32, 64) == "Triton (the library's is for half precision, not torch.float32)"
+    assert tell(CUDA, HALF, 20) == "Triton (the library's is for multiples of 8 up to 256, not heads of 20)"
+    assert "runs of rows of one length" in tell(CUDA, HALF, 320) and "ours for heads of up to 256" in tell(
+        CUDA, HALF, 320
+    )
+    assert "varlen" in tell(CUDA, HALF, 64, is_grouped=True)
+    monkeypatch.setattr("torch.nn.attention.varlen.varlen_attn", old_varlen_attn)
+    ops._why_no_library.cache_clear()
+    assert tell(CUDA, HALF, 64, is_grouped=True).startswith("Triton (this torch's variable-length attention promises")
+    assert "varlen" in tell(CUDA, HALF, 64)
+
+
+def test_an_older_gpu_or_a_build_without_the_library_is_told(ampere: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(ops, "_triton_kernels", lambda: None)
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (7, 5))
+    assert ops.attention_in_use(CUDA, HALF, 64) == (
+        "scaled_dot_product_attention over runs of rows of one length "
+        "(the library's needs a GPU of compute capability 8.0; Triton cannot be imported)"
+    )
+    monkeypatch.setattr(torch.backends.cuda, "is_flash_attention_available", lambda: False)
+    ops._why_no_library.cache_clear()
+    assert "built without FlashAttention" in ops.attention_in_use(CUDA, HALF, 64)
+
+
+def test_autocast_reaches_attention_as_it_reaches_torch_s() -> None:
+    case = AttentionCase((7,))
+    q, k, v = (tensor.transpose(0, 1)[None] for tensor in case.tensors(torch.float32))
+    with torch.autocast("cpu", torch.bfloat16):
+        expected = nn.functional.scaled_dot_product_attention(q, k, v.bfloat16())
+        where = Layout(case.cu_seqlens(), 7)
+        got, _ = packed_attention(Bidirectional(), q, k, v.bfloat16(), None, layout=where)
+    assert got.dtype == expected.dtype == torch.bfloat16
+    assert torch.equal(got, expected.transpose(1, 2))
+
+
+def test_what_hides_and_places_tokens_moves_with_the_survivors() -> None:
+    ends, mask = torch.tensor([0, 3, 5, 8], dtype=torch.int32), torch.tensor([1, 0, 1, 1, 0, 1, 1, 0]).bool()
+    places = torch.tensor([0, 2, 3, 0, 4, 0, 1, 6], dtype=torch.int32)
+    wave = Wave.start(torch.zeros(1, 8, 4), Layout(ends, 3, mask, places), torch.arange(3), 1)
+    wave.state.keep[1] = 0
+    moved = wave.compact(wave.plan(), 2, 6, 3).layout
+    assert moved.positions is not None and moved.positions.tolist() == [0, 2, 3, 0, 1, 6]
+    assert moved.key_mask is not None and moved.key_mask.tolist() == [True, False, True, True, True, False]
 
 
 def test_positions_are_kept_where_a_mask_hid_tokens_between_others() -> None:

@@ -1,15 +1,18 @@
 """The runtime on a GPU: the same answers as on the CPU, in float32 and bfloat16."""
 
 import copy
+from typing import Any
 
 import pytest
 import torch
 
 import pabee_fast as pf
+from pabee_fast.runtime import ops
 from pabee_fast.runtime.engine import Engine
-from pabee_fast.runtime.packed import pack
+from pabee_fast.runtime.packed import Layout, pack
 from tests import zoo
 from tests.conftest import FAMILIES, padded_rows, tiny_model
+from tests.kernels import attention_cases
 from tests.tolerances import TOLERANCES
 
 pytestmark = [
@@ -107,3 +110,22 @@ def test_fused_layers_hold_less_memory_than_stock_ones() -> None:
         engine.run(batch, pf.FullDepth())
         held[variant] = torch.cuda.max_memory_allocated()
     assert held["fused"] <= held["stock"]
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16], ids=str)
+@pytest.mark.parametrize("case", [case for case in attention_cases.ATTENTION_CASES if case.tokens], ids=str)
+def test_attention_is_its_formula_whoever_serves(case: attention_cases.AttentionCase, dtype: torch.dtype) -> None:
+    def attend(
+        query: torch.Tensor,
+        key: torch.Tensor,
+        value: torch.Tensor,
+        cu_seqlens: torch.Tensor,
+        *,
+        key_mask: torch.Tensor | None,
+        positions: torch.Tensor | None,
+        **options: Any,
+    ) -> torch.Tensor:
+        layout = Layout(cu_seqlens, max(case.lengths), key_mask, positions)
+        return ops.attention(query, key, value, layout, **options)
+
+    attention_cases.check_attention(attend, case, dtype, "cuda")
