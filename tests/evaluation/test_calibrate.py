@@ -123,7 +123,7 @@ def test_full_depth_is_chosen_where_nothing_else_can_be_promised() -> None:
     assert found.policy == pf.FullDepth()
     assert (found.guarantee.cost, found.guarantee.errors) == (1.0, 0)
     assert [step.passed for step in found.tested] == [False]
-    assert "nothing that leaves earlier passed" in found.guarantee.statement()
+    assert "no policy that leaves earlier could be promised" in found.guarantee.statement()
 
 
 @pytest.mark.parametrize("kind", ["label", "label_set", "value"])
