@@ -4,6 +4,7 @@ The directory holds a classifier with heads (`pabee-fast fit` or `pabee-fast tra
 model that lies beside this script is taken.
 """
 
+import csv
 import sys
 from pathlib import Path
 
@@ -11,24 +12,21 @@ from transformers import AutoTokenizer, pipeline
 
 import pabee_fast as pf
 
-TEXTS = [
-    "a warm and funny film with a great cast",
-    "the plot makes no sense and the jokes fall flat",
-    "i would watch it again tomorrow",
-    "two hours that feel like four",
-] * 8
+HERE = Path(__file__).parent
 
 
-def main(directory: str = str(Path(__file__).with_name("sample-model"))) -> None:
+def main(directory: str = str(HERE / "sample-model")) -> None:
+    with (HERE / "sample.csv").open(newline="", encoding="utf-8") as file:
+        texts = [row["text"] for row in csv.DictReader(file)][:64]
     model, tokenizer = pf.from_pretrained(directory), AutoTokenizer.from_pretrained(directory)
     classify = pipeline("text-classification", model=model, tokenizer=tokenizer, batch_size=32)
-    before = classify(TEXTS)
+    before = classify(texts)
 
     pf.accelerate(model, pf.Patience(3))  # the line; the pipeline holds the same model
 
-    after = classify(TEXTS)
+    after = classify(texts)
     same = sum(a["label"] == b["label"] for a, b in zip(before, after, strict=True))
-    print(f"{same} of {len(TEXTS)} answers are those of full depth; the first: {after[0]}")
+    print(f"{same} of {len(texts)} answers are those of full depth; the first: {after[0]}")
 
 
 if __name__ == "__main__":

@@ -44,7 +44,7 @@ def text_model(tiny_tokenizer: PreTrainedTokenizerFast, tmp_path: Path) -> Calla
 
 
 def test_the_pipeline_is_swapped(run_example: Callable[..., str], text_model: Callable[..., str]) -> None:
-    assert re.search(r"\d+ of 32 answers .* \{'label': ", run_example("pipeline_swap", text_model("bert")))
+    assert re.search(r"\d+ of 64 answers .* \{'label': ", run_example("pipeline_swap", text_model("bert")))
 
 
 def test_a_cross_encoder_reranks(run_example: Callable[..., str], text_model: Callable[..., str]) -> None:
