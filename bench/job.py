@@ -6,7 +6,7 @@
 ratio   rows/s of the whole job against the engine's alone on the same rows, tokenized before (BERT-base)
 memory  peak memory at 1,000,000 short rows against 100,000, and whether rows/s stay the same (hidden 64, 2 layers)
 resume  seconds until a job with 1,000 finished parts computes its first new row, besides loading the model
-kills   a job killed at every named moment and 50 times at random, each time resumed, and compared with an undisturbed one
+kills   a job killed at every named moment and 50 times at random, resumed each time, compared with an undisturbed one
 ray     two workers of one thread on Ray against one process of two threads (BERT-base)
 
 The last line on stdout is one JSON document. Random weights, made-up texts with sst2's lengths.
@@ -133,7 +133,7 @@ def measure_resume(work: Path, args: argparse.Namespace) -> dict[str, Any]:
     """From the start of a resumed job to its first new row, with the model loaded."""
     model = job_cases.make_model(work / "tiny", **job_cases.TINY)
     source = job_cases.make_table(work / "many-parts.csv", 110 * args.parts, lengths=range(4, 17))
-    target, options = work / "many-parts-out.csv", {"part_rows": 100}
+    target = work / "many-parts-out.csv"
 
     def stop(progress: Progress) -> None:
         if progress.parts == args.parts:
@@ -142,7 +142,7 @@ def measure_resume(work: Path, args: argparse.Namespace) -> dict[str, Any]:
     made, about = recipe(model, "patience:1").worker()
     try:
         with LocalExecutor(made, about) as executor:
-            run_job(source, target, executor, stop, **options)
+            run_job(source, target, executor, stop, part_rows=100)
     except Enough:
         pass
     first: list[float] = []
@@ -150,7 +150,7 @@ def measure_resume(work: Path, args: argparse.Namespace) -> dict[str, Any]:
     worker.on_rows = lambda rows, layers: first.append(time.perf_counter())
     with LocalExecutor(worker, about) as executor:
         started = time.perf_counter()
-        job = Job([str(source)], str(target), Columns(["text"]), JobOptions(**options))
+        job = Job([str(source)], str(target), Columns(["text"]), JobOptions(part_rows=100))
         summary = job.run(executor)
     return {"parts": args.parts, "rows_resumed": summary.resumed, "seconds_to_first_new_row": first[0] - started}
 

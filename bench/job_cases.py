@@ -38,7 +38,7 @@ def make_model(folder: Path, **sizes: int) -> Path:
 
 
 def make_table(path: Path, rows: int, lengths: Sequence[int] | None = None) -> Path:
-    """A csv table with the columns id and text; rows of sst2 dev's lengths in tokens, or of the given ones at random."""
+    """A csv table with the columns id and text; rows of sst2 dev's lengths in tokens, or at random of those given."""
     rng = np.random.default_rng(0)
     counts = np.array(list(SST2_DEV_LENGTHS.values()))
     shares = counts / counts.sum() if lengths is None else None
