@@ -163,7 +163,9 @@ def measure_kills(work: Path, args: argparse.Namespace) -> dict[str, Any]:
     command = [sys.executable, "-m", "bench.kills", *map(str, words), "--part-rows", "100"]
     done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=False)
     found: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
-    return {name: found[name] for name in ("kills", "survived", "seconds_undisturbed")} | {"points": list(kills.POINTS)}
+    lost = [record for record in found["records"] if not record["same"]]
+    named = {"points": list(kills.POINTS), "lost": lost}
+    return {name: found[name] for name in ("kills", "survived", "seconds_undisturbed")} | named
 
 
 def measure_ray(work: Path, args: argparse.Namespace) -> dict[str, Any]:

@@ -39,13 +39,15 @@ POINTS = {
 
 def score(args: argparse.Namespace, target: str) -> None:
     """The job, in this process: resumes what is there."""
+    # The model is loaded here and not before the fork, which torch's thread pools do not survive.
+    recipe = Recipe(args.model, parse_policy(args.policy), device="cpu", dtype="float32", threads=1)
     job = Job([args.input], target, Columns(["text"]), JobOptions(part_rows=args.part_rows))
-    with LocalExecutor(args.worker, args.about) as executor:
+    with LocalExecutor(*recipe.worker()) as executor:
         job.run(executor)
 
 
 def in_child(action: Callable[[], None]) -> int:
-    """Forks a child for an action; its process id. A fork spares importing and loading everything for each kill."""
+    """Forks a child for an action; its process id. A fork spares importing everything for each kill."""
     if pid := os.fork():
         return pid
     try:
@@ -137,10 +139,6 @@ def digest_or_none(target: str) -> str | None:
 
 def measure(args: argparse.Namespace) -> dict[str, Any]:
     """Runs an undisturbed job and the killed ones."""
-    # Loaded and not used, so that no thread is there when children are forked.
-    args.worker, args.about = Recipe(
-        args.model, parse_policy(args.policy), device="cpu", dtype="float32", threads=1
-    ).worker()
     work = Path(args.work)
     work.mkdir(parents=True, exist_ok=True)
 

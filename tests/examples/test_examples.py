@@ -1,11 +1,18 @@
 """Every script of examples/ runs, on a tiny model, and prints what it says it prints."""
 
 import importlib.util
+import os
 import re
+import shutil
+import subprocess
+import sys
 from collections.abc import Callable
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from transformers import AutoImageProcessor, PreTrainedTokenizerFast, ViTImageProcessor
 
@@ -73,3 +80,19 @@ def test_a_custom_family_is_taught_trained_and_leaves_early(run_example: Callabl
     assert float(figures["full depth"]) > 0.85
     assert float(figures["leaving early"]) > float(figures["full depth"]) - 0.05
     assert float(figures["exit layer"]) < 5
+
+
+@pytest.mark.skipif(find_spec("pyspark") is None or shutil.which("java") is None, reason="needs pyspark and Java")
+def test_a_spark_data_frame_is_scored(text_model: Callable[..., str], tmp_path: Path) -> None:
+    texts = ["good film", None, "a very long film"]
+    pq.write_table(pa.table({"text": texts}), tmp_path / "in.parquet")
+    words = [EXAMPLES / "spark.py", text_model("bert"), tmp_path / "in.parquet"]
+    # In a process of its own, since a session leaves a JVM and its signal handlers behind.
+    ours = {"PYTHONPATH": str(ROOT), "PYSPARK_PYTHON": sys.executable, "SPARK_LOCAL_IP": "127.0.0.1"}
+    environment = {**os.environ, **ours, "OMP_NUM_THREADS": "1"}
+    done = subprocess.run([sys.executable, *map(str, words)], env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout + done.stderr
+    rows = [line.split("\t") for line in done.stdout.splitlines()]
+    assert [text for _, _, text in rows] == ["good film", "None", "a very long film"]
+    assert rows[1][:2] == ["None", "None"]
+    assert rows[0][0].startswith("LABEL_") and int(rows[0][1]) <= 6
