@@ -31,6 +31,7 @@ if TYPE_CHECKING:
     from pabee_fast.runtime.forward import accelerate, restore
     from pabee_fast.scoring.answers import RowResult
     from pabee_fast.scoring.scorer import Scorer
+    from pabee_fast.training.fit import fit
 
 __version__ = "0.1.0"
 
@@ -61,6 +62,7 @@ __all__ = [
     "accelerate",
     "attach_heads",
     "calibrate",
+    "fit",
     "from_pretrained",
     "guarantee_of",
     "load_pabee_checkpoint",
@@ -86,6 +88,7 @@ _MODULES = {
     "runtime.forward": ("accelerate", "restore"),
     "scoring.answers": ("RowResult",),
     "scoring.scorer": ("Scorer",),
+    "training.fit": ("fit",),
 }
 _HOME = {name: module for module, names in _MODULES.items() for name in names}
 

@@ -8,6 +8,7 @@ from typing import Annotated
 
 import typer
 
+from pabee_fast.cli.fit import fit_command
 from pabee_fast.cli.info import info_command
 from pabee_fast.cli.report import report_command
 from pabee_fast.cli.score import score_command
@@ -50,6 +51,7 @@ def _options(
 
 
 app.command("score")(score_command)
+app.command("fit")(fit_command)
 app.command("train")(train_command)
 app.command("tune")(tune_command)
 app.command("report")(report_command)

@@ -126,16 +126,51 @@ class Engine:
         logits = torch.full((layers, rows, self.classes), float("nan"), device=self.device)
         exits = torch.empty(rows, dtype=torch.int64, device=self.device)
         with self.layers.ready():
-            for members in plan_waves(batch.lengths, self.token_budget):
-                wave = self._embed(batch, members, FullDepth())
-                for layer in range(1, layers + 1):
-                    wave.hidden = self._layer(layer, wave)
-                    if layer < self.first_head:
-                        continue
-                    wave.state.keep.fill_(1)
-                    # Every layer is the last one once, so that all rows write what they have.
-                    self._exit_step(wave, layer, layer, Rule("none"), None, Results(logits[layer - 1], exits))
+            for layer, wave in self._full_depth(batch):
+                if layer >= self.first_head:
+                    self._ask(wave, layer, Results(logits[layer - 1], exits))
         return logits
+
+    @torch.no_grad()
+    def every_feature(self, batch: PackedBatch, pooling: str, first_layer: int = 1) -> tuple[Tensor, Tensor]:
+        """What heads read of every row, in the order of `batch`.
+
+        Args:
+            pooling: "first", "last" or "mean" of a row's tokens.
+
+        Returns:
+            [layers, rows, hidden_size], dtype of the layers, after those from `first_layer` to the last but one, and
+            the logits at full depth, [rows, classes] float32.
+        """
+        rows, last = len(batch.lengths), len(self.layers)
+        shape = (last - first_layer, rows, self.model.config.hidden_size)
+        features = torch.full(shape, float("nan"), dtype=self.dtype, device=self.device)
+        results = Results.empty(rows, self.classes, self.device)
+        with self.layers.ready():
+            for layer, wave in self._full_depth(batch):
+                if layer == last:
+                    self._ask(wave, layer, results)
+                elif layer >= first_layer:
+                    mask = wave.layout.key_mask if pooling == "mean" else None
+                    pooled = ops.pool(
+                        wave.hidden[0], wave.layout.cu_seqlens, pooling=pooling, key_mask=mask,
+                        norm=self.family.norm(self.model),
+                    )  # fmt: skip
+                    features[layer - first_layer, wave.state.row_ids] = pooled
+        return features, results.logits
+
+    def _full_depth(self, batch: PackedBatch) -> Iterator[tuple[int, Wave]]:
+        """Every wave after every layer, with the layer."""
+        for members in plan_waves(batch.lengths, self.token_budget):
+            wave = self._embed(batch, members, FullDepth())
+            for layer in range(1, len(self.layers) + 1):
+                wave.hidden = self._layer(layer, wave)
+                yield layer, wave
+
+    def _ask(self, wave: Wave, layer: int, results: Results) -> None:
+        """One head, of all rows; every layer is the last one once, so that all rows write what they have."""
+        wave.state.keep.fill_(1)
+        self._exit_step(wave, layer, layer, Rule("none"), None, results)
 
     @property
     def _wave_budget(self) -> int:

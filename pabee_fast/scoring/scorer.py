@@ -184,13 +184,13 @@ class Scorer:
         return answers
 
     @staticmethod
-    def texts(rows: Sequence[Row]) -> list[tuple[str, ...]]:
-        """The rows as the tokenizer takes them.
+    def texts(rows: Sequence[Row], first: int = 0) -> list[tuple[str, ...]]:
+        """The rows as the tokenizer takes them; `first` is the number of the first one.
 
         Raises:
             InputError: a row that cannot be scored.
         """
-        for number, row in enumerate(rows):
+        for number, row in enumerate(rows, first):
             if error := _why_not(row):
                 raise InputError(f"row {number}: {error}; leave such rows out")
         return [_texts(row) for row in rows]

@@ -1,15 +1,15 @@
 """Examples of a table, labelled or not, and their tokens."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from transformers import PreTrainedTokenizerBase
 
 from pabee_fast.errors import InputError
-from pabee_fast.scoring.tables import open_table, table_format
+from pabee_fast.scoring.tables import Table, open_table, table_format
 
 Features = list[dict[str, Any]]
 
@@ -62,11 +62,55 @@ def read_examples(path: str | Path, text_columns: Sequence[str], label_column: s
     return Examples(texts, _as_numbers(column) if table_format(path) in ("csv", "tsv") else column, where)
 
 
-def _as_numbers(column: list[str]) -> list[Any]:
-    """The strings of a csv column as ints, or as floats, or unchanged where one is no number."""
+class Scorable:
+    """The texts of a table's rows that can be scored, in input order; iterating reads it anew, a chunk at a time.
+
+    `left_out` counts the others, once all has been read.
+    """
+
+    def __init__(self, table: Table) -> None:
+        self.table, self.left_out = table, 0
+
+    def __iter__(self) -> Iterator[tuple[str, ...]]:
+        self.left_out = 0
+        for chunk in self.table:
+            for text, error in zip(chunk.texts, chunk.errors, strict=True):
+                if is_scorable(text, error):
+                    yield cast(tuple[str, ...], text)
+                else:
+                    self.left_out += 1
+
+
+def is_scorable(text: tuple[str | None, ...], error: str | None) -> bool:
+    """Whether a table's row has all its texts."""
+    return error is None and None not in text
+
+
+def labels_where_given(table: Table, label_column: str) -> list[Any]:
+    """The labels of the rows that are scorable, None where a row has none (null, empty or NaN).
+
+    Raises:
+        InputError: no such column.
+    """
+    column: list[Any] = []
+    for chunk in table:
+        if label_column not in chunk.batch.schema.names:
+            raise InputError(
+                f"{table.path} has no label column {label_column!r}; its columns are "
+                f"{', '.join(table.schema.names)}: name one by --label-column, or leave the option out"
+            )
+        values = chunk.batch.column(label_column).to_pylist()
+        for text, value, error in zip(chunk.texts, values, chunk.errors, strict=True):
+            if is_scorable(text, error):
+                column.append(None if value == "" or (isinstance(value, float) and math.isnan(value)) else value)
+    return _as_numbers(column) if table_format(table.path) in ("csv", "tsv") else column
+
+
+def _as_numbers(column: list[Any]) -> list[Any]:
+    """The strings of a csv column as ints, or as floats, or unchanged where one is no number; None stays."""
     for number in (int, float):
         try:
-            return [number(value) for value in column]
+            return [None if value is None else number(value) for value in column]
         except ValueError:
             continue
     return column

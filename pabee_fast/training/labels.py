@@ -33,12 +33,14 @@ class Labels:
         return {"id2label": dict(enumerate(self.names)), "label2id": dict(self.ids), "problem_type": self.problem_type}
 
     def encode(self, column: Sequence[Any], where: str) -> list[Any]:
-        """A column's values as a model is taught them: ids, floats, or a 0/1 list a row.
+        """A column's values as a model is taught them: ids, floats, or a 0/1 list a row; None stays.
 
         Raises:
             InputError: a value that is none of these labels; it names the row, counted from 1.
         """
-        return [self._encode(value, f"{where}, row {row}") for row, value in enumerate(column, 1)]
+        return [
+            None if value is None else self._encode(value, f"{where}, row {row}") for row, value in enumerate(column, 1)
+        ]
 
     def _encode(self, value: Any, where: str) -> Any:
         if self.problem_type == REGRESSION:

@@ -3,9 +3,7 @@
 import importlib.util
 import json
 import math
-import os
 import sys
-import tempfile
 import time
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -14,9 +12,6 @@ from typing import Any
 import torch
 from rich.console import Console
 from transformers import (
-    AutoConfig,
-    AutoModelForSequenceClassification,
-    AutoTokenizer,
     DataCollatorWithPadding,
     PreTrainedModel,
     PreTrainedTokenizerBase,
@@ -28,8 +23,15 @@ from transformers import (
 )
 
 from pabee_fast.errors import InputError, PabeeFastError
-from pabee_fast.models.heads import CONFIG_ENTRY, FIT, attach_heads, from_pretrained, has_heads, spec_of
+from pabee_fast.models.heads import CONFIG_ENTRY, FIT, attach_heads, has_heads, spec_of
 from pabee_fast.policies import require_whole
+from pabee_fast.training.directory import (
+    check_output,
+    is_classifier,
+    load_classifier,
+    load_config_and_tokenizer,
+    save,
+)
 from pabee_fast.training.evaluate import LayerScores, as_table, evaluate_layers
 from pabee_fast.training.examples import Examples, Features, read_examples
 from pabee_fast.training.labels import Labels, labels_of_column, labels_of_config
@@ -91,11 +93,7 @@ class TrainSettings:
             raise InputError(f"objective={self.objective!r}: give {' or '.join(OBJECTIVES)}")
         if self.schedule not in ("linear", "cosine", "constant"):
             raise InputError(f"schedule={self.schedule!r}: give linear, cosine or constant")
-        output = Path(self.output)
-        if output.is_file():
-            raise InputError(f"{output} is a file: name a directory for the model")
-        if output.is_dir() and any(output.iterdir()) and not self.overwrite:
-            raise InputError(f"{output} exists and is not empty: name another directory, or give --overwrite")
+        check_output(self.output, overwrite=self.overwrite)
 
 
 @dataclass
@@ -205,39 +203,24 @@ class _Epochs(TrainerCallback):
             evaluated = Path(self.settings.eval or "").name
             self.console.print(as_table(f"{evaluated} after epoch {epoch} of {self.settings.epochs}", scores))
         self.record.epochs.append(result)
-        save(model, self.tokenizer, Path(self.settings.output), self.record)
-
-
-def save(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, output: Path, record: Record) -> None:
-    """Writes model, tokenizer and record; a file of the same name is replaced whole, once the new one is complete."""
-    output.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=output.parent, prefix=f".{output.name}.") as staged:
-        model.save_pretrained(staged)
-        tokenizer.save_pretrained(staged)
-        (Path(staged) / RECORD).write_text(record.as_json(), encoding="utf-8")
-        written = sorted(Path(staged).iterdir())
-        for old in output.glob("model*.safetensors*"):  # other shards of an earlier model would be loaded with ours
-            if old.name not in {file.name for file in written}:
-                old.unlink()
-        for file in written:
-            os.replace(file, output / file.name)
+        save(model, self.tokenizer, Path(self.settings.output), {RECORD: self.record.as_json()})
 
 
 def _load(settings: TrainSettings, examples: Examples) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
     """The model with heads, new ones where it has none, and its tokenizer."""
-    config, tokenizer = _config_and_tokenizer("model", settings.model)
+    config, tokenizer = load_config_and_tokenizer("model", settings.model)
     # A directory that is a classifier already keeps its labels; a bare encoder learns those of the table.
-    if any("SequenceClassification" in name for name in config.architectures or []):
+    if is_classifier(config):
         labels = labels_of_config(config)
         if settings.problem_type not in (None, labels.problem_type):
             raise InputError(
                 f"problem_type={settings.problem_type!r}: {settings.model} is a classifier already, of "
                 f"{labels.problem_type}; leave the option out, or start from a model without a classifier"
             )
-        model = _load_classifier("model", settings.model)
+        model = load_classifier("model", settings.model)
     else:
         labels = labels_of_column(examples.column, examples.where, settings.problem_type)
-        model = _load_classifier("model", settings.model, **labels.config_entries())
+        model = load_classifier("model", settings.model, **labels.config_entries())
     model.config.problem_type = labels.problem_type
     longest = getattr(config, "max_position_embeddings", settings.max_length)
     if settings.max_length > longest:
@@ -262,30 +245,13 @@ def _with_heads(settings: TrainSettings, model: PreTrainedModel) -> PreTrainedMo
     return model
 
 
-def _config_and_tokenizer(what: str, path: str) -> tuple[Any, PreTrainedTokenizerBase]:
-    try:
-        return AutoConfig.from_pretrained(path), AutoTokenizer.from_pretrained(path)
-    except (OSError, ValueError) as error:
-        raise InputError(f"{what} {path} cannot be loaded: {str(error).splitlines()[0]}") from error
-
-
-def _load_classifier(what: str, path: str, **config_entries: Any) -> PreTrainedModel:
-    """With its heads, if it has any. In float32, whatever it was stored in: half precision would stall training."""
-    if hasattr(AutoConfig.from_pretrained(path), CONFIG_ENTRY):
-        return from_pretrained(path, dtype=torch.float32)
-    try:
-        return AutoModelForSequenceClassification.from_pretrained(path, dtype=torch.float32, **config_entries)
-    except (OSError, ValueError) as error:
-        raise InputError(f"{what} {path} cannot be loaded: {str(error).splitlines()[0]}") from error
-
-
 def _add_teacher(
     settings: TrainSettings, features: Features, examples: Examples, labels: Labels, console: Console
 ) -> None:
     """Gives every row its `teacher_logits`."""
     assert settings.teacher is not None
-    _, tokenizer = _config_and_tokenizer("teacher", settings.teacher)
-    teacher = _load_classifier("teacher", settings.teacher)
+    _, tokenizer = load_config_and_tokenizer("teacher", settings.teacher)
+    teacher = load_classifier("teacher", settings.teacher)
     order = in_order_of(labels, teacher)
     console.print(f"computing the teacher's logits of {len(features)} rows")
     teacher.to("cuda" if torch.cuda.is_available() else "cpu")

@@ -1,0 +1,79 @@
+"""Model directories, in and out: what training and fitting start from and leave behind."""
+
+import os
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import (
+    AutoConfig,
+    AutoModelForSequenceClassification,
+    AutoTokenizer,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+)
+
+from pabee_fast.errors import InputError
+from pabee_fast.models.heads import CONFIG_ENTRY, from_pretrained
+
+
+def check_output(path: str | Path, *, overwrite: bool) -> None:
+    """Raises InputError for an output directory that is a file, or has files and may not be overwritten."""
+    output = Path(path)
+    if output.is_file():
+        raise InputError(f"{output} is a file: name a directory for the model")
+    if output.is_dir() and any(output.iterdir()) and not overwrite:
+        raise InputError(f"{output} exists and is not empty: name another directory, or give --overwrite")
+
+
+def load_config_and_tokenizer(what: str, path: str) -> tuple[Any, PreTrainedTokenizerBase]:
+    """Of a model directory or hub id; `what` names it in an InputError."""
+    try:
+        return AutoConfig.from_pretrained(path), AutoTokenizer.from_pretrained(path)
+    except (OSError, ValueError) as error:
+        raise InputError(f"{what} {path} cannot be loaded: {str(error).splitlines()[0]}") from error
+
+
+def is_classifier(config: Any) -> bool:
+    """Whether a directory holds a classifier, and not a bare encoder."""
+    return any("SequenceClassification" in name for name in config.architectures or [])
+
+
+def load_classifier(
+    what: str, path: str, dtype: torch.dtype | str = torch.float32, **config_entries: Any
+) -> PreTrainedModel:
+    """With its heads, if it has any.
+
+    Args:
+        what: names it in an InputError.
+        dtype: in float32 unless told otherwise, whatever it was stored in: half precision would stall training; "auto"
+            is what it was stored in.
+        **config_entries: what a new classifier's config says.
+    """
+    if hasattr(AutoConfig.from_pretrained(path), CONFIG_ENTRY):
+        return from_pretrained(path, dtype=dtype)
+    try:
+        return AutoModelForSequenceClassification.from_pretrained(path, dtype=dtype, **config_entries)
+    except (OSError, ValueError) as error:
+        raise InputError(f"{what} {path} cannot be loaded: {str(error).splitlines()[0]}") from error
+
+
+def save(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, output: Path, record: dict[str, str]) -> None:
+    """Writes model, tokenizer and other files; one of the same name is replaced whole, once the new one is complete.
+
+    Args:
+        record: texts by file name.
+    """
+    output.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=output.parent, prefix=f".{output.name}.") as staged:
+        model.save_pretrained(staged)
+        tokenizer.save_pretrained(staged)
+        for name, text in record.items():
+            (Path(staged) / name).write_text(text, encoding="utf-8")
+        written = sorted(Path(staged).iterdir())
+        for old in output.glob("model*.safetensors*"):  # other shards of an earlier model would be loaded with ours
+            if old.name not in {file.name for file in written}:
+                old.unlink()
+        for file in written:
+            os.replace(file, output / file.name)
