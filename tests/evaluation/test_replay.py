@@ -161,6 +161,19 @@ def test_one_replayer_answers_as_a_new_one_for_every_policy(first_layer: int, ev
         assert torch.equal(replayer.replay(policy).exit_layers, again.exit_layers)
 
 
+def test_replaying_leaves_the_number_of_threads_as_it_was(monkeypatch: pytest.MonkeyPatch) -> None:
+    torch.set_num_threads(2)
+    try:
+        pf.replay(made_up(), pf.Confidence(0.7))
+        assert torch.get_num_threads() == 2
+        monkeypatch.setattr("pabee_fast.runtime.ops.count", lambda *args, **options: 1 / 0)
+        with pytest.raises(ZeroDivisionError):
+            pf.replay(made_up(), pf.Confidence(0.7))
+        assert torch.get_num_threads() == 2
+    finally:
+        torch.set_num_threads(1)
+
+
 def test_a_policy_that_is_stricter_never_leaves_earlier() -> None:
     replayer = pf.Replayer(made_up(rows=200))
     exits = [replayer.replay(pf.Confidence(threshold)).exit_layers for threshold in (0.5, 0.7, 0.9, 0.99)]

@@ -220,6 +220,7 @@ def test_nothing_is_stored_unless_wanted(model: Path, tmp_path: Path) -> None:
         (["--risk", "accuracy-loss"], "--label-column"),
         (["--risk", "wrongness"], "disagreement, accuracy-loss, distance"),
         (["--plot", "pdf"], "svg or png"),
+        (["--order", "TABLE"], "let --order-share split"),
         (["--trace", "x.safetensors"], "either a table"),
         (["--label-column", "label"], "no label column 'label'"),
         (["--text-column", "review"], "'review'"),
@@ -228,6 +229,7 @@ def test_nothing_is_stored_unless_wanted(model: Path, tmp_path: Path) -> None:
 def test_bad_input_names_the_fix_and_stores_nothing(options: list[str], says: str, model: Path, tmp_path: Path) -> None:
     before = sorted(path.name for path in model.iterdir())
     table = write(tmp_path / "in.jsonl", texts(60))
+    options = [str(table) if word == "TABLE" else word for word in options]
     assert says in error_of(run("tune", table, "--model", model, *OPTIONS, *options))
     assert sorted(path.name for path in model.iterdir()) == before
 
