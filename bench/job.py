@@ -8,11 +8,13 @@ memory  peak memory at 1,000,000 short rows against 100,000, and whether rows/s 
 resume  seconds until a job with 1,000 finished parts computes its first new row, besides loading the model
 kills   a job killed at every named moment and 50 times at random, resumed each time, compared with an undisturbed one
 ray     two workers of one thread on Ray against one process of two threads (BERT-base)
+overlap jobs with 1 to 4 parts under way (hidden 64, 2 layers)
 
 The last line on stdout is one JSON document. Random weights, made-up texts with sst2's lengths.
 """
 
 import argparse
+import functools
 import json
 import os
 import resource
@@ -22,6 +24,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from contextlib import ExitStack
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -125,6 +128,24 @@ def measure_one(work: Path, args: argparse.Namespace) -> dict[str, Any]:
     }
 
 
+def measure_overlap(work: Path, args: argparse.Namespace) -> dict[str, Any]:
+    """Jobs with one, two, three and four parts under way, in turns: whether tokenizing beside the model pays."""
+    source = job_cases.make_table(work / "overlap.csv", 40 * args.rows)
+    worker, about = recipe(job_cases.make_model(work / "tiny", **job_cases.TINY)).worker()
+    runs: dict[str, Callable[[], Any]] = {}
+    with ExitStack() as stack:
+        for under_way in (1, 2, 3, 4):
+            executor = stack.enter_context(LocalExecutor(worker, about, under_way))
+            target = work / f"overlap-{under_way}.csv"
+            runs[str(under_way)] = functools.partial(run_job, source, target, executor, part_rows=1024)
+        seconds = timing.interleaved(runs, args.rounds, torch.device("cpu"))
+    return {
+        "rows": 40 * args.rows,
+        "rows_per_second": {name: 40 * args.rows / statistics.median(times) for name, times in seconds.items()},
+        "against_one": {name: timing.median_ratio(seconds["1"], times) for name, times in seconds.items()},
+    }
+
+
 class Enough(Exception):
     """What stops a job in `measure_resume`."""
 
@@ -200,6 +221,7 @@ CASES = {
     "resume": measure_resume,
     "kills": measure_kills,
     "ray": measure_ray,
+    "overlap": measure_overlap,
     "one": measure_one,
 }
 
@@ -233,6 +255,9 @@ def table(figures: dict[str, Any]) -> str:
         lines.append(f"| first new row after {found['parts']} finished parts | {took:.2f} s | < 10 s |")
     if found := figures.get("kills"):
         lines.append(f"| kills survived | {found['survived']} of {found['kills']} | all |")
+    if found := figures.get("overlap"):
+        ratios = ", ".join(f"{name}: {ratio:.2f}x" for name, ratio in found["against_one"].items())
+        lines.append(f"| rows/s with so many parts under way, against one | {ratios} | |")
     if found := figures.get("ray"):
         lines.append(f"| two Ray workers / one process, same threads | {found['ratio']:.3f} | >= 0.85 |")
     return "\n".join(lines)

@@ -74,11 +74,12 @@ class Executor(ABC):
 
     about: About
     workers: int = 1
+    under_way: int = UNDER_WAY
 
     @property
     def slots(self) -> int:
         """How many tasks keep all workers busy."""
-        return self.workers * UNDER_WAY
+        return self.workers * self.under_way
 
     @abstractmethod
     def submit(self, task: Task) -> Future[Scored]:
@@ -99,10 +100,10 @@ class Executor(ABC):
 
 
 class LocalExecutor(Executor):
-    """A worker in this process, called by as many threads as tasks keep it busy."""
+    """A worker in this process, called by a thread for each task under way."""
 
-    def __init__(self, worker: Worker, about: About) -> None:
-        self.worker, self.about = worker, about
+    def __init__(self, worker: Worker, about: About, under_way: int = UNDER_WAY) -> None:
+        self.worker, self.about, self.under_way = worker, about, under_way
         self._threads = ThreadPoolExecutor(self.slots, "tokenise")
 
     def submit(self, task: Task) -> Future[Scored]:
