@@ -59,12 +59,12 @@ class TuneSettings:
         require("matplotlib")
         if (self.table is None) == (self.trace is None):
             raise InputError("give either a table of calibration texts, or --trace with a trace of them")
-        if self.order_table is not None and self.table is not None:
-            if Path(self.order_table).resolve() == Path(self.table).resolve():
-                raise InputError(
-                    f"{self.table} orders and tests: rows that choose what is tested cannot test it; name another "
-                    "table by --order, or leave it out and let --order-share split this one"
-                )
+        tables = (self.order_table, self.table)
+        if None not in tables and len({Path(str(table)).resolve() for table in tables}) == 1:
+            raise InputError(
+                f"{self.table} orders and tests: rows that choose what is tested cannot test it; name another "
+                "table by --order, or leave it out and let --order-share split this one"
+            )
         if self.plot not in ("svg", "png"):
             raise InputError(f"plot={self.plot!r}: give svg or png")
         if self.risk == "accuracy-loss" and self.label_column is None and self.trace is None:

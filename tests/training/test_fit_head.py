@@ -78,8 +78,8 @@ def test_noise_is_not_learned_where_rows_are_few() -> None:
 @pytest.mark.parametrize("kind", KINDS)
 def test_a_pooler_of_ones_own_finds_what_no_linear_head_can(kind: AnswerKind) -> None:
     torch.manual_seed(0)
-    scaled = torch.randn(ROWS, 24)
-    features = 5 + scaled @ torch.randn(24, 24)
+    scaled = torch.randn(ROWS, 2)
+    features = 5 + scaled @ torch.randn(2, 16)
     far = 3 * (scaled[:, :1].abs() - 0.7)  # far from the mean, on either side
     logits = 10 + far if kind == "value" else torch.cat([far, -far], dim=1)
     targets = make_targets(kind, logits)
