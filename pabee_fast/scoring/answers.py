@@ -5,7 +5,6 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-import pyarrow as pa
 import torch
 from torch import Tensor
 from transformers import PretrainedConfig
@@ -74,7 +73,7 @@ def row_results(answers: Answers, names: Sequence[str], kind: AnswerKind) -> lis
     if kind == "value":
         rows: list[Any] = [(value, None, None) for value in answers.logits[:, 0].tolist()]
     else:
-        best, probabilities = _named(answers.logits, names, kind)
+        best, probabilities = named(answers.logits, names, kind)
         each = [tuple(row) for row in probabilities.tolist()]
         rows = [*zip(best, probabilities.amax(dim=1).tolist(), each, strict=True)]
     return [
@@ -88,42 +87,7 @@ def failed(error: str, exit_layer: int | None = None) -> RowResult:
     return RowResult(None, None, None, exit_layer, error)
 
 
-def result_schema(names: Sequence[str], kind: AnswerKind, *, all_scores: bool = False) -> pa.Schema:
-    """The result columns: prediction, score, exit_layer, error, and with `all_scores` one for each label."""
-    fields = [
-        pa.field("prediction", pa.float32() if kind == "value" else pa.string()),
-        pa.field("score", pa.float32()),
-        pa.field("exit_layer", pa.int32()),
-        pa.field("error", pa.string()),
-    ]
-    if all_scores and kind != "value":
-        fields += [pa.field(f"score_{name}", pa.float32()) for name in names]
-    return pa.schema(fields)
-
-
-def prefixed(schema: pa.Schema, prefix: str) -> pa.Schema:
-    """The result columns under the names that they have in a table."""
-    return pa.schema([field.with_name(prefix + field.name) for field in schema])
-
-
-def result_columns(answers: Answers, names: Sequence[str], kind: AnswerKind, schema: pa.Schema) -> pa.RecordBatch:
-    """The rows' answers as the columns of `result_schema`."""
-    failed = np.array([error is not None for error in answers.errors], dtype=bool)
-    exits = answers.exit_layers.numpy()
-    scores: list[pa.Array]
-    if kind == "value":
-        prediction = pa.array(answers.logits[:, 0].numpy(), pa.float32(), mask=failed)
-        scores = [pa.nulls(len(failed), pa.float32())]
-    else:
-        best, probabilities = _named(answers.logits, names, kind)
-        prediction = pa.array(best, pa.string(), mask=failed)
-        columns = [probabilities.amax(dim=1), *probabilities.unbind(dim=1)]
-        scores = [pa.array(column.numpy(), pa.float32(), mask=failed) for column in columns]
-    others = [pa.array(exits, pa.int32(), mask=exits == 0), pa.array(answers.errors, pa.string())]
-    return pa.RecordBatch.from_arrays([prediction, scores[0], *others, *scores[1:]][: len(schema)], schema=schema)
-
-
-def _named(logits: Tensor, names: Sequence[str], kind: AnswerKind) -> tuple[np.ndarray, Tensor]:
+def named(logits: Tensor, names: Sequence[str], kind: AnswerKind) -> tuple[np.ndarray, Tensor]:
     """[rows] the labels' names, and [rows, classes] the labels' probabilities."""
     if kind == "label":
         return np.array(names, dtype=object)[logits.argmax(dim=1).numpy()], logits.softmax(dim=1)

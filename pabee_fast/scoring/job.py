@@ -14,7 +14,7 @@ from typing import Any
 import pyarrow as pa
 
 from pabee_fast.errors import InputError, JobError
-from pabee_fast.scoring.answers import prefixed, result_schema
+from pabee_fast.scoring.columns import prefixed, result_schema
 from pabee_fast.scoring.durable import remove_temporaries
 from pabee_fast.scoring.executors import Executor
 from pabee_fast.scoring.manifest import Manifest

@@ -12,7 +12,7 @@ from typing import BinaryIO
 import pyarrow as pa
 
 from pabee_fast.errors import InputError
-from pabee_fast.scoring.answers import prefixed
+from pabee_fast.scoring.columns import prefixed
 from pabee_fast.scoring.executors import Executor
 from pabee_fast.scoring.job import Columns
 from pabee_fast.scoring.scorer import Tally

@@ -26,8 +26,9 @@ from pabee_fast.evaluation.conditions import Conditions
 from pabee_fast.models.heads import CONFIG_ENTRY
 from pabee_fast.policies import AnswerKind, FullDepth, Policy
 from pabee_fast.runtime.packed import PackedBatch
-from pabee_fast.scoring.answers import Answers, result_columns, result_schema
+from pabee_fast.scoring.answers import Answers
 from pabee_fast.scoring.audit import Promise, chosen
+from pabee_fast.scoring.columns import result_columns, result_schema
 from pabee_fast.scoring.load import Setting
 from pabee_fast.scoring.scorer import Scorer, Tally, readable
 

@@ -1,0 +1,44 @@
+"""Answers as the columns of a table."""
+
+from collections.abc import Sequence
+
+import numpy as np
+import pyarrow as pa
+
+from pabee_fast.policies import AnswerKind
+from pabee_fast.scoring.answers import Answers, named
+
+
+def result_schema(names: Sequence[str], kind: AnswerKind, *, all_scores: bool = False) -> pa.Schema:
+    """The result columns: prediction, score, exit_layer, error, and with `all_scores` one for each label."""
+    fields = [
+        pa.field("prediction", pa.float32() if kind == "value" else pa.string()),
+        pa.field("score", pa.float32()),
+        pa.field("exit_layer", pa.int32()),
+        pa.field("error", pa.string()),
+    ]
+    if all_scores and kind != "value":
+        fields += [pa.field(f"score_{name}", pa.float32()) for name in names]
+    return pa.schema(fields)
+
+
+def prefixed(schema: pa.Schema, prefix: str) -> pa.Schema:
+    """The result columns under the names that they have in a table."""
+    return pa.schema([field.with_name(prefix + field.name) for field in schema])
+
+
+def result_columns(answers: Answers, names: Sequence[str], kind: AnswerKind, schema: pa.Schema) -> pa.RecordBatch:
+    """The rows' answers as the columns of `result_schema`."""
+    failed = np.array([error is not None for error in answers.errors], dtype=bool)
+    exits = answers.exit_layers.numpy()
+    scores: list[pa.Array]
+    if kind == "value":
+        prediction = pa.array(answers.logits[:, 0].numpy(), pa.float32(), mask=failed)
+        scores = [pa.nulls(len(failed), pa.float32())]
+    else:
+        best, probabilities = named(answers.logits, names, kind)
+        prediction = pa.array(best, pa.string(), mask=failed)
+        columns = [probabilities.amax(dim=1), *probabilities.unbind(dim=1)]
+        scores = [pa.array(column.numpy(), pa.float32(), mask=failed) for column in columns]
+    others = [pa.array(exits, pa.int32(), mask=exits == 0), pa.array(answers.errors, pa.string())]
+    return pa.RecordBatch.from_arrays([prediction, scores[0], *others, *scores[1:]][: len(schema)], schema=schema)
