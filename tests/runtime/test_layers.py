@@ -1,6 +1,7 @@
 """How layers run: every variant answers as transformers' own modules."""
 
 import functools
+import shutil
 from typing import Any
 
 import pytest
@@ -108,6 +109,7 @@ def test_the_variant_by_tanh_answers_as_a_model_with_that_activation() -> None:
     assert "fused_tanh" not in layers.LAYERS.values()
 
 
+@pytest.mark.skipif(not (shutil.which("g++") or shutil.which("clang++")), reason="torch.compile needs a C++ compiler")
 def test_one_graph_serves_all_layers_and_all_numbers_of_tokens_and_no_more_is_an_error() -> None:
     stock = tiny_stock("bert", num_hidden_layers=3)
     torch._dynamo.reset()
