@@ -1,8 +1,10 @@
 """How the layers of a model run on packed tokens: a visible choice, and the reason for it.
 
 Variants: `stock`, transformers' own modules; `fused`, the post-norm block of `runtime/block.py`; `compiled`, that block
-by torch.compile; `fused_tanh`, fused with erf's GELU replaced by its approximation by tanh, which differs from the
-model's own answers and is never chosen here.
+by torch.compile; `fused_tanh`, fused with GELU by tanh where the model's is by erf, since on CUDA the library computes
+that one within its product. It changes answers and is never chosen here: the two differ by at most 4.7e-4, at -2.7; for
+normal inputs by 8.5e-5 in the mean, where rounding to bfloat16 costs 5.6e-4. Twelve random layers of BERT-base end
+2.2 % from their float32 logits with it, 2.0 % without, both in bfloat16 (16 rows, on a CPU).
 """
 
 import contextlib
@@ -39,7 +41,18 @@ LAYERS: dict[tuple[str, torch.dtype], str] = {
     ("cuda", torch.bfloat16): "fused",
     ("cuda", torch.float16): "fused",
 }
-"""Device and dtype -> the variant that runs there, for every family with post-norm blocks; elsewhere stock layers."""
+"""Device and dtype -> the variant that runs there, for every family with post-norm blocks; elsewhere stock layers.
+
+On a CPU, `fused` against stock on the same packed tokens: BERT-base 1.02x at 4,084 tokens and 1.08x at 997 in float32,
+1.00x and 1.03x in bfloat16; RoBERTa-base 1.01x at 1,997 and ALBERT-base, whose GELU transformers computes in seven
+passes, 1.24x at 997. `compiled` is at 1.04x, 1.05x, 1.01x, 1.01x, 1.04x and 1.19x, after 17 to 49 seconds of compiling;
+`fused` binds its weights in 0.4 ms a layer and has nothing else to start. (`python -m bench.layers --processor-time`,
+one core of an AMD EPYC without AMX that other programs used too, torch 2.13, medians of 7 and 9 rounds.)
+
+On CUDA, counted, not measured. What a token of BERT-base moves outside products, in half precision: stock 27,648 bytes;
+`fused` and `compiled` 21,504, and `fused` 9,216 where the library's product has the activation (gelu_new, relu), which
+torch.compile does not use. It joins weights once, as fast as they are copied, and compiles two kernels.
+"""
 
 Run = Callable[[Tensor, Layout, Mapping[str, Tensor]], Tensor]
 """One layer: hidden [1, tokens, hidden_size], where the rows lie and what moves beside them, to the next states."""
