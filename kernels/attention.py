@@ -257,13 +257,15 @@ def specialisations() -> Iterator[tuple[str, Launch]]:
 
     Their tensors have no storage: a launch says what would be compiled, and cannot run.
     """
+    everything: dict[str, Any] = {"is_causal": True, "window": 64, "is_masked": True, "has_holes": True}
     for dtype in FEATURE_DTYPES:
         yield from (_specialisation(dtype, 64, is_masked=is_masked) for is_masked in (False, True))
+        yield _specialisation(dtype, 64, window=64, has_holes=True)
+        yield _specialisation(dtype, 64, **everything)
     for dtype in (torch.float32, torch.bfloat16):
         yield _specialisation(dtype, 20, window=64)
         yield _specialisation(dtype, 128, kv_heads=4, is_causal=True)
-        for head_dim in (64, 256):
-            yield _specialisation(dtype, head_dim, is_causal=True, window=64, is_masked=True, has_holes=True)
+        yield _specialisation(dtype, 256, **everything)
 
 
 def _specialisation(

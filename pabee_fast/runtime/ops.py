@@ -1,7 +1,6 @@
 """The one seam to the kernels: CUDA tensors go to Triton, others to the reference."""
 
 import functools
-import inspect
 import logging
 from collections.abc import Callable, Iterable
 from types import ModuleType
@@ -16,6 +15,7 @@ from pabee_fast.kernels import reference
 from pabee_fast.kernels.checks import Pooler, RowState, memory_words
 from pabee_fast.kernels.launch import MAX_CLASSES, MAX_HEAD_DIM, MAX_HIDDEN_SIZE, Plan
 from pabee_fast.kernels.reference import ACTIVATIONS, count, observe
+from pabee_fast.runtime import varlen
 
 if TYPE_CHECKING:
     from pabee_fast.runtime.packed import Layout
@@ -49,15 +49,8 @@ def _triton_kernels() -> dict[str, ModuleType] | None:
             error,
         )
         return None
-    return {
-        "add_norm": add_norm,
-        "attention": attention_module,
-        "bias_act": bias_act,
-        "exit_step": exit_step_module,
-        "plan": compact,
-        "gather": compact,
-        "pool": pool_module,
-    }
+    layer = {"add_norm": add_norm, "attention": attention_module, "bias_act": bias_act}
+    return {"exit_step": exit_step_module, "plan": compact, "gather": compact, "pool": pool_module, **layer}
 
 
 def _kernel(name: str, tensor: Tensor) -> Callable[..., Any]:
@@ -261,8 +254,8 @@ def attention(
     options: dict[str, Any] = {"scaling": scaling, "is_causal": is_causal, "window": window}
     if layout.key_mask is None and positions is None and value.shape[-1] == query.shape[-1]:
         is_grouped = query.shape[1] != key.shape[1]
-        if _why_no_library(query.device, query.dtype, query.shape[-1], is_grouped) is None:
-            return _library_attention(query, key, value, layout, **options)
+        if varlen.why_not(query.device, query.dtype, query.shape[-1], is_grouped) is None:
+            return varlen.attend(query, key, value, layout, **options)
     attend = _kernel("attention", query)
     if attend is not reference.attention and (largest := max(query.shape[-1], value.shape[-1])) > MAX_HEAD_DIM:
         _say_too_large_heads(largest)
@@ -276,53 +269,10 @@ def _say_too_large_heads(size: int) -> None:
     logger.warning("attention runs as plain torch: heads of %d numbers, and the kernel holds %d", size, MAX_HEAD_DIM)
 
 
-@functools.cache
-def _why_no_library(device: torch.device, dtype: torch.dtype, head_dim: int, is_grouped: bool) -> str | None:
-    """Why torch's variable-length attention, FlashAttention 2, does not take such tensors of rows without hidden
-    tokens; None where it does."""
-    if device.type != "cuda":
-        return "not on CUDA"
-    if dtype not in (torch.float16, torch.bfloat16):
-        return f"the library's is for half precision, not {dtype}"
-    if head_dim % 8 or head_dim > 256:
-        return f"the library's is for multiples of 8 up to 256, not heads of {head_dim}"
-    if not torch.backends.cuda.is_flash_attention_available():
-        return "this torch is built without FlashAttention"
-    if torch.cuda.get_device_capability(device) < (8, 0):
-        return "the library's needs a GPU of compute capability 8.0"
-    from torch.nn.attention.varlen import varlen_attn
-
-    if is_grouped and "enable_gqa" not in inspect.signature(varlen_attn).parameters:
-        return "this torch's variable-length attention promises nothing for grouped heads; 2.12 does"
-    return None
-
-
-def _library_attention(
-    query: Tensor,
-    key: Tensor,
-    value: Tensor,
-    layout: "Layout",
-    *,
-    scaling: float | None,
-    is_causal: bool,
-    window: int | None,
-) -> Tensor:
-    from torch.nn.attention.varlen import varlen_attn
-
-    reach = -1 if window is None else window - 1  # its windows count the keys on each side; -1 is all of them
-    grouped: dict[str, Any] = {"enable_gqa": True} if query.shape[1] != key.shape[1] else {}
-    ends, longest = layout.cu_seqlens, layout.max_seqlen
-    out = varlen_attn(
-        query, key, value, ends, ends, longest, longest, scale=scaling,
-        window_size=(reach, 0 if is_causal else reach), **grouped,
-    )  # fmt: skip
-    return cast(Tensor, out)
-
-
 def attention_in_use(device: torch.device, dtype: torch.dtype, head_dim: int, *, is_grouped: bool = False) -> str:
     """In words: which attention serves heads of `head_dim` numbers, several of them to a key where `is_grouped`, and
     why."""
-    why = _why_no_library(device, dtype, head_dim, is_grouped)
+    why = varlen.why_not(device, dtype, head_dim, is_grouped)
     ours = "Triton"
     if device.type != "cuda" or head_dim > MAX_HEAD_DIM or _triton_kernels() is None:
         ours = "scaled_dot_product_attention over runs of rows of one length"

@@ -12,7 +12,7 @@ from transformers.masking_utils import (
 )
 
 import pabee_fast as pf
-from pabee_fast.runtime import ops
+from pabee_fast.runtime import ops, varlen
 from pabee_fast.runtime.attention import NAME, packed_attention, packed_attention_in
 from pabee_fast.runtime.packed import Layout, cumulative, pack
 from pabee_fast.runtime.state import Wave
@@ -128,7 +128,7 @@ def test_the_library_is_asked_for_the_same_keys(
     kv_heads: int, is_causal: bool, window: int | None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("torch.nn.attention.varlen.varlen_attn", library)
-    monkeypatch.setattr(ops, "_why_no_library", lambda *asked: None)
+    monkeypatch.setattr(varlen, "why_not", lambda *asked: None)
     case = AttentionCase((9,), kv_heads=kv_heads, is_causal=is_causal, window=window, scaling=0.4)
     tensors = case.tensors(torch.float32)
     got = ops.attention(*tensors, Layout(case.cu_seqlens(), 9), scaling=0.4, is_causal=is_causal, window=window)
@@ -148,7 +148,7 @@ def test_the_library_is_not_asked_for_what_it_does_not_know(
     case: AttentionCase, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("torch.nn.attention.varlen.varlen_attn", None)
-    monkeypatch.setattr(ops, "_why_no_library", lambda *asked: None)
+    monkeypatch.setattr(varlen, "why_not", lambda *asked: None)
     tensors = case.tensors(torch.float32)
     got = ops.attention(*tensors, Layout(case.cu_seqlens(), 5, case.key_mask(), case.positions()), window=case.window)
     assert_close(got, softmax_maths(case, *tensors))
@@ -162,9 +162,9 @@ def ampere(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """A GPU that need not be there, as far as the choice looks at it."""
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (8, 0))
     monkeypatch.setattr(torch.backends.cuda, "is_flash_attention_available", lambda: True)
-    ops._why_no_library.cache_clear()
+    varlen.why_not.cache_clear()
     yield
-    ops._why_no_library.cache_clear()
+    varlen.why_not.cache_clear()
 
 
 def old_varlen_attn(query: Any, key: Any, value: Any, *, scale: Any = None, window_size: Any = None) -> None:
@@ -185,7 +185,7 @@ def test_what_serves_is_told_and_why(ampere: None, monkeypatch: pytest.MonkeyPat
     )
     assert "varlen" in tell(CUDA, HALF, 64, is_grouped=True)
     monkeypatch.setattr("torch.nn.attention.varlen.varlen_attn", old_varlen_attn)
-    ops._why_no_library.cache_clear()
+    varlen.why_not.cache_clear()
     assert tell(CUDA, HALF, 64, is_grouped=True).startswith("Triton (this torch's variable-length attention promises")
     assert "varlen" in tell(CUDA, HALF, 64)
 
@@ -198,7 +198,7 @@ def test_an_older_gpu_or_a_build_without_the_library_is_told(ampere: None, monke
         "(the library's needs a GPU of compute capability 8.0; Triton cannot be imported)"
     )
     monkeypatch.setattr(torch.backends.cuda, "is_flash_attention_available", lambda: False)
-    ops._why_no_library.cache_clear()
+    varlen.why_not.cache_clear()
     assert "built without FlashAttention" in ops.attention_in_use(CUDA, HALF, 64)
 
 

@@ -15,6 +15,7 @@ from pabee_fast.kernels.launch import Launch
 from pabee_fast.runtime import ops
 from pabee_fast.runtime.engine import Engine
 from pabee_fast.runtime.packed import pack
+from tests import zoo
 from tests.conftest import FAMILIES, padded_rows, tiny_model
 
 pytest.importorskip("triton", reason="Triton is not installed, as on macOS and Windows")
@@ -98,11 +99,23 @@ def test_every_launch_of_the_runtime_is_compiled_ahead_of_time(
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16], ids=str)
-def test_rows_that_a_mask_begins_with_launch_nothing_else(dtype: torch.dtype, launched: list[Launch]) -> None:
-    model = tiny_model("bert").to(dtype)
-    engine = Engine(model, gather_cost=0.0)
-    padded = {name: values.flip(1) for name, values in padded_rows(LENGTHS).items()}
-    engine.run(pack(model, **padded), pf.Patience(1))
-    assert any(launch.arguments.get("key_mask_ptr") is not None for launch in launched)
-    missing = {kind_of(launch) for launch in launched} - named()
+@pytest.mark.parametrize("family", ["bert", "modernbert", "mistral"])
+@pytest.mark.parametrize("first", [0, 1])
+def test_what_a_mask_hides_makes_no_other_launches_of_attention(
+    family: str, first: int, dtype: torch.dtype, launched: list[Launch]
+) -> None:
+    model = zoo.model_with_heads(family).to(dtype)
+    padded = zoo.rows(family, LENGTHS)
+    # A hole in the longest row, and with 0 its first token too.
+    longest = LENGTHS.index(max(LENGTHS))
+    padded["attention_mask"][longest, 3:5] = 0
+    padded["attention_mask"][longest, 0] = first
+    Engine(model, gather_cost=0.0).run(pack(model, **padded), pf.Patience(1))
+    attended = [launch for launch in launched if launch.kernel.__name__ == "attention_kernel"]
+    assert attended
+    if family == "modernbert":
+        assert {launch.arguments["key_mask_ptr"] is None for launch in attended} == {bool(first)}
+        # Global layers need no positions, local ones do.
+        assert {launch.arguments["positions_ptr"] is None for launch in attended} == {True, False}
+    missing = {kind_of(launch) for launch in attended} - named()
     assert not missing, "\n".join(sorted(missing))
