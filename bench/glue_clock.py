@@ -25,7 +25,7 @@ def wall_clock(
 ) -> dict[str, Any]:
     """Times the engine on rows that are tokenised beforehand; full depth and the policies take turns."""
     engine = Engine(model)
-    batch = tokenize(tokenizer, rows, max_length, functools.partial(engine.family.position_ids, model)).batch
+    batch = tokenize(tokenizer, rows, max_length, model).batch
     all_policies = {"full depth": pf.FullDepth(), **policies}
     exits = {name: engine.run(batch, policy).exit_layers.cpu().numpy() for name, policy in all_policies.items()}
     variants = {name: functools.partial(_run, engine, batch, policy) for name, policy in all_policies.items()}
