@@ -79,8 +79,15 @@ def measure_ratio(work: Path, args: argparse.Namespace) -> dict[str, Any]:
                 summaries.append(run_job(source, work / "out.csv", executor))  # noqa: B023
 
             seconds = timing.interleaved({"job": whole_job, "engine": engine_alone}, args.rounds, torch.device("cpu"))
+            spent = [time.process_time()]
+            for measured in (whole_job, engine_alone):
+                measured()
+                spent.append(time.process_time())
         last = summaries[-1]
         found[policy] = {
+            # Of one more round: other processes on the machine do not disturb it, and it does not see waiting.
+            "ratio_of_cpu_seconds": (spent[2] - spent[1]) / (spent[1] - spent[0]),
+            "device_busy": last.spent.compute / last.seconds,
             "ratio": timing.median_ratio(seconds["engine"], seconds["job"]),
             "job_rows_per_second": args.rows / statistics.median(seconds["job"]),
             "engine_rows_per_second": args.rows / statistics.median(seconds["engine"]),
@@ -238,7 +245,9 @@ def table(figures: dict[str, Any]) -> str:
         for policy in ("full-depth", "fixed-depth:4"):
             one = found[policy]
             rates = f"{one['job_rows_per_second']:.1f} of {one['engine_rows_per_second']:.1f} rows/s"
-            lines.append(f"| whole job / engine alone, BERT-base, {policy} | {one['ratio']:.3f} ({rates}) | >= 0.90 |")
+            ratios = f"{one['ratio']:.3f} ({rates}; by CPU seconds {one['ratio_of_cpu_seconds']:.3f})"
+            lines.append(f"| whole job / engine alone, BERT-base, {policy} | {ratios} | >= 0.90 |")
+            lines.append(f"| share of the job in which the engine computes, {policy} | {one['device_busy']:.3f} | |")
     if found := figures.get("memory"):
         sizes = [name for name in found if name.isdecimal()]
         peaks = " / ".join(f"{found[size]['peak_megabytes']:.0f}" for size in reversed(sizes))

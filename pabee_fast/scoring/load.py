@@ -83,7 +83,7 @@ def load_scorer(
 
     Raises:
         CheckpointError: heads or a stored policy that are absent or broken.
-        InputError: no such directory, no tokenizer in it, or a policy that does not fit.
+        InputError: no such directory, no tokenizer or no safetensors in it, or a policy that does not fit.
     """
     try:
         config = AutoConfig.from_pretrained(model)
@@ -91,10 +91,14 @@ def load_scorer(
     except (OSError, ValueError) as error:
         where = "it is a directory" if Path(model).is_dir() else "there is no such directory, nor a model of that name"
         raise InputError(f"model {model!r} cannot be loaded ({where}): {error}") from error
-    if hasattr(config, CONFIG_ENTRY):
-        loaded = from_pretrained(model, dtype=setting.dtype)
-    else:
-        loaded = AutoModelForSequenceClassification.from_pretrained(model, dtype=setting.dtype).eval()
+    load = from_pretrained if hasattr(config, CONFIG_ENTRY) else AutoModelForSequenceClassification.from_pretrained
+    try:
+        loaded = load(model, dtype=setting.dtype, use_safetensors=True).eval()
+    except OSError as error:
+        raise InputError(
+            f"model {model!r} has no weights as safetensors, and none else are read, since reading them can run code: "
+            f"load it where you trust it, and save_pretrained() it again ({error})"
+        ) from error
     scorer = Scorer(
         loaded.to(setting.device),
         tokenizer,

@@ -202,6 +202,20 @@ def test_a_model_without_heads_says_how_to_add_them_and_serves_full_depth(tiny_t
     assert {row["exit_layer"] for row in read(tmp_path / "out.csv")} == {"6"}
 
 
+def test_weights_that_are_no_safetensors_are_refused(model_dir: Path, tiny_tokenizer: Any, tmp_path: Path) -> None:
+    import torch
+
+    from tests.conftest import tiny_stock
+
+    for name, model in (("heads", pf.from_pretrained(model_dir)), ("stock", tiny_stock("bert"))):
+        model.save_pretrained(tmp_path / name)
+        tiny_tokenizer.save_pretrained(tmp_path / name)
+        torch.save(model.state_dict(), tmp_path / name / "pytorch_model.bin")
+        (tmp_path / name / "model.safetensors").unlink()
+        words = (write(tmp_path / "in.csv", ROWS), "--model", tmp_path / name, "--output", tmp_path / "out.csv")
+        assert "safetensors" in error_of(score(*words, "--policy", "full-depth"))
+
+
 def test_an_error_is_one_line_on_stderr_with_status_2(run_python: Any) -> None:
     printed = run_python(
         "import subprocess, sys\n"
