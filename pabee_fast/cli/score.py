@@ -84,8 +84,9 @@ def score_command(
         all_scores=all_scores,
         audit=audit,
     )
-    options = JobOptions(part_rows, format=format, overwrite=overwrite, max_errors=max_errors,
-                         retry_errors=retry_errors, audit=audit)  # fmt: skip
+    options = JobOptions(
+        part_rows, format=format, overwrite=overwrite, max_errors=max_errors, retry_errors=retry_errors
+    )
     if "-" in (*inputs, output):
         if inputs != ["-"] or output != "-":
             raise InputError("standard input goes to standard output: give - for both, or files for both")

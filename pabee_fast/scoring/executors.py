@@ -52,6 +52,10 @@ class Recipe:
     all_scores: bool = False
     audit: float = 0.0
 
+    def __post_init__(self) -> None:
+        if not 0 <= self.audit <= 1:
+            raise InputError(f"audit={self.audit}: give a share of the rows, from 0 to 1")
+
     def worker(self) -> tuple[Worker, About]:
         """Loads the model; raises what `load_scorer` raises."""
         if self.threads is not None:

@@ -50,7 +50,6 @@ class JobOptions:
     overwrite     whether an output that exists, and a job of another kind that was not finished, are replaced
     max_errors    the job stops when more rows than these have errors; None: never
     retry_errors  whether parts with rows that failed in computing are done again
-    audit         the share of rows that also run to full depth
     """
 
     part_rows: int | None = None
@@ -59,7 +58,6 @@ class JobOptions:
     overwrite: bool = False
     max_errors: int | None = None
     retry_errors: bool = False
-    audit: float = 0.0
 
     def __post_init__(self) -> None:
         for name in ("part_rows", "part_bytes"):
@@ -67,8 +65,6 @@ class JobOptions:
                 raise InputError(f"{name}={value}: give 1 or more")
         if self.max_errors is not None and self.max_errors < 0:
             raise InputError(f"max_errors={self.max_errors}: give 0 or more")
-        if not 0 <= self.audit <= 1:
-            raise InputError(f"audit={self.audit}: give a share of the rows, from 0 to 1")
 
 
 @dataclass(frozen=True)
@@ -129,6 +125,11 @@ class Job:
         self.columns, self.options = columns, options or JobOptions()
         paths = find_files(inputs)
         self.output = Output.choose(output, paths, self.options.format, overwrite=self.options.overwrite)
+        if self.options.retry_errors and not self.output.is_begun:
+            raise InputError(
+                f"retry_errors: {self.output.directory} holds no job. Parts are kept where rows failed in computing; "
+                "the errors of other rows are in the input"
+            )
         self.source = self._open(paths)
         check_names(self.source.schema, result_schema([], "label").names, columns.prefix)
         self.progress = Progress(Tally(), 0, self.source.rows, 0)

@@ -123,10 +123,9 @@ class Worker:
         """
         scorer, seconds, tally = self.scorer, Seconds(), Tally()
         texts, known = readable(task.texts, task.errors)
-        answers, truncated, bad = Answers.none_yet(known, scorer.engine.classes), 0, 0
+        answers, truncated = Answers.none_yet(known, scorer.engine.classes), 0
         audited = chosen(task.file, task.first_row, len(texts), self.audit)
         good = np.array([i for i, error in enumerate(known) if error is None], dtype=np.int64)
-        bad = len(texts) - len(good)
         waves: list[tuple[np.ndarray, Future[Any]]] = []
         for first in range(0, len(good), scorer.window):
             rows = good[first : first + scorer.window]
@@ -137,9 +136,8 @@ class Worker:
             for wave in scorer.waves(encoded):
                 batch = self._to_device(scorer.pack(encoded, wave))
                 audit = np.flatnonzero(audited[rows[wave]])
-                waves.append(
-                    (rows[wave], self._device.submit(self._compute, *batch, policy.select(wave.tolist()), audit))
-                )
+                running = self._device.submit(self._compute, *batch, policy.select(wave.tolist()), audit)
+                waves.append((rows[wave], running))
             seconds.tokenise += time.perf_counter() - started
         for rows, future in waves:
             found, audit_counts, spent = future.result()
@@ -148,7 +146,7 @@ class Worker:
             tally.disagreed += audit_counts[1]
             seconds.merge(spent)
         answers.mark_not_finite()
-        tally.add(answers, bad, truncated)
+        tally.add(answers, len(texts) - len(good), truncated)
         results = result_columns(answers, scorer.labels, scorer.engine.kind, self.schema)
         return Scored(results, tally, seconds)
 

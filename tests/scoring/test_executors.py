@@ -191,6 +191,11 @@ def test_options_that_name_no_executor_are_refused(recipe: Recipe, arguments: di
         open_executor(recipe, **arguments)
 
 
+def test_a_share_to_audit_out_of_range_is_refused_before_a_model_is_loaded() -> None:
+    with pytest.raises(InputError, match=r"audit=1\.5"):
+        Recipe("nowhere", None, audit=1.5)
+
+
 def test_the_cpu_has_its_worker_in_this_process(recipe: Recipe) -> None:
     with open_executor(recipe) as executor:
         assert isinstance(executor, LocalExecutor)

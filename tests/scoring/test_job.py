@@ -238,9 +238,9 @@ def test_failed_rows_are_tried_again_and_bad_ones_are_not(
 
 def test_retrying_without_a_job_that_has_failed_rows_says_so(run_job: RunJob, tmp_path: Path) -> None:
     source, target = put_rows(tmp_path / "in.jsonl", 15), tmp_path / "out.csv"
-    run_job(source, target)
-    with pytest.raises(InputError, match=r"exists"):
+    with pytest.raises(InputError, match="holds no job"):
         run_job(source, target, retry_errors=True)
+    assert not target.exists()
 
 
 def test_a_finished_output_is_replaced_only_when_asked_and_others_never(run_job: RunJob, tmp_path: Path) -> None:
@@ -318,7 +318,6 @@ def test_the_summary_tells_where_the_time_went(run_job: RunJob, tmp_path: Path) 
     [
         ({"part_rows": 0}, "part_rows=0"),
         ({"max_errors": -1}, "max_errors=-1"),
-        ({"audit": 1.5}, "audit=1.5"),
         ({"format": "xml"}, "format='xml'"),
     ],
 )
