@@ -16,6 +16,7 @@ import pyarrow.parquet as pq
 import pytest
 from transformers import AutoImageProcessor, PreTrainedTokenizerFast, ViTImageProcessor
 
+from pabee_fast import models
 from tests import zoo
 from tests.conftest import ROOT
 
@@ -23,8 +24,9 @@ EXAMPLES = ROOT / "examples"
 
 
 @pytest.fixture
-def run_example(capsys: pytest.CaptureFixture[str]) -> Callable[..., str]:
-    """Runs `main` of a script and returns what it printed."""
+def run_example(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> Callable[..., str]:
+    """Runs `main` of a script and returns what it printed; a family that it registers is forgotten afterwards."""
+    monkeypatch.setattr(models, "FAMILIES", dict(models.FAMILIES))
 
     def run(name: str, *args: str) -> str:
         spec = importlib.util.spec_from_file_location(f"example_{name}", EXAMPLES / f"{name}.py")
