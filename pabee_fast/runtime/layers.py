@@ -145,7 +145,10 @@ class Layers:
         package = type(self.model.config).__module__.rpartition(".")[0]
         if wrong := why_not_stock(module, package):
             return wrong
-        blocks = self.family.blocks(module)
+        try:
+            blocks = self.family.blocks(module)
+        except AttributeError as error:  # a version of transformers with other names
+            return str(error)
         return why_not_fused(module, blocks) or blocks
 
     def _bind(self, module: nn.Module, variant: str) -> Run:

@@ -128,6 +128,13 @@ def test_a_layer_that_its_owner_has_changed_runs_as_it_is_and_says_so(change: st
         assert (expected - before).abs().max() > 1e-3, "the change changes no answer, so the test could not fail"
 
 
+def test_a_layer_whose_parts_have_other_names_runs_as_it_is() -> None:
+    stock = tiny_stock("bert")
+    own = stock.bert.encoder.layer[4].attention.self
+    own.size = own.__dict__.pop("attention_head_size")
+    assert "stock in layer 5, since 'BertSelfAttention' object has no attribute" in Engine(stock).layers.describe()
+
+
 def test_a_method_replaced_for_all_layers_is_seen(monkeypatch: pytest.MonkeyPatch) -> None:
     stock, original = tiny_stock("bert"), BertSelfOutput.forward
 

@@ -1,6 +1,7 @@
 """Joined weights are still their owner's: whatever is done to them is right, and none is held twice."""
 
 import copy
+import gc
 import pickle
 from collections.abc import Callable
 from pathlib import Path
@@ -14,6 +15,7 @@ from transformers import AutoModelForSequenceClassification
 import pabee_fast as pf
 from pabee_fast.runtime import block, joined
 from pabee_fast.runtime.engine import Engine
+from pabee_fast.runtime.packed import pack
 from tests.conftest import FAMILIES, padded_rows, tiny_model, tiny_stock
 from tests.runtime.answers import packed_answers, stock_answers
 from tests.tolerances import assert_close
@@ -171,6 +173,17 @@ def test_a_used_model_is_saved_as_an_untouched_one(family: str, tmp_path: Path) 
     assert_close(stock_answers(again), stock_answers(tiny_stock(family)))
 
 
+def test_weights_that_have_moved_on_are_held_by_nobody() -> None:
+    stock = tiny_stock("bert")
+    engine = Engine(stock)
+    engine.run(pack(stock, **padded_rows([4, 9])), pf.FullDepth())
+    stock.bfloat16()
+    gc.collect()
+    tensors = [each for each in gc.get_objects() if isinstance(each, torch.Tensor)]
+    assert not [tensor for tensor in tensors if tensor.shape == (3 * 32, 32) and tensor.dtype == torch.float32]
+    assert len(engine.layers) == 6
+
+
 def test_a_state_dict_of_a_used_model_holds_its_weights_once(tmp_path: Path) -> None:
     stock, used = tiny_stock("bert"), tiny_stock("bert")
     packed_answers(used)
@@ -196,12 +209,17 @@ def test_copies_of_a_used_model_are_as_small_and_their_own(make_copy: Any) -> No
 
 
 def test_two_storages_that_are_neighbours_by_chance_are_not_taken_for_one() -> None:
-    whole = torch.randn(6, 4)
-    parts = [torch.nn.Parameter(part.clone()) for part in whole.split(2)]
+    memory, size = bytearray(3 * 8 * 4), 8 * 4
+    parts = [torch.frombuffer(memory, dtype=torch.float32, count=8, offset=n * size).view(2, 4) for n in range(3)]
+    for number, part in enumerate(parts):
+        part.fill_(number)
+    whole = torch.cat(parts)
+    assert [part.data_ptr() - parts[0].data_ptr() for part in parts] == [0, size, 2 * size]
     assert not joined.are_joined(parts)
     one = joined.joined(parts)
     assert torch.equal(one, whole)
     assert one.data_ptr() == parts[0].data_ptr()
+    assert joined.are_joined(parts)
     # The right addresses in the wrong order, and one of them missing.
     assert not joined.are_joined(parts[::-1])
     assert not joined.are_joined([parts[0], parts[2]])
