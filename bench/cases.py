@@ -21,6 +21,11 @@ SST2_DEV_LENGTHS = {
 EXITS = {4: 0.20, 5: 0.16, 6: 0.13, 7: 0.11, 8: 0.09, 9: 0.07, 10: 0.06, 11: 0.05, 12: 0.13}
 """Exit layer -> share of rows, for 12 layers; the mean is 60 % of the layers."""
 
+SKEWED = {2: 0.25, 3: 0.25, 4: 0.20, 5: 0.12, 6: 0.08, 8: 0.05, 12: 0.05}
+"""Likewise, where most leave early and few stay: the mean is 34 % of the layers, and one row in twenty is given all."""
+
+SHARES = {"usual": EXITS, "skewed": SKEWED}
+
 MODELS = {
     "bert-base": {},
     "bert-large": {"hidden_size": 1024, "num_hidden_layers": 24, "num_attention_heads": 16, "intermediate_size": 4096},
@@ -48,13 +53,42 @@ def model(name: str, seed: int = 0) -> BertForSequenceClassification:
     return BertForSequenceClassification(BertConfig(**MODELS[name], num_labels=2)).eval()
 
 
+def sst2_lengths(rows: int, seed: int = 0) -> np.ndarray:
+    """[rows] tokens of each row, drawn from sst2 dev's."""
+    return _draw_lengths(np.random.default_rng(seed), rows)
+
+
+def _draw_lengths(rng: np.random.Generator, rows: int) -> np.ndarray:
+    counts = np.array(list(SST2_DEV_LENGTHS.values()))
+    return rng.choice(np.array(list(SST2_DEV_LENGTHS)), size=rows, p=counts / counts.sum())
+
+
 def sst2_like(rows: int, layers: int, seed: int = 0) -> Rows:
     """Rows with sst2 dev's lengths and the shares of EXITS, both seeded; layers other than 12 scale the exits."""
     rng = np.random.default_rng(seed)
-    counts = np.array(list(SST2_DEV_LENGTHS.values()))
-    lengths = rng.choice(np.array(list(SST2_DEV_LENGTHS)), size=rows, p=counts / counts.sum())
-    edges = np.round(np.cumsum(list(EXITS.values())) * rows).astype(int)
-    exits = np.repeat(np.array(list(EXITS)), np.diff(edges, prepend=0))
-    exits = np.ceil(rng.permutation(exits) * layers / 12).astype(int)
+    lengths = _draw_lengths(rng, rows)
+    exits = _draw_exits(rng, EXITS, rows, layers)
+    return Rows(_draw_tokens(rng, lengths), exits)
+
+
+def of_length(rows: int, tokens: int, layers: int, seed: int = 0) -> Rows:
+    """Rows of `tokens` tokens each, with the shares of EXITS."""
+    rng = np.random.default_rng(seed)
+    exits = _draw_exits(rng, EXITS, rows, layers)
+    return Rows(_draw_tokens(rng, np.full(rows, tokens)), exits)
+
+
+def exits_of(shares: str, rows: int, layers: int, seed: int = 1) -> tuple[int, ...]:
+    """Exit layers by one of SHARES, in random order."""
+    return _draw_exits(np.random.default_rng(seed), SHARES[shares], rows, layers)
+
+
+def _draw_exits(rng: np.random.Generator, shares: dict[int, float], rows: int, layers: int) -> tuple[int, ...]:
+    edges = np.round(np.cumsum(list(shares.values())) * rows).astype(int)
+    exits = np.repeat(np.array(list(shares)), np.diff(edges, prepend=0))
+    return tuple(np.ceil(rng.permutation(exits) * layers / 12).astype(int).tolist())
+
+
+def _draw_tokens(rng: np.random.Generator, lengths: np.ndarray) -> list[list[int]]:
     # 1000 and up: ordinary words of BERT's vocabulary, so that no row holds padding or special tokens.
-    return Rows([rng.integers(1000, 30_000, n).tolist() for n in lengths], tuple(exits.tolist()))
+    return [rng.integers(1000, 30_000, n).tolist() for n in lengths]

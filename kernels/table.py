@@ -6,7 +6,18 @@ from collections.abc import Iterator
 from . import add_norm, attention, bias_act, compact, exit_step, pool
 from .launch import Launch
 
-MODULES = (exit_step, compact, pool, attention, add_norm, bias_act)
+FUNCTIONS = {
+    "exit_step": exit_step,
+    "plan": compact,
+    "gather": compact,
+    "pool": pool,
+    "attention": attention,
+    "add_norm": add_norm,
+    "bias_act": bias_act,
+}
+"""Name of a function, as in `reference` -> the module that launches it under that name."""
+
+MODULES = tuple(dict.fromkeys(FUNCTIONS.values()))
 
 
 def specialisations() -> Iterator[tuple[str, Launch]]:

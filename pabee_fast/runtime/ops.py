@@ -38,10 +38,7 @@ product over pooled rows is faster in spite of its three launches. Counted, not 
 def _triton_kernels() -> dict[str, ModuleType] | None:
     """The modules for CUDA by the name of their function; says once why there are none."""
     try:
-        from pabee_fast.kernels import add_norm, bias_act, compact
-        from pabee_fast.kernels import attention as attention_module
-        from pabee_fast.kernels import exit_step as exit_step_module
-        from pabee_fast.kernels import pool as pool_module
+        from pabee_fast.kernels import table
     except ImportError as error:
         logger.warning(
             "exit step, compaction and attention run as plain torch on CUDA where no library serves, and wait for the "
@@ -49,8 +46,7 @@ def _triton_kernels() -> dict[str, ModuleType] | None:
             error,
         )
         return None
-    layer = {"add_norm": add_norm, "attention": attention_module, "bias_act": bias_act}
-    return {"exit_step": exit_step_module, "plan": compact, "gather": compact, "pool": pool_module, **layer}
+    return table.FUNCTIONS
 
 
 def _kernel(name: str, tensor: Tensor) -> Callable[..., Any]:
