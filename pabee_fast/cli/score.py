@@ -2,6 +2,8 @@
 
 import signal
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Annotated, Any
 
 import typer
@@ -93,9 +95,12 @@ def score_command(
         _stream(recipe, columns, devices, engine, workers)
         return
     job = Job(inputs, output, columns, options)  # before a model is loaded
-    _ended_by_sigterm()
     try:
-        with open_executor(recipe, devices, engine, workers, watch.on_rows) as executor, watch:
+        with (
+            _sigterm_as_ctrl_c(),
+            open_executor(recipe, devices, engine, workers, watch.on_rows) as executor,
+            watch,
+        ):
             summary = job.run(executor, watch.on_part)
     except KeyboardInterrupt:
         _say_stopped(job, watch)
@@ -103,13 +108,18 @@ def score_command(
     _say_done(summary, executor.about, job.output.place, watch, log_format)
 
 
-def _ended_by_sigterm() -> None:
-    """Schedulers end jobs by SIGTERM: it is taken as Ctrl-C is."""
+@contextmanager
+def _sigterm_as_ctrl_c() -> Iterator[None]:
+    """Schedulers end jobs by SIGTERM: here it is taken as Ctrl-C is."""
 
     def interrupt(*_: object) -> None:
         raise KeyboardInterrupt
 
-    signal.signal(signal.SIGTERM, interrupt)
+    before = signal.signal(signal.SIGTERM, interrupt)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 def _stream(recipe: Any, columns: Any, devices: str | None, engine: str, workers: int | None) -> None:
