@@ -1,5 +1,6 @@
 """Attention within packed rows in one launch: softmax of the products as they come, never stored (FlashAttention)."""
 
+import itertools
 import math
 from collections.abc import Iterator
 from typing import Any
@@ -258,10 +259,10 @@ def specialisations() -> Iterator[tuple[str, Launch]]:
     Their tensors have no storage: a launch says what would be compiled, and cannot run.
     """
     everything: dict[str, Any] = {"is_causal": True, "window": 64, "is_masked": True, "has_holes": True}
-    for dtype in FEATURE_DTYPES:
-        yield from (_specialisation(dtype, 64, is_masked=is_masked) for is_masked in (False, True))
-        yield _specialisation(dtype, 64, window=64, has_holes=True)
-        yield _specialisation(dtype, 64, **everything)
+    for dtype, is_causal, is_masked in itertools.product(FEATURE_DTYPES, (False, True), (False, True)):
+        yield _specialisation(dtype, 64, is_causal=is_causal, is_masked=is_masked)
+        for has_holes in (False, True):
+            yield _specialisation(dtype, 64, is_causal=is_causal, window=64, is_masked=is_masked, has_holes=has_holes)
     for dtype in (torch.float32, torch.bfloat16):
         yield _specialisation(dtype, 20, window=64)
         yield _specialisation(dtype, 128, kv_heads=4, is_causal=True)

@@ -9,7 +9,17 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from .checks import FEATURE_DTYPES, KINDS, RULES, Pooler, RowState, check_exit_step, check_on_device, memory_words
+from .checks import (
+    FEATURE_DTYPES,
+    KINDS,
+    POOLINGS,
+    RULES,
+    Pooler,
+    RowState,
+    check_exit_step,
+    check_on_device,
+    memory_words,
+)
 from .head import head_logits
 from .launch import MAX_CLASSES, Launch, exit_step_blocks
 from .pool import count_visible
@@ -18,6 +28,7 @@ from .settle import settle
 # These change from layer to layer, and a specialisation on one would be compiled in the middle of a job.
 _NUMBERS = ["rows", "layer", "last", "depth", "patience", "threshold"]
 _RULES_OF_ANY_KIND = ("agreement", "given", "none")
+_HEAVY_RULES = [("label", "agreement"), ("label", "divergence"), ("label_set", "agreement")]
 _STATE = [
     "keep_ptr",
     "streak_ptr",
@@ -272,19 +283,25 @@ def exit_step_launch(
 def specialisations() -> Iterator[tuple[str, Launch]]:
     """Yield, by name, launches that stand for what `exit_step` makes Triton compile at BERT-base's hidden size.
 
-    Their tensors have no storage: a launch says what would be compiled, and cannot run.
+    Their tensors have no storage: a launch says what would be compiled, and cannot run. A step is a head and then a
+    rule, and all pairs would be thousands: each rule comes behind the heads of BERT, with and without their pooler, and
+    each other head in front of the rule most used and of those that hold most.
     """
     bf16, classes_of = torch.bfloat16, {"label": 3, "value": 1, "label_set": 33}
-    answers = [(kind, rule) for kind in KINDS for rule in RULES if kind == "label" or rule in _RULES_OF_ANY_KIND]
-    for dtype, (kind, rule) in itertools.product(FEATURE_DTYPES, answers):
-        yield _specialisation(dtype, classes_of[kind], kind=kind, rule=rule)
+    rules = [(kind, rule) for kind in KINDS for rule in RULES if kind == "label" or rule in _RULES_OF_ANY_KIND]
+    tokens: list[dict[str, Any]] = [*({"layout": name} for name in POOLINGS), {"layout": "mean", "is_masked": True}]
+    for dtype in FEATURE_DTYPES:
+        heads, behind = [*tokens, {"has_bias": False}], [{"layout": "pooled"}]
         if dtype != torch.float32:  # its poolers are library products
-            yield _specialisation(dtype, classes_of[kind], kind=kind, rule=rule, layout="first", pooler="tanh")
-    yield from (_specialisation(dtype, 3, layout="mean") for dtype in FEATURE_DTYPES)
-    yield _specialisation(bf16, 3, layout="last", pooler="gelu")
-    yield _specialisation(bf16, 3, layout="first", pooler="relu")
+            heads += [
+                {"layout": "last", "pooler": "tanh"},
+                *({"layout": "first", "pooler": name} for name in ("gelu", "relu")),
+            ]
+            behind += [{"layout": "first", "pooler": "tanh"}]
+        pairs = [*itertools.product(behind, rules), *itertools.product(heads, _HEAVY_RULES)]
+        for head, (kind, rule) in pairs:
+            yield _specialisation(dtype, classes_of[kind], kind=kind, rule=rule, **head)
     yield _specialisation(bf16, 3, layout="first", by_layer=True)
-    yield _specialisation(bf16, 3, layout="mean", is_masked=True)
     # As many classes as a program holds: the most registers.
     for dtype in (torch.float32, bf16):
         yield from (_specialisation(dtype, MAX_CLASSES, rule=rule) for rule in ("agreement", "divergence", "vote"))
@@ -301,6 +318,7 @@ def _specialisation(
     pooler: str | None = None,
     by_layer: bool = False,
     is_masked: bool = False,
+    has_bias: bool = True,
 ) -> tuple[str, Launch]:
     hidden_size, stack = 768, (1,) if by_layer else ()
     with torch.device("meta"):
@@ -310,7 +328,7 @@ def _specialisation(
         launch = exit_step_launch(
             torch.empty(1, hidden_size, dtype=dtype),
             torch.empty(*stack, classes, hidden_size, dtype=dtype),
-            torch.empty(*stack, classes, dtype=dtype),
+            torch.empty(*stack, classes, dtype=dtype) if has_bias else None,
             RowState(torch.empty(1, dtype=torch.int8), per_row, memory, per_result),
             torch.empty(1, classes),
             per_result,
@@ -326,6 +344,7 @@ def _specialisation(
             threshold=0.0,
             exit_at=per_result if rule == "given" else None,
         )
-    words = [kind, classes, layout, rule, pooler, "by-layer" if by_layer else None, "masked" if is_masked else None]
+    flags = {"by-layer": by_layer, "masked": is_masked, "plain": not has_bias}
+    words = [kind, classes, layout, rule, pooler, *(name for name, is_on in flags.items() if is_on)]
     name = "-".join(str(word) for word in words if word is not None)
     return f"exit_step-{str(dtype).removeprefix('torch.')}-{name}", launch

@@ -126,6 +126,9 @@ def exit_step_blocks(
     block_classes = max(BITS_PER_WORD if kind == "label_set" else MIN_DOT, next_power_of_2(classes))
     # A weight tile of 16 KiB leaves room for several programs on a multiprocessor; at 128 wide, sm_80 spills.
     fitting = 16384 // (block_classes * dtype.itemsize)
+    if kind == "label_set":
+        # A set's words lie beside the tile: with 64 classes, 64 wide, a masked mean spills.
+        fitting = min(fitting, 2048 // block_classes)
     block_hidden = max(MIN_DOT, min(64, fitting, next_power_of_2(hidden_size)))
     # Tensor cores take 16 rows; what else a program holds of them decides how many of 1024 classes spill.
     fitting = {"divergence": 4096, "vote": 8192}.get(rule, 8192 if dtype == torch.float32 else 16384)

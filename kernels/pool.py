@@ -9,7 +9,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from .checks import FEATURE_DTYPES, check_on_device, check_pool
+from .checks import FEATURE_DTYPES, POOLINGS, check_on_device, check_pool
 from .launch import Launch, pool_blocks
 
 
@@ -170,9 +170,9 @@ def specialisations() -> Iterator[tuple[str, Launch]]:
     """
     with torch.device("meta"):
         ends, mask = torch.empty(2, dtype=torch.int32), torch.empty(1, dtype=torch.bool)
-        for dtype, pooling in itertools.product(FEATURE_DTYPES, ("first", "last", "mean")):
+        for dtype, pooling in itertools.product(FEATURE_DTYPES, POOLINGS):
             features = torch.empty(1, 768, dtype=dtype)
             name = f"pool-{str(dtype).removeprefix('torch.')}-{pooling}"
             yield name, pool_launch(features, features, ends, pooling=pooling, key_mask=None)
-        features = torch.empty(1, 768, dtype=torch.bfloat16)
-        yield "pool-bfloat16-mean-masked", pool_launch(features, features, ends, pooling="mean", key_mask=mask)
+            if pooling == "mean":
+                yield f"{name}-masked", pool_launch(features, features, ends, pooling=pooling, key_mask=mask)

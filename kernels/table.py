@@ -1,5 +1,7 @@
-"""The table of kernels: every module that launches one. A new module is a line here, and is then compiled ahead of time
-for every target, held against its baseline and asked for its traffic."""
+"""The table of kernels: which module serves each function of the runtime on CUDA.
+
+A new kernel is a line here, and is then compiled ahead of time for every target and held against its baseline.
+"""
 
 from collections.abc import Iterator
 

@@ -15,9 +15,10 @@ triton = pytest.importorskip("triton", reason="Triton is not installed, as on ma
 
 import triton.language as tl  # noqa: E402
 
-from bench import static  # noqa: E402
+from bench import static, traffic  # noqa: E402
 from bench.compiled import TARGETS, Figures, compile_for  # noqa: E402
 from bench.occupancy import occupancy, resident_warps  # noqa: E402
+from bench.traffic import Traffic  # noqa: E402
 from pabee_fast.kernels import table  # noqa: E402
 from pabee_fast.kernels.launch import Launch  # noqa: E402
 
@@ -104,7 +105,7 @@ def test_a_tile_that_does_not_fit_is_seen_to_spill(target: str, too_wide: int) -
     assert (small.stack, small.spills, static.judge(small, None)) == (0, 0, [])
     large = compile_for(wide_launch(too_wide, enable_fp_fusion=True), target)
     assert large.stack > static.TOLERATED_STACK
-    assert large.spills > static.TOLERATED_SPILLS
+    assert large.spills > 0
     assert static.judge(large, None) == [f"{large.stack} bytes of stack, {large.spills} spills"]
 
 
@@ -128,8 +129,7 @@ def test_a_kernel_that_cannot_be_compiled_is_named() -> None:
         ({"shared": 8192}, ["shared 4096 -> 8192"]),
         ({"instructions": 551}, ["instructions 500 -> 551"]),
         ({"instructions": 100, "registers": 16, "shared": 0}, []),
-        ({"stack": 16, "spills": 2}, []),
-        ({"stack": 16, "spills": 3}, ["16 bytes of stack, 3 spills"]),
+        ({"stack": 16, "spills": 6}, []),
         ({"stack": 24, "spills": 2}, ["24 bytes of stack, 2 spills"]),
         ({"mma": 0, "fma": 9}, ["no mma any more, of 8"]),
         ({"loads": {"4": 6}}, ["loads of 16 bytes -> 4"]),
@@ -152,6 +152,11 @@ def elsewhere(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
     """A folder of its own for baselines, and figures that are not compiled."""
     monkeypatch.setattr(static, "BASELINES", tmp_path)
     return tmp_path
+
+
+@pytest.fixture(autouse=True)
+def _no_bytes_are_counted(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(static, "count", lambda: {})
 
 
 def results(monkeypatch: pytest.MonkeyPatch, figures: Figures) -> None:
@@ -177,7 +182,7 @@ def test_under_another_triton_there_is_no_baseline_and_only_spills_fail(
     elsewhere: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     results(monkeypatch, SOUND)
-    static.main(["--update"])
+    assert static.main(["--update"]) == 0
     monkeypatch.setattr(triton, "__version__", "0.0.1")
     results(monkeypatch, replace(SOUND, registers=200))
     assert static.main([]) == 0
@@ -218,3 +223,28 @@ def test_occupancy_is_bounded_by_registers_shared_memory_and_programs(
     target: str, change: dict[str, int], warps: int
 ) -> None:
     assert resident_warps(replace(SOUND, **change), target) == warps
+
+
+MOVED = Traffic(moved=150, least=100, expected=100)
+
+
+@pytest.mark.parametrize(
+    ("found", "wrong"),
+    [
+        (MOVED, []),
+        (Traffic(moved=165, least=100, expected=100), []),
+        (Traffic(moved=100, least=100, expected=100), []),
+        (Traffic(moved=166, least=100, expected=100), ["moves 1.66 times the least, 1.50 before"]),
+        (Traffic(150, 100, 90), ["touches 100 bytes, and its microbenchmark takes 90 for the least"]),
+    ],
+)
+def test_a_kernel_that_moves_more_than_before_is_refused(found: Traffic, wrong: list[str]) -> None:
+    assert static.judge_traffic(found, MOVED) == wrong
+
+
+def test_bytes_are_counted_as_they_are_touched() -> None:
+    found = traffic.count("plan 64 rows")["plan 64 rows"]
+    rows, survivors = 64, 32
+    # Flags and ends in; ids and streaks of survivors in and out, with ends, sources and starts; the first end; counts.
+    assert found.least == rows + 4 * (rows + 1) + survivors * (12 + 4 + 8 + 4 + 4 + 4) + 4 + 12
+    assert found.least < found.moved < 2 * found.least

@@ -1,6 +1,7 @@
 """What the runtime launches is what is compiled ahead of time: the engine runs on a CPU with every launch written down
 instead of made, and the reference giving the results."""
 
+import contextlib
 import functools
 import itertools
 from collections.abc import Callable, Iterator
@@ -8,6 +9,7 @@ from typing import Any
 
 import pytest
 import torch
+from transformers import PreTrainedModel
 
 import pabee_fast as pf
 from pabee_fast.kernels import reference
@@ -16,7 +18,7 @@ from pabee_fast.runtime import ops
 from pabee_fast.runtime.engine import Engine
 from pabee_fast.runtime.packed import pack
 from tests import zoo
-from tests.conftest import FAMILIES, padded_rows, tiny_model
+from tests.conftest import padded_rows, tiny_model
 
 pytest.importorskip("triton", reason="Triton is not installed, as on macOS and Windows")
 
@@ -34,6 +36,7 @@ POLICIES: list[pf.Policy] = [
     pf.PatientDivergence(1, 0.1),
     pf.Vote(1.2),
 ]
+HEADS = [("pabee", "first"), *itertools.product(("own-pooler", "linear"), ("first", "last", "mean"))]
 OPTIONS: dict[str, dict[str, Any]] = {
     "label": {},
     "value": {"num_labels": 1},
@@ -41,12 +44,20 @@ OPTIONS: dict[str, dict[str, Any]] = {
 }
 
 
-def kind_of(launch: Launch) -> str:
-    """A specialisation up to sizes: which kernel, for which types, rules and layouts."""
+OF_THE_RULE = {"KIND", "RULE", "memory_ptr", "exit_at_ptr"}
+
+
+def kinds_of(launch: Launch) -> set[str]:
+    """A specialisation up to sizes: which kernel, for which types, layouts and options. The exit step is two things,
+    one after the other: a head, and a rule."""
     made = launch.specialisation()
-    words = {name: value for name, value in made.constexprs.items() if not isinstance(value, int)}
-    types = {name: type_name for name, type_name in made.signature.items() if type_name != "constexpr"}
-    return f"{made.kernel.__name__} {words} {types} aligned {sorted(position for (position,) in made.attrs)}"
+    kept = {name: value for name, value in made.constexprs.items() if type(value) is not int}
+    kept |= {name: type_name for name, type_name in made.signature.items() if type_name != "constexpr"}
+    name, aligned = made.kernel.__name__, sorted(position for (position,) in made.attrs)
+    if name != "exit_step_kernel":
+        return {f"{name} {kept} aligned {aligned}"}
+    rule = {key: kept.pop(key, None) for key in sorted(OF_THE_RULE)} | {"of": kept["features_ptr"]}
+    return {f"{name}, head {kept} aligned {aligned}", f"{name}, rule {rule}"}
 
 
 @pytest.fixture
@@ -73,29 +84,54 @@ def launched(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[Launch]]:
 
 @functools.cache
 def named() -> set[str]:
-    return {kind_of(launch) for _, launch in table.specialisations()}
+    return set().union(*(kinds_of(launch) for _, launch in table.specialisations()))
+
+
+def launch_all(
+    model: PreTrainedModel, rows: dict[str, torch.Tensor], policies: list[pf.Policy], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Runs rows under each policy, in all the ways that choose other kernels."""
+    engine = Engine(model, gather_cost=0.0)
+    padded = [rows]
+    if engine.heads[0].pooling == "mean":  # which needs a mask where left padding hides first tokens
+        padded.append({name: values.flip(1) for name, values in rows.items()})
+    for inputs in padded:
+        batch = pack(model, **inputs)
+        for policy, fused_rows in itertools.product(policies, (0, 2048)):
+            monkeypatch.setattr(ops, "FUSED_POOLER_ROWS", fused_rows)
+            with contextlib.suppress(pf.InputError):  # the rule needs labels
+                engine.run(batch, policy)
+
+
+def missing(launched: list[Launch]) -> str:
+    assert launched
+    return "\n".join(sorted(set().union(*map(kinds_of, launched)) - named()))
 
 
 @pytest.mark.parametrize("kind", OPTIONS)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16], ids=str)
-@pytest.mark.parametrize("family", FAMILIES)
-def test_every_launch_of_the_runtime_is_compiled_ahead_of_time(
-    family: str, dtype: torch.dtype, kind: str, launched: list[Launch], monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize(("head", "pooling"), HEADS)
+def test_every_launch_of_a_rule_and_a_head_is_compiled_ahead_of_time(
+    head: str,
+    pooling: str,
+    dtype: torch.dtype,
+    kind: str,
+    launched: list[Launch],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    model = tiny_model(family, **OPTIONS[kind]).to(dtype)
-    engine = Engine(model, gather_cost=0.0)
-    batch = pack(model, **padded_rows(LENGTHS, family=family))
-    for policy, fused_rows in itertools.product(POLICIES, (0, 2048)):
-        if kind == "value" and isinstance(policy, pf.Patience):
-            policy = pf.Patience(1, threshold=0.1)
-        monkeypatch.setattr(ops, "FUSED_POOLER_ROWS", fused_rows)
-        try:
-            engine.run(batch, policy)
-        except pf.InputError:
-            continue  # the rule needs labels
-    assert launched
-    missing = {kind_of(launch) for launch in launched} - named()
-    assert not missing, "\n".join(sorted(missing))
+    model = tiny_model("bert", head=head, pooling=pooling, **OPTIONS[kind]).to(dtype)
+    values = [pf.FullDepth(), pf.Scheduled((2, 6, 1, 3)), pf.Patience(1, threshold=0.1)]
+    launch_all(model, padded_rows(LENGTHS), values if kind == "value" else POLICIES, monkeypatch)
+    assert not missing(launched)
+
+
+@pytest.mark.parametrize("family", [name for name in zoo.VARIANTS if not zoo.is_vision(name)])
+def test_every_launch_of_a_family_is_compiled_ahead_of_time(
+    family: str, launched: list[Launch], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = zoo.model_with_heads(family).to(torch.bfloat16)
+    launch_all(model, zoo.rows(family, LENGTHS), [pf.FullDepth(), pf.Patience(1)], monkeypatch)
+    assert not missing(launched)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16], ids=str)
@@ -117,5 +153,4 @@ def test_what_a_mask_hides_makes_no_other_launches_of_attention(
         assert {launch.arguments["key_mask_ptr"] is None for launch in attended} == {bool(first)}
         # Global layers need no positions, local ones do.
         assert {launch.arguments["positions_ptr"] is None for launch in attended} == {True, False}
-    missing = {kind_of(launch) for launch in attended} - named()
-    assert not missing, "\n".join(sorted(missing))
+    assert not missing(attended)
