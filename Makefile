@@ -4,6 +4,8 @@
 #   make test    run the test suite
 #   make lint    check style and types
 #   make static  compile every kernel for GPUs that need not be here, and compare with the baseline
+#   make smoke   the small microbenchmarks, each checked before it is timed
+#   make bench   all microbenchmarks
 #   make clean   remove the environment and everything that was built
 #
 # Another interpreter: make test PYTHON=python3.13. Another environment: make test VENV=/tmp/venv.
@@ -15,7 +17,7 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check
 INSTALL := $(PIP) install --quiet --constraint constraints.txt
 DESCRIPTION := pyproject.toml setup.py constraints.txt
 
-.PHONY: help demo test lint static clean
+.PHONY: help demo test lint static smoke bench clean
 
 help:
 	@sed -n 's/^#   make/make/p' Makefile
@@ -37,6 +39,14 @@ lint: $(VENV)/.test
 
 static: $(VENV)/.test
 	$(BIN)/python -m bench.static
+
+MICRO := -p no:cacheprovider --benchmark-columns=min,median,max,rounds bench/micro
+
+smoke: $(VENV)/.test
+	$(BIN)/python -m pytest -q $(MICRO) --micro-rounds 3
+
+bench: $(VENV)/.test
+	$(BIN)/python -m pytest $(MICRO) --cases full
 
 clean:
 	rm -rf $(VENV) build dist .benchmarks .hypothesis .mypy_cache .pytest_cache .ruff_cache *.egg-info
