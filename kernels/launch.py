@@ -126,9 +126,12 @@ def exit_step_blocks(
     block_classes = max(BITS_PER_WORD if kind == "label_set" else MIN_DOT, next_power_of_2(classes))
     # A weight tile of 16 KiB leaves room for several programs on a multiprocessor; at 128 wide, sm_80 spills.
     fitting = 16384 // (block_classes * dtype.itemsize)
-    if kind == "label_set":
-        # A set's words lie beside the tile: with 64 classes, 64 wide, a masked mean spills.
-        fitting = min(fitting, 2048 // block_classes)
+    if kind == "label_set" and pooling in ("mean", "last"):
+        # A set's words lie beside the tile: with 64 classes, 64 wide, a mean spills; on sm_100 a last token at 32 too.
+        # Pooled features and first tokens do not, and spill in narrower tiles (bfloat16, 32 wide: 9 accesses on sm_80).
+        fitting = min(fitting, (2048 if pooling == "mean" else 1024) // block_classes)
+    if pooling == "mean" and dtype == torch.float32:
+        fitting = min(fitting, 32)  # at 64 a masked mean spills on sm_100
     block_hidden = max(MIN_DOT, min(64, fitting, next_power_of_2(hidden_size)))
     # Tensor cores take 16 rows; what else a program holds of them decides how many of 1024 classes spill.
     fitting = {"divergence": 4096, "vote": 8192}.get(rule, 8192 if dtype == torch.float32 else 16384)

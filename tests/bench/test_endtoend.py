@@ -2,11 +2,14 @@
 
 import json
 import sys
+from typing import Any
 
 import numpy as np
 import pytest
+import torch
 
-from bench import cases, endtoend
+from bench import cases, endtoend, shares
+from pabee_fast.runtime import ops
 
 
 def test_the_last_line_is_one_json_document_that_says_what_was_measured(
@@ -41,3 +44,43 @@ def test_the_case_is_fixed_and_its_exits_are_independent_of_length() -> None:
     shares = np.bincount(rows.exit_layers, minlength=13)[4:] / 256
     assert shares == pytest.approx(list(cases.EXITS.values()), abs=1 / 256)
     assert abs(np.corrcoef(rows.lengths, rows.exit_layers)[0, 1]) < 0.2
+
+
+def measured(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], *more: str) -> dict[str, Any]:
+    options = "--model bert-tiny --rows 12 --rounds 1 --stock-batches 4 --device cpu --dtype float32"
+    monkeypatch.setattr(sys, "argv", ["endtoend", *options.split(), *more])
+    endtoend.main()
+    found: dict[str, Any] = json.loads(capsys.readouterr().out.splitlines()[-1])
+    return found
+
+
+def test_other_exits_lanes_layers_and_waves_are_measured_beside_the_default(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    options = "--lengths 16 --exits skewed --lanes 2 --layers stock --waves 64"
+    found = measured(monkeypatch, capsys, *options.split())
+    assert found["tokens_per_row"] == {"mean": 16, "min": 16, "max": 16}
+    assert found["other_exits"]["skewed"]["mean_exit_layer"] < found["mean_exit_layer"]
+    assert found["other_ways"].keys() == {"2 lanes", "stock layers", "waves of 64"}
+    # 12 layers of 8 H^2 + 4 H I + 4 L H operations a token, at what a product reaches.
+    operations = 12 * 12 * 16 * (8 * 128**2 + 4 * 128 * 512 + 4 * 16 * 128)
+    seconds = found["seconds"]["full depth"][0]
+    assert found["utilisation"] == pytest.approx(operations / seconds / found["ceilings"]["matrix_rate"])
+    parts = found["time_shares"]
+    assert 0 < parts["exit_step"] < parts["together"] < 1
+    assert parts["together"] == pytest.approx(parts["exit_step"] + parts["plan"] + parts["gather"])
+
+
+def test_the_seam_is_as_it_was_after_its_shares_were_taken() -> None:
+    before = {name: getattr(ops, name) for name in shares.PARTS}
+    with pytest.raises(RuntimeError, match="in the middle"):
+        shares.time_shares(lambda: (_ for _ in ()).throw(RuntimeError("in the middle")), torch.device("cpu"))
+    assert {name: getattr(ops, name) for name in shares.PARTS} == before
+
+
+def test_one_row_in_twenty_of_the_skewed_exits_is_given_all_layers() -> None:
+    for layers in (12, 24):
+        exits = cases.exits_of("skewed", 2000, layers)
+        assert np.mean(np.array(exits) == layers) == pytest.approx(0.05, abs=0.001)
+        assert np.mean(exits) / layers == pytest.approx(0.344, abs=0.02)
+    assert sum(cases.SKEWED.values()) == pytest.approx(1)

@@ -105,7 +105,7 @@ def test_a_tile_that_does_not_fit_is_seen_to_spill(target: str, too_wide: int) -
     assert (small.stack, small.spills, static.judge(small, None)) == (0, 0, [])
     large = compile_for(wide_launch(too_wide, enable_fp_fusion=True), target)
     assert large.stack > static.TOLERATED_STACK
-    assert large.spills > 0
+    assert large.spills > static.TOLERATED_SPILLS
     assert static.judge(large, None) == [f"{large.stack} bytes of stack, {large.spills} spills"]
 
 
@@ -129,7 +129,8 @@ def test_a_kernel_that_cannot_be_compiled_is_named() -> None:
         ({"shared": 8192}, ["shared 4096 -> 8192"]),
         ({"instructions": 551}, ["instructions 500 -> 551"]),
         ({"instructions": 100, "registers": 16, "shared": 0}, []),
-        ({"stack": 16, "spills": 6}, []),
+        ({"stack": 16, "spills": 2}, []),
+        ({"stack": 16, "spills": 3}, ["16 bytes of stack, 3 spills"]),
         ({"stack": 24, "spills": 2}, ["24 bytes of stack, 2 spills"]),
         ({"mma": 0, "fma": 9}, ["no mma any more, of 8"]),
         ({"loads": {"4": 6}}, ["loads of 16 bytes -> 4"]),
