@@ -68,16 +68,12 @@ class Risk:
         """[rows] bool: which rows of `trace` pay for what a policy `found`. Logits that are not finite are an answer of
         their own, and a wrong one."""
         full, got = trace.logits[-1], found.logits
-        broken = ~got.isfinite().all(dim=1)
-        if trace.kind == "value":
-            lost = ~((got - full).abs()[:, 0] <= (self.tolerance or 0.0))
-        elif self.name == "disagreement":
-            lost = _differ(answers(got, trace.kind), answers(full, trace.kind)) | broken
-            lost |= ~full.isfinite().all(dim=1)
-        else:
+        if self.name == "accuracy-loss":
             assert trace.labels is not None
             right = ~_differ(answers(full, trace.kind), trace.labels) & full.isfinite().all(dim=1)
-            lost = right & (_differ(answers(got, trace.kind), trace.labels) | broken)
+            lost = right & (_differ(answers(got, trace.kind), trace.labels) | ~got.isfinite().all(dim=1))
+        else:
+            lost = answers_differ(got, full, trace.kind, self.tolerance or 0.0)
         return lost & (found.exit_layers < trace.layers)
 
     def __str__(self) -> str:
@@ -93,6 +89,19 @@ def answers(logits: Tensor, kind: AnswerKind) -> Tensor:
     if kind == "label":
         return logits.argmax(dim=-1)
     return logits[..., 0] if kind == "value" else (logits > 0).long()
+
+
+def answers_differ(one: Tensor, other: Tensor, kind: AnswerKind, tolerance: float) -> Tensor:
+    """[rows] bool: whether logits [rows, classes] give different answers; what is not finite differs from everything.
+
+    Args:
+        tolerance: how far apart values may be and count as the same; of no meaning for labels.
+    """
+    if kind == "value":
+        differ = (one[:, 0] - other[:, 0]).abs() > tolerance
+    else:
+        differ = _differ(answers(one, kind), answers(other, kind))
+    return differ | ~one.isfinite().all(dim=1) | ~other.isfinite().all(dim=1)
 
 
 def _differ(some: Tensor, others: Tensor) -> Tensor:

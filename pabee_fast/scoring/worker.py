@@ -19,12 +19,12 @@ import numpy as np
 import pyarrow as pa
 import torch
 import transformers
-from torch import Tensor
 
 import pabee_fast
 from pabee_fast.evaluation.conditions import Conditions
+from pabee_fast.evaluation.risks import answers_differ
 from pabee_fast.models.heads import CONFIG_ENTRY
-from pabee_fast.policies import AnswerKind, FullDepth, Policy
+from pabee_fast.policies import FullDepth, Policy
 from pabee_fast.runtime.packed import PackedBatch
 from pabee_fast.scoring.answers import Answers
 from pabee_fast.scoring.audit import Promise, chosen
@@ -195,18 +195,7 @@ class Worker:
             return 0
         device = next(iter(batch.inputs.values())).device
         full = self.scorer.run(batch.select(early, device), FullDepth()).logits
-        return int(_differ(answers.logits[early], full, engine.kind, self._tolerance).sum())
-
-
-def _differ(one: Tensor, other: Tensor, kind: AnswerKind, tolerance: float) -> Tensor:
-    """[rows] bool: whether the answers are different ones; NaN differs from everything."""
-    if kind == "label":
-        same = one.argmax(dim=1) == other.argmax(dim=1)
-    elif kind == "value":
-        same = (one[:, 0] - other[:, 0]).abs() <= tolerance
-    else:
-        same = ((one > 0) == (other > 0)).all(dim=1)
-    return ~(same & one.isfinite().all(dim=1) & other.isfinite().all(dim=1))
+        return int(answers_differ(answers.logits[early], full, engine.kind, self._tolerance).sum())
 
 
 _NOT_RESULTS = ("_name_or_path", "transformers_version", "architectures", "dtype", "torch_dtype")
