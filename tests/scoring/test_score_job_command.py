@@ -35,6 +35,7 @@ CTRL_C = """
 import os, signal, sys
 from pabee_fast.cli import main
 from pabee_fast.scoring import manifest
+signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background jobs inherit that it is ignored
 appends = []
 def reached(point):
     appends.append(point)
