@@ -33,6 +33,11 @@ logger = logging.getLogger(__name__)
 TRIES = 3
 """How often a task is given to a worker before it is held to be what kills them."""
 
+_PRIMITIVES = ("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "64")
+"""oneDNN, which multiplies on CPUs, keeps a primitive for every number of tokens it has met, 1,024 by default, some 60 KB
+each. A wave's count of tokens hardly comes again, so only its own layers find theirs: 64 are enough. It reads the
+variable at its first product, so that one that is set already, or a product before, wins."""
+
 
 @dataclass(frozen=True)
 class Recipe:
@@ -58,6 +63,7 @@ class Recipe:
 
     def worker(self) -> tuple[Worker, About]:
         """Loads the model; raises what `load_scorer` raises."""
+        os.environ.setdefault(*_PRIMITIVES)
         if self.threads is not None:
             torch.set_num_threads(self.threads)
         setting = Setting.choose(self.device, self.dtype)
