@@ -42,6 +42,9 @@ HEADS = ("fit", *JOINT)
 DEPTHS = {"minilm": (3, 4), "minilm12": (6, 8)}
 """Where truncated models are trained: half and two thirds of the layers."""
 
+SHARE = 0.6
+"""Of the layers, that rows are given in the mean at most: 1.67 times fewer."""
+
 CLOCK_ROWS, ROUNDS = 1_000, 7
 
 
@@ -97,6 +100,7 @@ def run_one(steps: Steps, run: Run, heads: Sequence[str], depths: Sequence[int])
         "by_layer": judge.by_layer(),
         "equal_layers": judge.equal_layers(),
         "within_a_point": within,
+        "within_layers": judge.within_layers(SHARE),
         "patience": judge.patience() if "pabee" in heads else [],
         "promise": promise(judge.folds.whole("fit")) if "fit" in heads else None,
         "wall_clock": clock(steps, models, splits, within),

@@ -114,6 +114,12 @@ class Judge:
             choices.append(fastest_above(self.replayers[1 - fold], self.replayers[fold], least, self._score))
         return self._judged(choices, torch.cat(self.folds.stock))
 
+    def within_layers(self, share: float) -> dict[str, Any]:
+        """The best rule with a mean exit layer of at most a share of the layers, against stock at full depth."""
+        most = share * self.layers
+        choices = [best_within(self.replayers[1 - fold], self.replayers[fold], most, self._score) for fold in (0, 1)]
+        return {"share": share, **self._judged(choices, torch.cat(self.folds.stock))}
+
     def patience(self, heads: str = "pabee") -> list[dict[str, Any]]:
         """PABEE's claim: every patience of the published recipe against full depth of the same model.
 

@@ -8,7 +8,7 @@ import hashlib
 import json
 import shutil
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -138,14 +138,19 @@ class Steps:
 
         return self._once(f"{run.task.name}-{run.model}-{what}-s{run.seed}", settings, make)
 
-    def fit(self, run: Run, stock: Path) -> Path:
-        """A stock model directory with heads fitted to its own answers on the texts it was trained on, no labels."""
-        rows = self.train_rows(run).sample(FIT_ROWS)
-        settings = {"step": "fit", "model": stock.name, "rows": len(rows), "heads": FIT, "seed": run.seed}
+    def fit(self, run: Run, stock: Path, heads: Mapping[str, Any] = FIT, most: int = FIT_ROWS) -> Path:
+        """A stock model directory with heads fitted to its own answers on the texts it was trained on, no labels.
+
+        Args:
+            heads: their kind and pooling.
+            most: the most texts.
+        """
+        rows = self.train_rows(run).sample(most)
+        settings = {"step": "fit", "model": stock.name, "rows": len(rows), "heads": dict(heads), "seed": run.seed}
 
         def make(place: Path) -> None:
             model, tokenizer = self.load(stock)
-            pf.fit(model, tokenizer, rows.rows, seed=run.seed, max_length=MAX_LENGTH, folder=place.parent, **FIT)
+            pf.fit(model, tokenizer, rows.rows, seed=run.seed, max_length=MAX_LENGTH, folder=place.parent, **heads)
             model.save_pretrained(place)
             tokenizer.save_pretrained(place)
 

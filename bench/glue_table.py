@@ -21,35 +21,47 @@ def write(results: Path, target: Path = TARGET) -> None:
     Raises:
         SystemExit: no runs, or no marks.
     """
-    runs = [json.loads(path.read_text()) for path in sorted(results.glob("*.json"))]
+    runs, heads = (
+        [json.loads(path.read_text()) for path in sorted(folder.glob("*.json"))]
+        for folder in (results, results / "heads")
+    )
     text = target.read_text()
     before, begin, rest = text.partition(BEGIN)
     _, end, after = rest.partition(END)
     if not runs or not begin or not end:
         raise SystemExit(f"{results} holds {len(runs)} run(s), and {target} needs the lines {BEGIN} and {END}")
-    target.write_text(f"{before}{BEGIN}\n{tables(runs)}\n{END}{after}")
+    target.write_text(f"{before}{BEGIN}\n{tables(runs, heads)}\n{END}{after}")
 
 
-def tables(runs: Sequence[Figures]) -> str:
-    """All tables: a line for each model, task and budget, with mean ± standard deviation where there are more seeds."""
+def tables(runs: Sequence[Figures], heads: Sequence[Figures] = ()) -> str:
+    """All tables: a line for each model, task and budget, with mean ± standard deviation where there are more seeds.
+
+    Args:
+        heads: what `bench.glue_heads` found.
+    """
     groups = [list(group) for _, group in groupby(sorted(runs, key=_group), key=_group)]
     parts = [
         _about(runs),
         _section("At most a point below full depth", WITHIN, [_within(group) for group in groups]),
+        _section("At most 60 % of the layers", SHARED, [_shared(group) for group in groups]),
         _section("At equal layers, against truncated models", EQUAL, [r for group in groups for r in _equal(group)]),
         _section("Fit alone, without labels, calibrated", PROMISE, [r for group in groups for r in _promise(group)]),
         _section("PABEE against its own full depth", PATIENCE, [r for group in groups for r in _patience(group)]),
         _section("Every head", LAYERS, [r for group in groups for r in _layers(group)]),
     ]
+    if heads:
+        parts.append(_section("Heads fitted to a frozen model: agreement with full depth", KINDS, _kinds(heads)))
     return "\n\n".join(parts)
 
 
 WITHIN = (
     "task | model | seeds | full depth | exits | difference | p | mean exit layer | layer ratio | wall-clock | rule"
 )
+SHARED = "task | model | seeds | full depth | exits | difference | p | mean exit layer | rule"
 EQUAL = "task | model | layers | mean exit layer | best rule | truncated | difference | p | heads"
 PATIENCE = "task | model | patience | mean exit layer | exits | full depth | difference | p"
 PROMISE = "task | model | seed | policy | mean exit layer | disagreement | p | other draws: mean exit layer | rejected"
+KINDS = "task | model | heads, pooling | after each layer but the last | mean"
 LAYERS = "task | model | heads | score after each layer | all heads together"
 
 
@@ -72,19 +84,42 @@ def _within(group: Sequence[Figures]) -> Row:
     start = [first["task"], _model(first), str(len(group))]
     if not reached:
         return [*start, *["not reached"] * 8]
-    metric = _judged_metric(first)
     speed_ups = [c["policies"]["within a point"]["speed_up"] for run in group for c in run["wall_clock"] or ()]
     return [
         *start,
+        *_against_full_depth(first, reached),
+        f"{_mean(r['mean_exit_layer'] for r in reached)} of {_depth(first)}",
+        _mean((r["layer_ratio"] for r in reached), "x"),
+        _mean(speed_ups, "x"),
+        _rules(reached),
+    ]
+
+
+def _shared(group: Sequence[Figures]) -> Row:
+    first, reached = group[0], [run["within_layers"] for run in group if run["within_layers"]["reached"]]
+    start = [first["task"], _model(first), str(len(group))]
+    if not reached:
+        return [*start, *["no rule leaves so early"] * 6]
+    return [
+        *start,
+        *_against_full_depth(first, reached),
+        f"{_mean(r['mean_exit_layer'] for r in reached)} of {_depth(first)}",
+        _rules(reached),
+    ]
+
+
+def _against_full_depth(first: Figures, reached: Sequence[Figures]) -> Row:
+    metric = _judged_metric(first)
+    return [
         _percent(r["rival"][metric] for r in reached),
         _percent(r["metrics"][metric] for r in reached),
         _points(r["difference"] for r in reached),
         _each(r["p_value"] for r in reached),
-        f"{_mean(r['mean_exit_layer'] for r in reached)} of {_depth(first)}",
-        _mean((r["layer_ratio"] for r in reached), "x"),
-        _mean(speed_ups, "x"),
-        "; ".join(dict.fromkeys(f"`{c['policy']}` ({c['heads']})" for r in reached for c in r["choices"])),
     ]
+
+
+def _rules(reached: Sequence[Figures]) -> str:
+    return "; ".join(dict.fromkeys(f"`{c['policy']}` ({c['heads']})" for r in reached for c in r["choices"]))
 
 
 def _equal(group: Sequence[Figures]) -> Iterable[Row]:
@@ -150,9 +185,26 @@ def _layers(group: Sequence[Figures]) -> Iterable[Row]:
             first["task"],
             _model(first),
             heads,
-            " ".join(f"{statistics.fmean(layer):.1%}".rstrip("%") for layer in layers),
+            _by_layer(statistics.fmean(layer) for layer in layers),
             _percent(f["ensemble"] for f in found),
         ]
+
+
+def _kinds(runs: Sequence[Figures]) -> list[Row]:
+    """A line for each task and kind, and one for each kind over all tasks."""
+    rows = [
+        [run["task"], _model(run), kind, _by_layer(layers), f"{100 * statistics.fmean(layers):.1f}"]
+        for run in runs
+        for kind, layers in run["agreement"].items()
+    ]
+    for kind in runs[0]["agreement"]:
+        means = [statistics.fmean(run["agreement"][kind]) for run in runs]
+        rows.append([f"mean of {len(runs)}", "", kind, "", f"{100 * statistics.fmean(means):.1f}"])
+    return rows
+
+
+def _by_layer(shares: Iterable[float]) -> str:
+    return " ".join(f"{100 * share:.1f}" for share in shares)
 
 
 def _section(title: str, columns: str, rows: Sequence[Row]) -> str:

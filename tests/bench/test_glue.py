@@ -3,6 +3,7 @@
 import gzip
 import json
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -10,7 +11,7 @@ import pytest
 import torch
 from transformers import BertConfig, BertModel, PreTrainedTokenizerFast
 
-from bench import glue, glue_choose, glue_models, glue_steps, glue_table, glue_tasks, glue_train
+from bench import glue, glue_choose, glue_heads, glue_models, glue_steps, glue_table, glue_tasks, glue_train
 from bench.glue_tasks import TASKS
 from pabee_fast.evaluation.conditions import Conditions
 from pabee_fast.evaluation.replay import Replay, Replayer
@@ -61,12 +62,12 @@ def _row(task: str, rng: np.random.Generator) -> dict[str, object]:
     return {"text": " ".join(words), "label": label}
 
 
-def run(monkeypatch: pytest.MonkeyPatch, *options: object) -> None:
-    """`python -m bench.glue` with these options."""
+def run(monkeypatch: pytest.MonkeyPatch, *options: object, main: Callable[[], None] = glue.main) -> None:
+    """`python -m bench.glue` with these options, or another of its commands."""
     monkeypatch.setattr(glue, "CLOCK_ROWS", 16)
     monkeypatch.setattr(glue, "ROUNDS", 1)
     monkeypatch.setattr(sys, "argv", ["glue", "--device", "cpu", *map(str, options)])
-    glue.main()
+    main()
 
 
 def test_the_pipeline_goes_from_rows_to_figures_and_a_table_and_repeats_no_step(
@@ -92,13 +93,21 @@ def test_the_pipeline_goes_from_rows_to_figures_and_a_table_and_repeats_no_step(
     monkeypatch.setattr(glue_steps.pf, "trace", lambda *args, **kwargs: pytest.fail("traced a second time"))
     run(monkeypatch, *options, "--tasks", "sst2", "--depths", 3)
 
+    heads = ["--tasks", "sst2", "--rows", 48, "--judged", 20, "--results", results / "heads"]
+    monkeypatch.undo()
+    run(monkeypatch, *options[:-2], *heads, main=glue_heads.main)
+    compared = json.loads((results / "heads" / "sst2-minilm-s0-small.json").read_text())
+    assert len(compared["agreement"]) == 6 and compared["judged_on"] == 40
+    assert all(len(layers) == 5 and 0 <= min(layers) <= max(layers) <= 1 for layers in compared["agreement"].values())
+
     page.write_text(f"by hand\n\n{glue_table.BEGIN}\nstale table\n{glue_table.END}\nby hand too\n")
     glue_table.write(results, page)
     text = page.read_text()
     assert text.startswith("by hand\n") and text.endswith("by hand too\n") and "stale table" not in text
+    assert "| mean of 1 |  | linear, mean |" in text
     with gzip.open(data / "sst2" / "dev.jsonl.gz", "rt") as lines:
         texts = [json.loads(line)["text"] for line in lines]
-    kept = text + "".join(path.read_text() for path in results.iterdir())
+    kept = text + "".join(path.read_text() for path in results.rglob("*.json"))
     assert not any(row in kept for row in texts)  # figures only
 
 
