@@ -34,9 +34,9 @@ TRIES = 3
 """How often a task is given to a worker before it is held to be what kills them."""
 
 _PRIMITIVES = ("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "64")
-"""oneDNN, which multiplies on CPUs, keeps a primitive for every number of tokens it has met, 1,024 by default, some 60 KB
-each. A wave's count of tokens hardly comes again, so only its own layers find theirs: 64 are enough. It reads the
-variable at its first product, so that one that is set already, or a product before, wins."""
+"""oneDNN, which multiplies on CPUs, keeps a primitive for every number of tokens it has met: 1,024 by default, some
+60 KB each. A wave's count of tokens hardly comes again, so only its own layers find theirs, and 64 are enough. It reads
+this at its first product: what is set already, or a product before, wins."""
 
 
 @dataclass(frozen=True)
