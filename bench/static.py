@@ -3,6 +3,7 @@
 No GPU is needed. Exit status 1, and a table of the specialisations that fail, where one
 
 - spills, or has a stack frame, beyond what is TOLERATED;
+- has any stack or spill that its baseline has not;
 - has grown by more than a tenth in registers, shared memory or instructions;
 - has lost its matrix instructions, or accesses memory in narrower pieces than before;
 - is not in the baseline, or is there and is compiled no more: `--update` writes it anew.
@@ -72,9 +73,9 @@ def judge(figures: Figures, before: Figures | None) -> list[str]:
         wrong.append(f"{figures.stack} bytes of stack, {figures.spills} spills")
     if before is None:
         return wrong
-    for name in ("registers", "shared", "instructions"):
+    for name in ("stack", "spills", "registers", "shared", "instructions"):
         new, old = getattr(figures, name), getattr(before, name)
-        if new > GROWTH * old:
+        if new > (old if name in ("stack", "spills") else GROWTH * old):
             wrong.append(f"{name} {old} -> {new}")
     for name in ("mma", "wgmma"):
         if getattr(before, name) and not getattr(figures, name):

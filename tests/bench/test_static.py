@@ -129,9 +129,9 @@ def test_a_kernel_that_cannot_be_compiled_is_named() -> None:
         ({"shared": 8192}, ["shared 4096 -> 8192"]),
         ({"instructions": 551}, ["instructions 500 -> 551"]),
         ({"instructions": 100, "registers": 16, "shared": 0}, []),
-        ({"stack": 16, "spills": 2}, []),
-        ({"stack": 16, "spills": 3}, ["16 bytes of stack, 3 spills"]),
-        ({"stack": 24, "spills": 2}, ["24 bytes of stack, 2 spills"]),
+        ({"stack": 8}, ["stack 0 -> 8"]),
+        ({"stack": 8, "spills": 2}, ["stack 0 -> 8", "spills 0 -> 2"]),
+        ({"stack": 24, "spills": 2}, ["24 bytes of stack, 2 spills", "stack 0 -> 24", "spills 0 -> 2"]),
         ({"mma": 0, "fma": 9}, ["no mma any more, of 8"]),
         ({"loads": {"4": 6}}, ["loads of 16 bytes -> 4"]),
         ({"stores": {}}, ["stores of 16 bytes -> 0"]),
@@ -139,6 +139,19 @@ def test_a_kernel_that_cannot_be_compiled_is_named() -> None:
 )
 def test_growth_and_narrower_accesses_are_refused(change: dict[str, Any], wrong: list[str]) -> None:
     assert static.judge(replace(SOUND, **change), SOUND) == wrong
+
+
+@pytest.mark.parametrize(
+    ("change", "wrong"),
+    [
+        ({"stack": 16, "spills": 2}, []),
+        ({"stack": 16, "spills": 3}, ["16 bytes of stack, 3 spills"]),
+        ({"stack": 24, "spills": 2}, ["24 bytes of stack, 2 spills"]),
+        ({"registers": 255}, []),
+    ],
+)
+def test_without_a_baseline_only_stack_and_spills_are_refused(change: dict[str, Any], wrong: list[str]) -> None:
+    assert static.judge(replace(SOUND, **change), None) == wrong
 
 
 def test_a_baseline_must_name_what_is_compiled_and_nothing_else() -> None:
