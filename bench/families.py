@@ -88,7 +88,7 @@ def measure(family: str, args: argparse.Namespace) -> dict[str, Any]:
     ours = copy.deepcopy(stock)
     ours.load_state_dict(stock.state_dict(), assign=True)
     pf.attach_heads(ours)
-    engine = Engine(ours)
+    engine = Engine(ours, token_budget=args.token_budget)
     is_vision = "pixel_values" in engine.family.inputs
     count = args.images if is_vision else args.rows
     rows = cases.sst2_like(count, LAYERS)
@@ -137,6 +137,7 @@ def measure(family: str, args: argparse.Namespace) -> dict[str, Any]:
         "rows": count,
         "tokens_per_row": {"mean": float(batch.lengths.mean()), "max": int(batch.lengths.max())},
         "rounds": args.rounds,
+        "token_budget": engine.token_budget,
         "rows_per_second": {name: count / value for name, value in median.items()},
         "seconds": seconds,
         "baseline": best_stock,
@@ -174,6 +175,7 @@ def main() -> None:
     parser.add_argument("--images", type=int, default=16)
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--stock-batches", type=int, nargs="+", default=[16, 32])
+    parser.add_argument("--token-budget", type=int, default=None, help="of our waves; default: the engine's")
     parser.add_argument("--dtype", default="auto")
     parser.add_argument("--device", default="auto")
     args = parser.parse_args()

@@ -128,28 +128,38 @@ def clock(steps: Steps, models: dict[str, Path], splits: tuple[Split, Split], wi
     return found
 
 
+def add_places(parser: argparse.ArgumentParser) -> None:
+    """The options of the steps: how much data, where it lies, and where outputs are kept."""
+    parser.add_argument("--budget", choices=BUDGETS, default="small")
+    parser.add_argument("--data", type=Path, default=DATA)
+    parser.add_argument("--encoder", type=Path, default=glue_models.default_encoder())
+    parser.add_argument("--work", type=Path, default=Path("build/glue"))
+    parser.add_argument("--device", default="auto")
+
+
+def steps_of(parser: argparse.ArgumentParser, args: argparse.Namespace) -> Steps:
+    """The steps that these options describe; ends the program where there is no encoder."""
+    if args.encoder is None:
+        parser.error(f"name the encoder's directory by --encoder ({glue_models.PACKAGE} is not installed)")
+    return Steps(args.work, args.encoder, args.data, choose_device(args.device))
+
+
 def main() -> None:
     """Parses options, runs what is asked, and writes a JSON a run."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--tasks", nargs="+", choices=TASKS, default=list(DEFAULT_TASKS))
     parser.add_argument("--model", nargs="+", choices=glue_models.COPIES, default=["minilm"])
     parser.add_argument("--seeds", nargs="+", type=int, default=[0])
-    parser.add_argument("--budget", choices=BUDGETS, default="small")
     parser.add_argument("--heads", nargs="+", choices=HEADS, default=list(HEADS))
     parser.add_argument("--depths", nargs="*", type=int, default=None, help="of truncated models; default: by model")
-    parser.add_argument("--data", type=Path, default=DATA)
-    parser.add_argument("--encoder", type=Path, default=glue_models.default_encoder())
-    parser.add_argument("--work", type=Path, default=Path("build/glue"))
+    add_places(parser)
     parser.add_argument("--results", type=Path, default=RESULTS)
-    parser.add_argument("--device", default="auto")
     parser.add_argument("--table", action="store_true", help="write the table of what is in --results, and no more")
     args = parser.parse_args()
     if args.table:
         glue_table.write(args.results)
         return
-    if args.encoder is None:
-        parser.error(f"name the encoder's directory by --encoder ({glue_models.PACKAGE} is not installed)")
-    steps = Steps(args.work, args.encoder, args.data, choose_device(args.device))
+    steps = steps_of(parser, args)
     args.results.mkdir(parents=True, exist_ok=True)
     # One seed of everything before a second seed of anything.
     for seed in args.seeds:

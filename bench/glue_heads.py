@@ -15,14 +15,12 @@ import torch
 from torch import Tensor
 
 from bench import glue_models
-from bench.glue import BUDGETS, RESULTS, folds_of
+from bench.glue import BUDGETS, DEFAULT_TASKS, RESULTS, add_places, folds_of, steps_of
 from bench.glue_steps import MAX_LENGTH, Run, Steps
-from bench.glue_tasks import DATA, TASKS
+from bench.glue_tasks import TASKS
 from pabee_fast.evaluation.metrics import evaluate
 from pabee_fast.evaluation.risks import answers
-from pabee_fast.runtime.device import choose_device
 
-TASKS_OF_THE_DEFAULT = ("sst2", "mrpc", "ag_news_subset", "stsb")
 KINDS = [
     {"head": head, "pooling": pooling} for head in ("linear", "own-pooler", "pabee") for pooling in ("mean", "first")
 ]
@@ -73,20 +71,14 @@ def _agreement(answered: Tensor, full: Tensor) -> float:
 def main() -> None:
     """Parses options and writes a JSON a task."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--tasks", nargs="+", choices=TASKS, default=list(TASKS_OF_THE_DEFAULT))
+    parser.add_argument("--tasks", nargs="+", choices=TASKS, default=list(DEFAULT_TASKS))
     parser.add_argument("--model", choices=glue_models.COPIES, default="minilm")
-    parser.add_argument("--budget", choices=BUDGETS, default="small")
     parser.add_argument("--rows", type=int, default=3_000, help="texts that heads are fitted on")
     parser.add_argument("--judged", type=int, default=1_000, help="rows of each fold")
-    parser.add_argument("--data", type=Path, default=DATA)
-    parser.add_argument("--encoder", type=Path, default=glue_models.default_encoder())
-    parser.add_argument("--work", type=Path, default=Path("build/glue"))
+    add_places(parser)
     parser.add_argument("--results", type=Path, default=RESULTS / "heads")
-    parser.add_argument("--device", default="auto")
     args = parser.parse_args()
-    if args.encoder is None:
-        parser.error(f"name the encoder's directory by --encoder ({glue_models.PACKAGE} is not installed)")
-    steps = Steps(args.work, args.encoder, args.data, choose_device(args.device))
+    steps = steps_of(parser, args)
     args.results.mkdir(parents=True, exist_ok=True)
     for task in args.tasks:
         run = Run(TASKS[task], args.model, 0, BUDGETS[args.budget])

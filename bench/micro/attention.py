@@ -11,11 +11,9 @@ from torch.nn.functional import scaled_dot_product_attention
 from bench import cases
 from bench.graphs import Call
 from bench.micro.compact import packed
-from bench.micro.subject import Case, Subject, same, serving, size_of
+from bench.micro.subject import TOLERANCE, Case, Subject, same, serving, size_of
 from pabee_fast.runtime import ops
 from pabee_fast.runtime.packed import Layout
-
-TOLERANCE = {torch.float32: 1e-5, torch.float16: 4e-3, torch.bfloat16: 3e-2}
 
 
 def build(lengths: np.ndarray, heads: int, head_dim: int, device: torch.device, dtype: torch.dtype) -> Subject:

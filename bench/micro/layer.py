@@ -7,10 +7,9 @@ import torch
 from torch import Tensor
 from torch.nn.functional import gelu, layer_norm
 
-from bench.micro.subject import Case, Subject, same, serving, size_of
+from bench.micro.subject import TOLERANCE, Case, Subject, same, serving, size_of
 
 EPS = 1e-12
-TOLERANCE = {torch.float32: 1e-5, torch.float16: 4e-3, torch.bfloat16: 3e-2}
 
 
 def norm_in_plain_torch(
@@ -54,24 +53,19 @@ def build_activation(tokens: int, width: int, device: torch.device, dtype: torch
     return Subject(calls, size_of(product, product, bias), agree=agree)
 
 
-def _norm_case(tokens: int, hidden: int) -> Case:
+def _case(op: str, what: str, tokens: int, width: int) -> Case:
+    build = build_norm if op == "add_norm" else build_activation
     return Case(
-        "add_norm",
-        f"{tokens}x{hidden}",
+        op,
+        f"{tokens}x{width}{what}",
         tokens,
-        lambda device, dtype: build_norm(tokens, hidden, device, dtype),
+        lambda device, dtype: build(tokens, width, device, dtype),
         is_small=tokens == 64,
     )
 
 
-def _activation_case(tokens: int, width: int) -> Case:
-    return Case(
-        "bias_act",
-        f"{tokens}x{width}, gelu",
-        tokens,
-        lambda device, dtype: build_activation(tokens, width, device, dtype),
-        is_small=tokens == 64,
-    )
+_norm_case = functools.partial(_case, "add_norm", "")
+_activation_case = functools.partial(_case, "bias_act", ", gelu")
 
 
 # What the smallest set holds, a wave's last survivors, and a full wave; the widths of BERT-base and BERT-large.

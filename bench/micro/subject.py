@@ -11,6 +11,9 @@ from torch import Tensor
 from bench.graphs import Call
 from pabee_fast.kernels import reference
 
+TOLERANCE = {torch.float32: 1e-5, torch.float16: 4e-3, torch.bfloat16: 3e-2}
+"""What sums and roundings in another order change, as a share of the largest magnitude."""
+
 
 @dataclass(frozen=True)
 class Subject:

@@ -199,3 +199,15 @@ def test_a_share_to_audit_out_of_range_is_refused_before_a_model_is_loaded() -> 
 def test_the_cpu_has_its_worker_in_this_process(recipe: Recipe) -> None:
     with open_executor(recipe) as executor:
         assert isinstance(executor, LocalExecutor)
+
+
+@pytest.mark.parametrize(("own", "kept"), [(None, "64"), ("7", "7")])
+def test_a_worker_bounds_the_products_that_a_cpu_remembers_unless_its_user_has(
+    own: str | None, kept: str, recipe: Recipe, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    name = "ONEDNN_PRIMITIVE_CACHE_CAPACITY"
+    monkeypatch.setenv(name, own or "to be removed")
+    if own is None:
+        monkeypatch.delenv(name)
+    recipe.worker()
+    assert os.environ[name] == kept
