@@ -2,6 +2,8 @@
 
 from typing import Any
 
+from transformers import PreTrainedModel
+
 from pabee_fast.errors import InputError, UnsupportedError
 from pabee_fast.models.albert import Albert
 from pabee_fast.models.bert import Bert
@@ -59,7 +61,7 @@ def family_of(model: Any) -> Family:
         UnsupportedError: a wrapped model, no such family, another kind of head, or a variant that cannot be packed.
     """
     for wrapped, by in (("module", "DataParallel or DDP"), ("_orig_mod", "torch.compile"), ("peft_config", "PEFT")):
-        if not hasattr(type(model), "from_pretrained") and wrapped in _names(model):
+        if not isinstance(model, PreTrainedModel) and wrapped in _names(model):
             raise UnsupportedError(
                 f"{type(model).__name__}: the model is wrapped by {by}; "
                 + ("merge it first: model.merge_and_unload()" if by == "PEFT" else "give the one inside, then wrap it")
@@ -77,4 +79,5 @@ def family_of(model: Any) -> Family:
 
 
 def _names(model: Any) -> set[str]:
-    return {*vars(model), *vars(model).get("_modules", {})} if hasattr(model, "__dict__") else set()
+    """What is the model's own, and not handed on from one inside: attributes, modules and properties."""
+    return {*vars(model), *vars(model).get("_modules", {}), *dir(type(model))} if hasattr(model, "__dict__") else set()

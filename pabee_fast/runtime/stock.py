@@ -27,6 +27,8 @@ _ACTIVATIONS = {
     "PytorchGELUTanh": "gelu_tanh",
     "ReLU": "relu",
 }
+# Written out in torch's operators: eight passes over their input.
+_MANY_PASSES = frozenset({"NewGELUActivation", "FastGELUActivation", "AccurateGELUActivation"})
 _FUNCTIONS: dict[Any, str] = {nn.functional.gelu: "gelu", nn.functional.relu: "relu", torch.relu: "relu"}
 # transformers leaves these behind at the first stock forward that returns hidden states; they act only within one.
 _IDLE_HOOKS = "transformers.utils.output_capturing"
@@ -38,6 +40,11 @@ def activation_of(activation: nn.Module | Callable[..., Any]) -> str | None:
         return _FUNCTIONS.get(activation)
     name = _ACTIVATIONS.get(type(activation).__name__)
     return "gelu_tanh" if name == "gelu" and vars(activation).get("approximate") == "tanh" else name
+
+
+def in_many_passes(module: nn.Module) -> bool:
+    """Whether this is transformers' own GELU by tanh that is computed operator by operator."""
+    return type(module).__name__ in _MANY_PASSES and _why_not_own(module, "transformers.activations") is None
 
 
 def why_not_stock(layer: nn.Module, package: str) -> str | None:

@@ -137,7 +137,35 @@ def test_what_runs_is_chosen_by_the_table_and_said() -> None:
 def test_families_of_other_layers_run_as_they_are(family: str) -> None:
     stock = zoo.stock_model(family)
     said = Engine(stock).layers.describe()
-    assert said == f"stock ({stock.config.model_type} has no post-norm blocks)"
+    passes = "; GELU by tanh in one pass" if stock.config.model_type == "gpt2" else ""
+    assert said == f"stock ({stock.config.model_type} has no post-norm blocks){passes}"
+
+
+@pytest.mark.parametrize("activation", ["gelu_new", "gelu_fast", "gelu_accurate"])
+def test_gelu_by_tanh_takes_one_pass_while_we_run_and_its_owners_way_otherwise(activation: str) -> None:
+    stock = zoo.stock_model("gpt2", activation_function=activation)
+    owners = stock.transformer.h[0].mlp.act
+    expected, forward = stock_answers(stock), owners.forward
+    runs = Engine(stock).layers
+    with runs.ready():
+        assert owners.forward.func is torch.nn.functional.gelu
+    assert owners.forward == forward
+    assert_close(answers(stock), expected)
+    assert torch.equal(stock_answers(stock), expected)
+    asked_for = Engine(stock, layers="stock").layers
+    assert asked_for.describe() == "stock (asked for)"
+    with asked_for.ready():
+        assert owners.forward == forward
+
+
+def test_a_gelu_that_is_not_transformers_own_any_more_is_called_as_it_is() -> None:
+    stock = zoo.stock_model("gpt2")
+    calls = []
+    for layer in stock.transformer.h:
+        layer.mlp.act.register_forward_hook(lambda *_: calls.append(1))
+    assert Engine(stock).layers.describe() == "stock (gpt2 has no post-norm blocks)"
+    assert_close(answers(stock), stock_answers(stock))
+    assert len(calls) == 2 * len(stock.transformer.h)
 
 
 def test_a_family_of_ones_own_that_runs_its_layers_itself_is_not_passed_by(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -6,6 +6,7 @@ from typing import Any
 
 import accelerate
 import numpy as np
+import peft
 import pytest
 import torch
 from PIL import Image
@@ -15,6 +16,7 @@ from torch import nn
 from transformers import (
     AutoConfig,
     AutoModelForSequenceClassification,
+    PreTrainedModel,
     PreTrainedTokenizerFast,
     Trainer,
     TrainingArguments,
@@ -128,16 +130,14 @@ def test_a_compiled_model_answers_as_it_does_uncompiled(variant: str) -> None:
     assert torch.equal(out.exit_layers, expected.exit_layers)
 
 
-class Lora(nn.Module):
-    """Stands for peft.PeftModel, which hands attributes on to the model inside."""
-
-    def __init__(self, model: Any) -> None:
-        super().__init__()
-        self.base_model, self.peft_config = model, {"default": None}
-
-    @property
-    def config(self) -> Any:
-        return self.base_model.config
+def with_adapters(model: PreTrainedModel) -> peft.PeftModel:
+    """LoRA on all layers and a classifier of its own, none of which leaves answers as they were."""
+    config = peft.LoraConfig(task_type="SEQ_CLS", r=2, target_modules="all-linear", modules_to_save=["classifier"])
+    adapted = peft.get_peft_model(model, config).eval()
+    for name, parameter in adapted.named_parameters():
+        if "lora_B" in name or "modules_to_save" in name:
+            nn.init.normal_(parameter, std=0.3)
+    return adapted
 
 
 @pytest.mark.parametrize(
@@ -145,12 +145,44 @@ class Lora(nn.Module):
     [
         (nn.DataParallel, "DataParallel or DDP; give the one inside"),
         (torch.compile, "torch.compile; give the one inside"),
-        (Lora, r"PEFT; merge it first: model.merge_and_unload\(\)"),
+        (with_adapters, r"PEFT; merge it first: model.merge_and_unload\(\)"),
     ],
 )
 def test_a_wrapped_model_is_refused_with_the_way_out(wrap: Any, says: str) -> None:
     with pytest.raises(pf.UnsupportedError, match=says):
         pf.accelerate(wrap(zoo.stock_model("bert")), pf.FullDepth())
+
+
+@pytest.mark.parametrize("variant", ["bert", "roberta", "deberta-v2"])
+def test_merged_adapters_answer_as_peft_does_and_unmerged_ones_where_the_classifier_stays_linear(variant: str) -> None:
+    stock, batch = zoo.stock_model(variant), zoo.rows(variant, LENGTHS)
+    with torch.no_grad():
+        before = stock(**batch).logits
+        adapted = with_adapters(stock)
+        expected = adapted(**batch).logits
+    assert (expected - before).abs().max() > 0.1, "the test could not fail"
+    if variant != "roberta":  # whose classifier ends in a linear layer inside the module that peft replaces
+        with pytest.raises(pf.UnsupportedError, match=r"ModulesToSaveWrapper.*merge_and_unload"):
+            pf.accelerate(adapted.base_model.model, pf.FullDepth())
+    else:
+        inner = pf.accelerate(adapted.base_model.model, pf.FullDepth())
+        assert_near(inner(**batch).logits, expected, TOLERANCES[torch.float32])
+        pf.restore(inner)
+    merged = pf.accelerate(adapted.merge_and_unload(), pf.FullDepth())
+    assert_near(merged(**batch).logits, expected, TOLERANCES[torch.float32])
+
+
+def test_adapters_that_transformers_adds_itself_are_run() -> None:
+    model, batch = zoo.stock_model("bert"), zoo.rows("bert", LENGTHS)
+    with torch.no_grad():
+        before = model(**batch).logits
+        model.add_adapter(peft.LoraConfig(r=2, target_modules=["query", "value"]))
+        for name, parameter in model.named_parameters():
+            if "lora_B" in name:
+                nn.init.normal_(parameter, std=0.3)
+        expected = model.eval()(**batch).logits
+    assert (expected - before).abs().max() > 0.1, "the test could not fail"
+    assert_near(pf.accelerate(model, pf.FullDepth())(**batch).logits, expected, TOLERANCES[torch.float32])
 
 
 def test_weights_that_are_elsewhere_or_no_floats_are_refused() -> None:
