@@ -28,6 +28,7 @@ from bench.endtoend import TOLERANCE, run_stock, stock_batches
 from pabee_fast.models import FAMILIES
 from pabee_fast.runtime.device import choose_device, choose_dtype
 from pabee_fast.runtime.engine import Engine
+from pabee_fast.runtime.layers import VARIANTS
 from pabee_fast.runtime.packed import PackedBatch, pack
 
 Batches = list[tuple[np.ndarray, dict[str, Tensor]]]
@@ -88,7 +89,7 @@ def measure(family: str, args: argparse.Namespace) -> dict[str, Any]:
     ours = copy.deepcopy(stock)
     ours.load_state_dict(stock.state_dict(), assign=True)
     pf.attach_heads(ours)
-    engine = Engine(ours, token_budget=args.token_budget)
+    engine = Engine(ours, token_budget=args.token_budget, layers=args.layers)
     is_vision = "pixel_values" in engine.family.inputs
     count = args.images if is_vision else args.rows
     rows = cases.sst2_like(count, LAYERS)
@@ -138,6 +139,7 @@ def measure(family: str, args: argparse.Namespace) -> dict[str, Any]:
         "tokens_per_row": {"mean": float(batch.lengths.mean()), "max": int(batch.lengths.max())},
         "rounds": args.rounds,
         "token_budget": engine.token_budget,
+        "layers": engine.layers.describe(),
         "rows_per_second": {name: count / value for name, value in median.items()},
         "seconds": seconds,
         "baseline": best_stock,
@@ -176,6 +178,7 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--stock-batches", type=int, nargs="+", default=[16, 32])
     parser.add_argument("--token-budget", type=int, default=None, help="of our waves; default: the engine's")
+    parser.add_argument("--layers", choices=VARIANTS, default=None, help="how ours run; default: the engine's choice")
     parser.add_argument("--dtype", default="auto")
     parser.add_argument("--device", default="auto")
     args = parser.parse_args()
