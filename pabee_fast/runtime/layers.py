@@ -153,9 +153,10 @@ class Layers:
         return why_not_fused(module, blocks) or blocks
 
     def _slow_activations(self) -> list[nn.Module]:
-        """The modules of layers not fused that take many passes over the widest array there is; none where stock layers
-        were asked for, which stay as they are."""
-        if self.variant is not None or self._choose()[0] != "stock":
+        """The modules, of a family without blocks, that take many passes over the widest array there is; none where
+        stock layers were asked for, or autocast rounds between the passes: those stay as they are."""
+        own = next(self.modules[0].parameters())
+        if self.variant is not None or self._has_blocks or torch.is_autocast_enabled(own.device.type):
             return []
         return [part for module in dict.fromkeys(self.modules) for part in module.modules() if in_many_passes(part)]
 

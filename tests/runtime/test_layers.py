@@ -152,6 +152,8 @@ def test_gelu_by_tanh_takes_one_pass_while_we_run_and_its_owners_way_otherwise(a
     assert owners.forward == forward
     assert_close(answers(stock), expected)
     assert torch.equal(stock_answers(stock), expected)
+    with torch.autocast("cpu", torch.bfloat16), runs.ready():
+        assert owners.forward == forward
     asked_for = Engine(stock, layers="stock").layers
     assert asked_for.describe() == "stock (asked for)"
     with asked_for.ready():
