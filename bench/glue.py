@@ -36,6 +36,7 @@ BUDGETS = {
         Budget("small", train_rows=2_000, epochs=2, judged_rows=2_000),
         Budget("medium", train_rows=10_000),
         Budget("full"),
+        Budget("long", times=3),
     )
 }
 HEADS = ("fit", *JOINT)

@@ -48,12 +48,14 @@ class Budget:
         name: as the command line has it.
         train_rows: the most rows that a model is trained on; None: all.
         epochs: the most passes over them; None: the task's.
+        times: over the task's passes, for tasks whose rows are too few to learn in them.
         judged_rows: the most rows of each fold; None: all.
     """
 
     name: str
     train_rows: int | None = None
     epochs: int | None = None
+    times: int = 1
     judged_rows: int | None = None
 
 
@@ -94,7 +96,7 @@ class Steps:
         """How all models of a run are trained."""
         epochs = min(run.task.epochs, run.budget.epochs or run.task.epochs)
         return Recipe(
-            epochs=epochs,
+            epochs=epochs * run.budget.times,
             batch_size=run.task.batch_size,
             learning_rate=run.task.learning_rate,
             max_length=MAX_LENGTH,

@@ -34,8 +34,9 @@ import torch
 
 from bench import job_cases, kills, timing
 from pabee_fast.policies import parse_policy
-from pabee_fast.scoring.executors import Executor, LocalExecutor, Recipe
+from pabee_fast.scoring.executors import Executor, LocalExecutor
 from pabee_fast.scoring.job import Columns, Job, JobOptions, Progress, Summary
+from pabee_fast.scoring.recipe import Recipe
 
 
 def recipe(model: Path, policy: str = "full-depth", **options: Any) -> Recipe:

@@ -21,8 +21,9 @@ from typing import Any
 
 from pabee_fast.policies import parse_policy
 from pabee_fast.scoring import durable, manifest, output
-from pabee_fast.scoring.executors import LocalExecutor, Recipe
+from pabee_fast.scoring.executors import LocalExecutor
 from pabee_fast.scoring.job import Columns, Job, JobOptions
+from pabee_fast.scoring.recipe import Recipe
 
 POINTS = {
     "part: before the write": 3,

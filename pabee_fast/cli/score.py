@@ -70,8 +70,9 @@ def score_command(
 
     from pabee_fast.errors import InputError
     from pabee_fast.policies import parse_policy
-    from pabee_fast.scoring.executors import Recipe, open_executor
+    from pabee_fast.scoring.executors import open_executor
     from pabee_fast.scoring.job import Columns, Job, JobOptions
+    from pabee_fast.scoring.recipe import Recipe
 
     transformers.logging.disable_progress_bar()  # one bar is enough
     watch = choose_watch(log_format)

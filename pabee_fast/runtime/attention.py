@@ -101,6 +101,4 @@ def packed_attention(
         dtype = torch.get_autocast_dtype(query.device.type)
         query, key, value = query.to(dtype), key.to(dtype), value.to(dtype)
     q, k, v = (tensor[0].transpose(0, 1) for tensor in (query, key, value))
-    if torch.is_autocast_enabled(q.device.type):  # it casts arguments of torch's own attention, so of ours as well
-        q, k, v = (tensor.to(torch.get_autocast_dtype(q.device.type)) for tensor in (q, k, v))
     return ops.attention(q, k, v, layout, scaling=scaling, is_causal=is_causal, window=sliding_window)[None], None

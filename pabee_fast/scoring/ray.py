@@ -16,7 +16,9 @@ import pyarrow as pa
 
 from pabee_fast.errors import InputError, WorkerDied
 from pabee_fast.policies import Policy, parse_policy
-from pabee_fast.scoring.executors import TRIES, Executor, Recipe, same_everywhere
+from pabee_fast.scoring.executors import Executor, same_everywhere
+from pabee_fast.scoring.process import TRIES
+from pabee_fast.scoring.recipe import Recipe
 from pabee_fast.scoring.worker import UNDER_WAY, About, Scored, Task
 
 

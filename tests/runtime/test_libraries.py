@@ -133,11 +133,15 @@ def test_a_compiled_model_answers_as_it_does_uncompiled(variant: str) -> None:
 def with_adapters(model: PreTrainedModel) -> peft.PeftModel:
     """LoRA on all layers and a classifier of its own, none of which leaves answers as they were."""
     config = peft.LoraConfig(task_type="SEQ_CLS", r=2, target_modules="all-linear", modules_to_save=["classifier"])
-    adapted = peft.get_peft_model(model, config).eval()
-    for name, parameter in adapted.named_parameters():
+    return disturbed(peft.get_peft_model(model, config).eval())
+
+
+def disturbed(model: nn.Module) -> Any:
+    """The same model: what adapters add begins as nothing, and is random now."""
+    for name, parameter in model.named_parameters():
         if "lora_B" in name or "modules_to_save" in name:
             nn.init.normal_(parameter, std=0.3)
-    return adapted
+    return model
 
 
 @pytest.mark.parametrize(
@@ -177,10 +181,7 @@ def test_adapters_that_transformers_adds_itself_are_run() -> None:
     with torch.no_grad():
         before = model(**batch).logits
         model.add_adapter(peft.LoraConfig(r=2, target_modules=["query", "value"]))
-        for name, parameter in model.named_parameters():
-            if "lora_B" in name:
-                nn.init.normal_(parameter, std=0.3)
-        expected = model.eval()(**batch).logits
+        expected = disturbed(model).eval()(**batch).logits
     assert (expected - before).abs().max() > 0.1, "the test could not fail"
     assert_near(pf.accelerate(model, pf.FullDepth())(**batch).logits, expected, TOLERANCES[torch.float32])
 

@@ -8,8 +8,9 @@ from typing import Any
 import pytest
 
 import pabee_fast as pf
-from pabee_fast.scoring.executors import Executor, LocalExecutor, Recipe
+from pabee_fast.scoring.executors import Executor, LocalExecutor
 from pabee_fast.scoring.job import Columns, Job, JobOptions, Summary
+from pabee_fast.scoring.recipe import Recipe
 from tests.conftest import tiny_model
 
 WORDS = ["a", "bad", "film", "good", "is", "long", "the", "this", "was", "very", "not", "it", ".", ",", "!"]

@@ -13,9 +13,10 @@ import pytest
 
 import pabee_fast as pf
 from pabee_fast.errors import InputError, WorkerDied, WorkerError
-from pabee_fast.scoring import executors
-from pabee_fast.scoring.executors import DeviceExecutor, Executor, LocalExecutor, Recipe, device_recipes, open_executor
+from pabee_fast.scoring import executors, process
+from pabee_fast.scoring.executors import DeviceExecutor, Executor, LocalExecutor, open_executor
 from pabee_fast.scoring.job import Columns, Job, JobOptions, Progress
+from pabee_fast.scoring.recipe import Recipe, device_recipes
 from pabee_fast.scoring.worker import Task
 from tests.scoring.conftest import RunJob, put_rows, text_of
 
@@ -104,7 +105,7 @@ def quick(monkeypatch: pytest.MonkeyPatch) -> None:
     if "fork" not in multiprocessing.get_all_start_methods():
         pytest.skip("starts processes by fork")
     fork = multiprocessing.get_context("fork")
-    monkeypatch.setattr(executors.multiprocessing, "get_context", lambda method: fork)
+    monkeypatch.setattr(process.multiprocessing, "get_context", lambda method: fork)
     monkeypatch.setattr(executors, "same_everywhere", lambda abouts: abouts[0])
 
 

@@ -12,10 +12,11 @@ import pytest
 
 import pabee_fast as pf
 from pabee_fast.errors import InputError, JobError
-from pabee_fast.scoring.executors import Executor, LocalExecutor, Recipe
+from pabee_fast.scoring.executors import Executor, LocalExecutor
 from pabee_fast.scoring.job import Columns, Job, JobOptions, Progress
 from pabee_fast.scoring.load import Setting
 from pabee_fast.scoring.manifest import NAME, Manifest
+from pabee_fast.scoring.recipe import Recipe
 from pabee_fast.scoring.worker import Worker
 from tests.scoring.conftest import RunJob, put_rows
 from tests.scoring.tables_cases import SUFFIXES

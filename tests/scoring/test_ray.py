@@ -13,9 +13,9 @@ import pytest
 
 import pabee_fast as pf
 from pabee_fast.errors import InputError
-from pabee_fast.scoring.executors import Recipe
 from pabee_fast.scoring.job import Columns, Job, JobOptions, Progress
 from pabee_fast.scoring.ray import BatchScorer, RayExecutor
+from pabee_fast.scoring.recipe import Recipe
 from tests.conftest import ROOT
 from tests.scoring.conftest import RunJob, put_rows, text_of
 

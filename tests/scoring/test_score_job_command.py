@@ -171,7 +171,7 @@ def test_the_audit_says_what_it_saw_and_cost_and_warns_where_it_contradicts_the_
             scorer.promise = Promise(epsilon, True)
             return scorer
 
-        monkeypatch.setattr("pabee_fast.scoring.executors.load_scorer", promised)
+        monkeypatch.setattr("pabee_fast.scoring.recipe.load_scorer", promised)
         found = score(source, *words, "--output", tmp_path / f"{epsilon}.csv")
         assert ("WARNING: the guarantee stored with the model says at most 0.100%" in found.output) == contradicted
         assert ("does not contradict the guarantee" in found.output) != contradicted

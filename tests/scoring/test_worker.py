@@ -8,7 +8,7 @@ import pytest
 import torch
 
 import pabee_fast as pf
-from pabee_fast.scoring.executors import Recipe
+from pabee_fast.scoring.recipe import Recipe
 from pabee_fast.scoring.worker import Task, Worker
 from tests.scoring.conftest import text_of
 
