@@ -4,6 +4,7 @@ It knows layers, waves and the exit step; it knows nothing of tokenisation, tabl
 """
 
 import logging
+import sys
 import warnings
 from collections import deque
 from collections.abc import Iterator
@@ -25,9 +26,11 @@ from pabee_fast.runtime.state import Results, Wave
 
 logger = logging.getLogger(__name__)
 
-TOKEN_BUDGETS = {"cuda": 131_072, "cpu": 4_096}
-"""Tokens under way by default: enough to fill a large GPU; on a CPU, where products run no faster with more rows, no
-more than keep the activations small."""
+TOKEN_BUDGETS = {"cuda": 131_072, "cpu": 2_000}
+"""Tokens under way by default: enough to fill a large GPU. On a CPU products run no faster with more rows, but what
+lies between them does where arrays stay below 32 MiB: glibc maps fresh pages for a larger one each time
+(M_MMAP_THRESHOLD in mallopt(3)), which cost ViT 4 % at full depth. 2,000 tokens stay below in a large model's widest
+array too, of 4,096 float32."""
 
 LANES = {"cuda": 1, "cpu": 1}
 """Waves under way at once. A second one keeps a GPU busy while the host reads the first one's counts, and halves the
@@ -39,7 +42,8 @@ class Engine:
 
     Args:
         model: a `*ForSequenceClassification` model of a supported family, in evaluation mode.
-        token_budget: the most tokens of a wave; None: by device, see TOKEN_BUDGETS.
+        token_budget: the most tokens of a wave, and of a row; None: by device, see TOKEN_BUDGETS, and a longer row is a
+            wave of its own.
         gather_cost: cost of moving one token at a compaction, in layers; 0 compacts whenever a row has left.
         lanes: waves under way at once, which share the budget; None: by device, see LANES.
         layers: how the layers run, one of `layers.VARIANTS`; None: by device and dtype, see `layers.LAYERS`.
@@ -68,6 +72,7 @@ class Engine:
         self.device, self.dtype = own.device, own.dtype
         self.token_budget = token_budget if token_budget is not None else TOKEN_BUDGETS.get(self.device.type, 4_096)
         require_whole("token_budget", self.token_budget, at_least=1)
+        self.longest_row = token_budget if token_budget is not None else sys.maxsize
         self.first_budget = self.token_budget  # out-of-memory errors lower the other
         self.gather_cost = gather_cost
         self.lanes = lanes if lanes is not None else LANES.get(self.device.type, 1)
@@ -92,16 +97,14 @@ class Engine:
         """Every row's logits at its exit layer, in the order of `batch`.
 
         Raises:
-            InputError: the policy does not fit the model or the rows, or a row is longer than the token budget.
+            InputError: the policy does not fit the model or the rows, or a row is longer than the budget asked for.
         """
         rows, policy = len(batch.lengths), policy.from_layer(self.first_head)
         policy.check(len(self.layers), self.kind, rows)
         results = Results.empty(rows, self.classes, self.device)
         given = policy.exit_at()
         exit_at = None if given is None else ops.to_device([np.array(given, dtype=np.int64)], self.device)[0]
-        # A row longer than the lowered budget is still tried alone, if the budget first given holds it.
-        longest = int(batch.lengths.max(initial=0))
-        waves = deque(plan_waves(batch.lengths, max(self._wave_budget, min(longest, self.first_budget))))
+        waves = deque(plan_waves(batch.lengths, self._wave_budget, self.longest_row))
         lanes: deque[tuple[np.ndarray, Iterator[None]]] = deque()
         with self.layers.ready():
             while waves or lanes:
@@ -161,7 +164,7 @@ class Engine:
 
     def _full_depth(self, batch: PackedBatch) -> Iterator[tuple[int, Wave]]:
         """Every wave after every layer, with the layer."""
-        for members in plan_waves(batch.lengths, self.token_budget):
+        for members in plan_waves(batch.lengths, self.token_budget, self.longest_row):
             wave = self._embed(batch, members, FullDepth())
             for layer in range(1, len(self.layers) + 1):
                 wave.hidden = self._layer(layer, wave)
@@ -184,7 +187,7 @@ class Engine:
         self.token_budget = max(longest, tokens // 2) * self.lanes
         logger.warning("out of memory at a wave of %d tokens: the budget is now %d", tokens, self.token_budget)
         rows = np.concatenate(waves)
-        return deque(rows[wave] for wave in plan_waves(lengths[rows], self._wave_budget))
+        return deque(rows[wave] for wave in plan_waves(lengths[rows], self._wave_budget, self.longest_row))
 
     def _embed(self, batch: PackedBatch, rows: np.ndarray, policy: Policy) -> Wave:
         part = batch.select(rows, self.device)

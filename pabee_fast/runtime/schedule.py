@@ -9,7 +9,7 @@ GATHER_COST = 0.03
 of an H200 and BERT-base's hidden size. An estimate; a CPU, which multiplies slowly, has it lower."""
 
 
-def plan_waves(lengths: np.ndarray, token_budget: int) -> list[np.ndarray]:
+def plan_waves(lengths: np.ndarray, token_budget: int, longest_row: int | None = None) -> list[np.ndarray]:
     """Cuts rows into waves of at most `token_budget` tokens, longest rows first, rows of one length side by side.
 
     A pure function of its arguments, so that a resumed job repeats its waves. Longest first, so that memory that does
@@ -18,25 +18,27 @@ def plan_waves(lengths: np.ndarray, token_budget: int) -> list[np.ndarray]:
     Args:
         lengths: [rows] tokens of each row.
         token_budget: the most tokens a wave holds.
+        longest_row: the most tokens of a row; one longer than the budget is a wave of its own. None: the budget.
 
     Returns:
         For each wave the indices of its rows, int64.
 
     Raises:
-        InputError: one row alone is longer than the budget.
+        InputError: a row is longer than that.
     """
     if len(lengths) == 0:
         return []
-    if lengths.max() > token_budget:
+    longest_row = token_budget if longest_row is None else longest_row
+    if lengths.max() > longest_row:
         raise InputError(
-            f"token_budget={token_budget}, but row {int(lengths.argmax())} has {int(lengths.max())} tokens: "
+            f"token_budget={longest_row}, but row {int(lengths.argmax())} has {int(lengths.max())} tokens: "
             "raise the budget, or truncate rows to it (max_length)"
         )
     order = np.argsort(-lengths, kind="stable")
     ends = np.cumsum(lengths[order])
     waves, first, spent = [], 0, 0
     while first < len(order):
-        last = int(np.searchsorted(ends, spent + token_budget, side="right"))
+        last = max(first + 1, int(np.searchsorted(ends, spent + token_budget, side="right")))
         waves.append(order[first:last])
         first, spent = last, int(ends[last - 1])
     return waves

@@ -104,7 +104,7 @@ class Scorer:
         self.engine = Engine(model, token_budget=token_budget)
         self.model, self.tokenizer = model, tokenizer
         self.policy = self.engine.check(policy or getattr(model, "exit_policy", None) or FullDepth())
-        limit = min(self.engine.family.max_length(model), tokenizer.model_max_length, self.engine.token_budget)
+        limit = min(self.engine.family.max_length(model), tokenizer.model_max_length, self.engine.longest_row)
         if max_length is not None and max_length > limit:
             raise InputError(
                 f"max_length={max_length}: the model, its tokenizer and the token budget "
@@ -160,7 +160,7 @@ class Scorer:
 
     def waves(self, encoded: Encoded) -> list[np.ndarray]:
         """The rows of each wave, a pure function of the rows and the token budget first given."""
-        return plan_waves(encoded.lengths, self.engine.first_budget)
+        return plan_waves(encoded.lengths, self.engine.first_budget, self.engine.longest_row)
 
     def pack(self, encoded: Encoded, wave: np.ndarray) -> PackedBatch:
         """A wave's rows as the runtime takes them, on the host."""

@@ -12,7 +12,7 @@ from transformers import PreTrainedModel
 
 import pabee_fast as pf
 from pabee_fast.runtime import ops
-from pabee_fast.runtime.engine import Engine
+from pabee_fast.runtime.engine import TOKEN_BUDGETS, Engine
 from pabee_fast.runtime.packed import pack
 from pabee_fast.runtime.schedule import plan_waves
 from pabee_fast.runtime.state import Results, Wave
@@ -110,6 +110,23 @@ def test_waves_hold_every_row_once_within_the_budget_and_longest_first(lengths: 
 def test_a_row_longer_than_the_budget_is_refused_by_name() -> None:
     with pytest.raises(pf.InputError, match="row 1 has 9 tokens"):
         plan_waves(np.array([3, 9]), 8)
+
+
+def test_a_row_longer_than_the_budget_is_a_wave_of_its_own_where_rows_may_be_longer() -> None:
+    waves = plan_waves(np.array([3, 9, 4, 12, 1]), 8, longest_row=12)
+    assert [wave.tolist() for wave in waves] == [[3], [1], [2, 0, 4]]
+    with pytest.raises(pf.InputError, match="token_budget=11, but row 3 has 12 tokens"):
+        plan_waves(np.array([3, 9, 4, 12, 1]), 8, longest_row=11)
+
+
+def test_a_default_budget_refuses_no_row(monkeypatch: pytest.MonkeyPatch) -> None:
+    model, batch = subject("bert")
+    packed = pack(model, **batch)
+    expected = Engine(model).run(packed, pf.Patience(2))
+    monkeypatch.setitem(TOKEN_BUDGETS, "cpu", 25)  # rows have up to 40 tokens
+    results = Engine(model).run(packed, pf.Patience(2))
+    assert results.exit_layers.tolist() == expected.exit_layers.tolist()
+    assert_close(results.logits, expected.logits)
 
 
 @pytest.mark.parametrize("lanes", [1, 2])

@@ -116,7 +116,7 @@ def test_no_rows_make_a_part_without_rows(run_job: RunJob, tmp_path: Path) -> No
         ({"policy": pf.Patience(2)}, {}, "policy was patience:1 and is patience:2"),
         ({"max_length": 20}, {}, "max_length was 48 and is 20"),
         ({"dtype": "bfloat16"}, {}, "dtype was float32 and is bfloat16"),
-        ({"token_budget": 100}, {}, "token_budget was 4096 and is 100"),
+        ({"token_budget": 100}, {}, "token_budget was 2000 and is 100"),
         ({}, {"part_rows": 11}, "part_rows was 10 and is 11"),
         ({}, {"prefix": "p_"}, "prefix was  and is p_"),
         ({"all_scores": True}, {}, "the result columns .* score_bad, score_so-so, score_good"),
