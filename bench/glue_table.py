@@ -73,7 +73,8 @@ def _about(runs: Sequence[Figures]) -> str:
         unlike = (
             f"; **not comparable with published tables** ({run['not_comparable']})" if run["not_comparable"] else ""
         )
-        lines.append(f"- {_name(run)}, seed {run['seed']}: {run['train_rows']} train rows; {rows}{unlike}")
+        trained = f"{run['train_rows']} train rows, {run['recipe']['epochs']} epochs"
+        lines.append(f"- {_name(run)}, seed {run['seed']}: {trained}; {rows}{unlike}")
     clocks = {(c["hardware"], c["dtype"]) for run in runs for c in run["wall_clock"] or ()}
     where = "; ".join(f"{hardware}, {dtype}" for hardware, dtype in sorted(clocks))
     return "\n".join([*lines, "", f"Wall-clock: {where or 'not measured'}."])

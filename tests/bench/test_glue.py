@@ -119,6 +119,15 @@ def test_folds_are_dev_and_test_or_the_halves_of_dev(data: Path) -> None:
     assert sorted([*one.rows, *other.rows]) == sorted(whole.rows) and len(one) == len(other) == 30
 
 
+def test_budgets_say_how_often_all_models_of_a_run_see_their_rows(encoder: Path, data: Path, tmp_path: Path) -> None:
+    steps = glue_steps.Steps(tmp_path, encoder, data, torch.device("cpu"))
+    epochs = {
+        name: steps.recipe(glue_steps.Run(TASKS["stsb"], "minilm", 0, budget)).epochs
+        for name, budget in glue.BUDGETS.items()
+    }
+    assert epochs == {"small": 2, "medium": 4, "full": 4, "long": 12}
+
+
 def test_what_chooses_a_rule_has_no_say_in_how_it_is_judged() -> None:
     """Heads whose answers are noise in both folds: chosen on one fold the best looks good, and judged it is chance."""
     noise = torch.Generator().manual_seed(0)
