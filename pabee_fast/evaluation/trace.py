@@ -130,7 +130,7 @@ def trace(
         raise InputError("rows is empty: a trace needs at least one row")
     logits = torch.cat(parts, dim=1)
     found = _checked_labels(labels, logits, scorer.engine.kind)
-    conditions = scorer.conditions
+    conditions = Conditions.of(model, tokenizer, scorer.max_length)
     return Trace(logits, torch.cat(lengths), scorer.engine.kind, conditions, found, scorer.engine.first_head)
 
 

@@ -7,6 +7,7 @@ from typing import Any
 
 from pabee_fast.errors import InputError
 from pabee_fast.evaluation.calibrate import Calibration, calibrate, check_rows
+from pabee_fast.evaluation.conditions import Conditions
 from pabee_fast.evaluation.extras import require
 from pabee_fast.evaluation.guarantee import check_directory, store_guarantee
 from pabee_fast.evaluation.plots import frontier_figure, save_figure, styled
@@ -100,7 +101,7 @@ def tune(settings: TuneSettings) -> Tuned:
     if rows is None:
         assert settings.table is not None
         rows = _trace_table(settings, scorer, settings.table, must_suffice=True)
-    elif differences := rows.conditions.differences(scorer.conditions):
+    elif differences := rows.conditions.differences(Conditions.of(scorer.model, scorer.tokenizer, scorer.max_length)):
         raise InputError(f"{settings.trace} was not made with this model: {'; '.join(differences)}; make a new trace")
     order: Trace | float = settings.order_share
     if settings.order_table is not None:

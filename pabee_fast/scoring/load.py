@@ -7,6 +7,7 @@ import torch
 from transformers import AutoConfig, AutoModelForSequenceClassification, AutoTokenizer
 
 from pabee_fast.errors import InputError
+from pabee_fast.evaluation.conditions import Conditions
 from pabee_fast.evaluation.guarantee import guarantee_of
 from pabee_fast.models.heads import CONFIG_ENTRY, from_pretrained
 from pabee_fast.policies import FullDepth, Patience, Policy
@@ -117,7 +118,7 @@ def _stored_or_default(scorer: Scorer) -> Policy:
     if guarantee is None:
         scorer.policy_reason = "the default, since `pabee-fast tune` has stored none with the model"
         return DEFAULT_POLICY
-    void = guarantee.why_void(scorer.conditions)
+    void = guarantee.why_void(Conditions.of(scorer.model, scorer.tokenizer, scorer.max_length))
     if void:
         scorer.policy_reason = (
             f"the default, since what is stored with the model ({guarantee.policy}) is void here: {'; '.join(void)}; "

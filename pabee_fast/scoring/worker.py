@@ -21,6 +21,7 @@ import torch
 import transformers
 
 import pabee_fast
+from pabee_fast.evaluation.conditions import Conditions
 from pabee_fast.evaluation.risks import answers_differ
 from pabee_fast.models.heads import CONFIG_ENTRY
 from pabee_fast.policies import FullDepth, Policy
@@ -205,7 +206,7 @@ def about(scorer: Scorer, setting: Setting, schema: pa.Schema) -> About:
     """Everything of a scorer that changes results, by the names that a message tells."""
     config = {name: value for name, value in scorer.model.config.to_dict().items() if name not in _NOT_RESULTS}
     config[CONFIG_ENTRY] = {k: v for k, v in config.get(CONFIG_ENTRY, {}).items() if k != "guarantee"}
-    engine, conditions = scorer.engine, scorer.conditions
+    engine, conditions = scorer.engine, Conditions.of(scorer.model, scorer.tokenizer, scorer.max_length)
     identity = {
         "the model's weights": conditions.model,
         "the model's config": hashlib.sha256(json.dumps(config, sort_keys=True, default=str).encode()).hexdigest(),
