@@ -48,7 +48,7 @@ class Budget:
         name: as the command line has it.
         train_rows: the most rows that a model is trained on; None: all.
         epochs: the most passes over them; None: the task's.
-        times: over the task's passes, for tasks whose rows are too few to learn in them.
+        times: what these passes are multiplied by.
         judged_rows: the most rows of each fold; None: all.
     """
 

@@ -7,6 +7,7 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
+from pabee_fast.cli.options import Device, MaxLength, TextColumn, TextPairColumn, TokenBudget
 from pabee_fast.cli.show import progress_bar, quieten_transformers
 
 
@@ -14,8 +15,8 @@ def fit_command(
     table: Annotated[Path, typer.Argument(metavar="TABLE", help="Table of texts: csv, tsv, jsonl or parquet.")],
     model: Annotated[str, typer.Option(help="Model directory or hub id of a fine-tuned classifier.")],
     output: Annotated[Path, typer.Option(help="Directory for the model with heads.")],
-    text_column: Annotated[str, typer.Option(help="Column of the texts.")] = "text",
-    text_pair_column: Annotated[str | None, typer.Option(help="Column of the second texts, for pairs.")] = None,
+    text_column: TextColumn = "text",
+    text_pair_column: TextPairColumn = None,
     label_column: Annotated[
         str | None, typer.Option(help="Column of labels, used where a row has one; default: none is needed.")
     ] = None,
@@ -26,14 +27,10 @@ def fit_command(
     first_layer: Annotated[int, typer.Option(help="First layer that gets a head.")] = 1,
     alpha: Annotated[float, typer.Option(help="The model's share in what is learned of a row with a label.")] = 0.5,
     held_out: Annotated[float, typer.Option(help="Share of the rows that only choose and scale.")] = 0.1,
-    max_length: Annotated[
-        int | None, typer.Option(help="Tokens at which a text is cut; default: what model and tokenizer allow.")
-    ] = None,
-    token_budget: Annotated[
-        int | None, typer.Option(help="The most tokens computed at once; default: by device.")
-    ] = None,
+    max_length: MaxLength = None,
+    token_budget: TokenBudget = None,
     dtype: Annotated[str, typer.Option(help="Precision of the one run: auto, float32, bfloat16 or float16.")] = "auto",
-    device: Annotated[str, typer.Option(help="auto, cpu or cuda.")] = "auto",
+    device: Device = "auto",
     seed: Annotated[int, typer.Option(help="Seed of the rows held out.")] = 0,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Write into a directory that has files.")] = False,
 ) -> None:

@@ -9,5 +9,7 @@ TextPairColumn = Annotated[str | None, typer.Option(help="Column of the second t
 MaxLength = Annotated[
     int | None, typer.Option(help="Tokens at which a text is cut; default: what model and tokenizer allow.")
 ]
-TokenBudget = Annotated[int | None, typer.Option(help="The most tokens computed at once; default: by device.")]
+TokenBudget = Annotated[
+    int | None, typer.Option(help="The most tokens computed at once, and of a text; default: by device.")
+]
 Device = Annotated[str, typer.Option(help="auto, cpu or cuda.")]

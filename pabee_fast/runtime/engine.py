@@ -29,7 +29,7 @@ logger = logging.getLogger(__name__)
 TOKEN_BUDGETS = {"cuda": 131_072, "cpu": 2_000}
 """Tokens under way by default: enough to fill a large GPU. On a CPU products run no faster with more rows, but what
 lies between them does where arrays stay below 32 MiB: glibc maps fresh pages for a larger one each time
-(M_MMAP_THRESHOLD in mallopt(3)), which cost ViT 4 % at full depth. 2,000 tokens stay below in a large model's widest
+(M_MMAP_THRESHOLD in mallopt(3)), which cost ViT 6 % at full depth. 2,000 tokens stay below in a large model's widest
 array too, of 4,096 float32."""
 
 LANES = {"cuda": 1, "cpu": 1}

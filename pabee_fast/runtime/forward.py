@@ -34,7 +34,7 @@ def accelerate(model: Model, policy: Policy, *, token_budget: int | None = None)
     Args:
         model: a `*ForSequenceClassification` model of a supported family; policies that can exit need heads.
         policy: when a row has settled.
-        token_budget: the most tokens computed at once; None: by device.
+        token_budget: the most tokens computed at once, and of a row; None: by device, and rows of any length.
 
     Returns:
         The same object; its outputs carry `exit_layers` [rows] int64.

@@ -31,8 +31,8 @@ class Executor(ABC):
     def submit(self, task: Task) -> Future[Scored]:
         """The task's results to come.
 
-        The future raises WorkerDied where the task's worker died as often as `process` tries it; any other exception
-        ends the job.
+        The future raises WorkerDied where the task's worker died `process.TRIES` times; any other exception ends the
+        job.
         """
 
     @abstractmethod

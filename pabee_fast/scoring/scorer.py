@@ -81,7 +81,7 @@ class Scorer:
         tokenizer: its fast tokenizer.
         policy: when a row has settled; None: the one the model was accelerated with, otherwise full depth.
         max_length: the most tokens of a row, longer ones are cut; None: what model and tokenizer allow.
-        token_budget: the most tokens computed at once; None: by device.
+        token_budget: the most tokens computed at once, and of a row; None: by device, and rows as above.
         window: rows that are tokenized and sorted by length together.
 
     Raises:
@@ -107,8 +107,8 @@ class Scorer:
         limit = min(self.engine.family.max_length(model), tokenizer.model_max_length, self.engine.longest_row)
         if max_length is not None and max_length > limit:
             raise InputError(
-                f"max_length={max_length}: the model, its tokenizer and the token budget "
-                f"({self.engine.token_budget}) allow {limit}"
+                f"max_length={max_length}: the model, its tokenizer and the token budget, where one is given, "
+                f"allow {limit}"
             )
         self.max_length = limit if max_length is None else max_length
         require_whole("max_length", self.max_length, at_least=tokenizer.num_special_tokens_to_add(pair=True) + 2)

@@ -124,9 +124,11 @@ def test_a_default_budget_refuses_no_row(monkeypatch: pytest.MonkeyPatch) -> Non
     packed = pack(model, **batch)
     expected = Engine(model).run(packed, pf.Patience(2))
     monkeypatch.setitem(TOKEN_BUDGETS, "cpu", 25)  # rows have up to 40 tokens
-    results = Engine(model).run(packed, pf.Patience(2))
+    engine = Engine(model)
+    results = engine.run(packed, pf.Patience(2))
     assert results.exit_layers.tolist() == expected.exit_layers.tolist()
     assert_close(results.logits, expected.logits)
+    assert_close(engine.every_head(packed)[-1], engine.run(packed, pf.FullDepth()).logits)
 
 
 @pytest.mark.parametrize("lanes", [1, 2])

@@ -8,6 +8,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 import pabee_fast as pf
+from pabee_fast.runtime.engine import TOKEN_BUDGETS
 from tests.conftest import tiny_model
 
 WORDS = ["a", "bad", "film", "good", "is", "long", "the", "this", "was", "very", "not", "it", ".", ",", "!"]
@@ -74,6 +75,16 @@ def test_long_texts_are_cut_and_counted(scorer: pf.Scorer, tiny_tokenizer: Any) 
     results = list(short.score(["good " * 100, "good " * 6, "good " * 7]))
     assert short.tally.truncated == 2
     assert same(results[0], results[1])
+
+
+def test_a_default_token_budget_cuts_no_text(
+    scorer: pf.Scorer, tiny_tokenizer: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    want = list(scorer.score(TEXTS))
+    monkeypatch.setitem(TOKEN_BUDGETS, "cpu", 10)  # texts have up to 24 tokens
+    other = pf.Scorer(scorer.model, tiny_tokenizer, policy=scorer.policy)
+    assert other.max_length == scorer.max_length
+    assert all(same(result, expected) for result, expected in zip(other.score(TEXTS), want, strict=True))
 
 
 def test_logits_that_are_not_finite_mark_the_row_and_the_others_go_on(tiny_tokenizer: Any) -> None:
