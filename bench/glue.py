@@ -87,6 +87,7 @@ def run_one(steps: Steps, run: Run, heads: Sequence[str], depths: Sequence[int])
         "task": run.task.name,
         "model": run.model,
         "seed": run.seed,
+        "averaged": run.averaged,
         "budget": run.budget.name,
         "not_comparable": why_not_comparable(steps, run, splits),
         "metric": run.task.metric,
@@ -151,6 +152,7 @@ def main() -> None:
     parser.add_argument("--tasks", nargs="+", choices=TASKS, default=list(DEFAULT_TASKS))
     parser.add_argument("--model", nargs="+", choices=glue_models.COPIES, default=["minilm"])
     parser.add_argument("--seeds", nargs="+", type=int, default=[0])
+    parser.add_argument("--average", action="store_true", help="one run more: the mean of these seeds' models")
     parser.add_argument("--heads", nargs="+", choices=HEADS, default=list(HEADS))
     parser.add_argument("--depths", nargs="*", type=int, default=None, help="of truncated models; default: by model")
     add_places(parser)
@@ -162,11 +164,12 @@ def main() -> None:
         return
     steps = steps_of(parser, args)
     args.results.mkdir(parents=True, exist_ok=True)
+    together = [(args.seeds[0], tuple(args.seeds))] if args.average else []
     # One seed of everything before a second seed of anything.
-    for seed in args.seeds:
+    for seed, averaged in [*((seed, ()) for seed in args.seeds), *together]:
         for model in args.model:
             for task in args.tasks:
-                run = Run(TASKS[task], model, seed, BUDGETS[args.budget])
+                run = Run(TASKS[task], model, seed, BUDGETS[args.budget], averaged)
                 depths = DEPTHS[model] if args.depths is None else args.depths
                 figures = run_one(steps, run, args.heads, depths)
                 (args.results / f"{run.name}.json").write_text(json.dumps(figures, indent=1) + "\n")

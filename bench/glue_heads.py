@@ -51,6 +51,7 @@ def compare(steps: Steps, run: Run, fitted: int, judged: int) -> dict[str, Any]:
         "task": run.task.name,
         "model": run.model,
         "seed": run.seed,
+        "averaged": run.averaged,
         "budget": run.budget.name,
         "stock": stock.name,
         "metric": "Pearson" if full.is_floating_point() else "same answer",

@@ -2,7 +2,7 @@
 
 import copy
 import importlib.util
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -89,6 +89,16 @@ def double_layers(model: Any, probe: Mapping[str, Tensor]) -> None:
     model.eval()(**probe)  # layer by layer, each norm is set by what reaches it
     for hook in hooks:
         hook.remove()
+
+
+@torch.no_grad()
+def mean_weights(models: Sequence[PreTrainedModel]) -> PreTrainedModel:
+    """The first of some models of one shape, in place, with the mean of all their weights, computed in float64."""
+    states = [model.state_dict() for model in models]
+    for name, own in states[0].items():
+        if own.is_floating_point():
+            own.copy_(torch.stack([state[name] for state in states]).double().mean(0))
+    return models[0]
 
 
 def _set_layers(model: Any, layers: list[nn.Module]) -> None:

@@ -9,7 +9,7 @@ import json
 import shutil
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -61,18 +61,29 @@ class Budget:
 
 @dataclass(frozen=True)
 class Run:
-    """One model on one task with one seed."""
+    """One model on one task with one seed, or the mean of several seeds' models.
+
+    Args:
+        averaged: the seeds whose models' weights are averaged ("Model soups", Wortsman et al., ICML 2022: uniform, so
+            no label chooses among them); (): the model of `seed` itself.
+    """
 
     task: Task
     model: str
     seed: int
     budget: Budget
+    averaged: tuple[int, ...] = ()
+
+    @property
+    def seeds(self) -> str:
+        """As its files' names have it."""
+        return "s" + "+".join(map(str, self.averaged or (self.seed,)))
 
     @property
     def name(self) -> str:
         """What its files are called."""
         whole = "" if self.budget.name == "full" else f"-{self.budget.name}"
-        return f"{self.task.name}-{self.model}-s{self.seed}{whole}"
+        return f"{self.task.name}-{self.model}-{self.seeds}{whole}"
 
 
 class Steps:
@@ -110,6 +121,10 @@ class Steps:
             layers: None: all.
             heads: None: a stock model; else a recipe of JOINT.
         """
+        what = heads or (f"first{layers}" if layers else "stock")
+        if run.averaged:
+            alone = [replace(run, seed=seed, averaged=()) for seed in run.averaged]
+            return self._mean(run, what, [self.classifier(one, layers, heads) for one in alone])
         recipe = self.recipe(run)
         settings = {
             "step": "classifier",
@@ -120,7 +135,6 @@ class Steps:
             "train_rows": len(self.train_rows(run)),
             "recipe": asdict(recipe),
         }
-        what = heads or (f"first{layers}" if layers else "stock")
 
         def make(place: Path) -> None:
             tokenizer, rows = glue_models.load_tokenizer(self.encoder), self.train_rows(run)
@@ -139,6 +153,17 @@ class Steps:
             tokenizer.save_pretrained(place)
 
         return self._once(f"{run.task.name}-{run.model}-{what}-s{run.seed}", settings, make)
+
+    def _mean(self, run: Run, what: str, parts: list[Path]) -> Path:
+        """The directory of the model whose weights are the mean of those of `parts`."""
+        settings = {"step": "mean", "models": [part.name for part in parts]}
+
+        def make(place: Path) -> None:
+            _, tokenizer = self.load(parts[0])
+            glue_models.mean_weights([self.load(part)[0] for part in parts]).save_pretrained(place)
+            tokenizer.save_pretrained(place)
+
+        return self._once(f"{run.task.name}-{run.model}-{what}-{run.seeds}", settings, make)
 
     def fit(self, run: Run, stock: Path, heads: Mapping[str, Any] = FIT, most: int = FIT_ROWS) -> Path:
         """A stock model directory with heads fitted to its own answers on the texts it was trained on, no labels.

@@ -74,7 +74,8 @@ def _about(runs: Sequence[Figures]) -> str:
             f"; **not comparable with published tables** ({run['not_comparable']})" if run["not_comparable"] else ""
         )
         trained = f"{run['train_rows']} train rows, {run['recipe']['epochs']} epochs"
-        lines.append(f"- {_name(run)}, seed {run['seed']}: {trained}; {rows}{unlike}")
+        seeds = f"seeds {', '.join(map(str, run['averaged']))}" if run["averaged"] else f"seed {run['seed']}"
+        lines.append(f"- {_name(run)}, {seeds}: {trained}; {rows}{unlike}")
     clocks = {(c["hardware"], c["dtype"]) for run in runs for c in run["wall_clock"] or ()}
     where = "; ".join(f"{hardware}, {dtype}" for hardware, dtype in sorted(clocks))
     return "\n".join([*lines, "", f"Wall-clock: {where or 'not measured'}."])
@@ -213,8 +214,8 @@ def _section(title: str, columns: str, rows: Sequence[Row]) -> str:
     return "\n".join([f"### {title}", "", f"| {columns} |", line, *(f"| {' | '.join(row)} |" for row in rows)])
 
 
-def _group(run: Figures) -> tuple[str, str, str]:
-    return run["model"], run["task"], run["budget"]
+def _group(run: Figures) -> tuple[str, str, str, int]:
+    return run["model"], run["task"], run["budget"], len(run["averaged"])
 
 
 def _name(run: Figures) -> str:
@@ -222,7 +223,9 @@ def _name(run: Figures) -> str:
 
 
 def _model(run: Figures) -> str:
-    return run["model"] if run["budget"] == "full" else f"{run['model']} ({run['budget']})"
+    unlike = [] if run["budget"] == "full" else [run["budget"]]
+    unlike += [f"mean of {len(run['averaged'])}"] if run["averaged"] else []
+    return run["model"] + (f" ({', '.join(unlike)})" if unlike else "")
 
 
 def _depth(run: Figures) -> int:

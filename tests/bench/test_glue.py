@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import load_file
 from transformers import BertConfig, BertModel, PreTrainedTokenizerFast
 
 from bench import glue, glue_choose, glue_heads, glue_models, glue_steps, glue_table, glue_tasks, glue_train
@@ -16,6 +17,7 @@ from bench.glue_tasks import TASKS
 from pabee_fast.evaluation.conditions import Conditions
 from pabee_fast.evaluation.replay import Replay, Replayer
 from pabee_fast.evaluation.trace import Trace
+from tests.tolerances import assert_close
 
 WORDS = ["a", "and", "film", "is", "long", "the", "this", "was", "what", "very", "it"]
 
@@ -150,6 +152,30 @@ def test_what_chooses_a_rule_has_no_say_in_how_it_is_judged() -> None:
     assert abs(accuracy(found.replay, judge) - 0.5) < 0.04
     fast = glue_choose.fastest_above(replayers[0], replayers[1], 0.53, accuracy)
     assert fast is not None and accuracy(replayers[0][fast.heads].replay(fast.policy), replayers[0][fast.heads]) >= 0.53
+
+
+def test_the_mean_of_several_seeds_is_judged_as_one_model_more(
+    encoder: Path, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    results, work = tmp_path / "results", tmp_path / "work"
+    options = ["--encoder", encoder, "--data", data, "--work", work, "--results", results, "--tasks", "sst2"]
+    run(monkeypatch, *options, "--heads", "fit", "self-distilled", "--depths", 3, "--seeds", 1, 2, "--average")
+    found = {path.name: json.loads(path.read_text()) for path in results.iterdir()}
+    assert {name: figures["averaged"] for name, figures in found.items()} == {
+        "sst2-minilm-s1-small.json": [],
+        "sst2-minilm-s2-small.json": [],
+        "sst2-minilm-s1+2-small.json": [1, 2],
+    }
+    for what in ("stock", "first3", "self-distilled"):
+        mean, one, two = (
+            load_file(next(work.glob(f"sst2-minilm-{what}-{seeds}-????????")) / "model.safetensors")
+            for seeds in ("s1+2", "s1", "s2")
+        )
+        assert mean.keys() == one.keys() and any(not torch.equal(one[name], two[name]) for name in one)
+        for name, weight in mean.items():
+            assert_close(weight, (one[name] + two[name]) / 2)
+    table = glue_table.tables(list(found.values()))
+    assert "| sst2 | minilm (small) | 2 |" in table and "| sst2 | minilm (small, mean of 2) | 1 |" in table
 
 
 def test_a_step_that_was_cut_is_made_anew(encoder: Path, data: Path, tmp_path: Path) -> None:
