@@ -5,13 +5,14 @@ import statistics
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import numpy as np
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 import pabee_fast as pf
 from bench import timing
 from pabee_fast.policies import Policy
 from pabee_fast.runtime.engine import Engine
-from pabee_fast.scoring.tokens import tokenize
+from pabee_fast.scoring.tokens import Encoder
 
 
 def wall_clock(
@@ -25,7 +26,7 @@ def wall_clock(
 ) -> dict[str, Any]:
     """Times the engine on rows that are tokenised beforehand; full depth and the policies take turns."""
     engine = Engine(model)
-    batch = tokenize(tokenizer, rows, max_length, model).batch
+    batch = Encoder(tokenizer, max_length, model)(rows).pack(np.arange(len(rows)), model)
     all_policies = {"full depth": pf.FullDepth(), **policies}
     exits = {name: engine.run(batch, policy).exit_layers.cpu().numpy() for name, policy in all_policies.items()}
     variants = {name: functools.partial(_run, engine, batch, policy) for name, policy in all_policies.items()}

@@ -96,6 +96,14 @@ def padded_rows(lengths: list[int], *, family: str = "bert", seed: int = 0) -> d
 
 
 @pytest.fixture(scope="session")
+def bare_tokenizer(tiny_tokenizer: PreTrainedTokenizerFast) -> PreTrainedTokenizerFast:
+    """One that adds no special tokens, so that an empty text has none."""
+    rules = type(tiny_tokenizer.backend_tokenizer).from_str(tiny_tokenizer.backend_tokenizer.to_str())
+    rules.post_processor = TemplateProcessing(single="$A", pair="$A $B", special_tokens=[])
+    return PreTrainedTokenizerFast(tokenizer_object=rules, pad_token="[PAD]")
+
+
+@pytest.fixture(scope="session")
 def tiny_tokenizer() -> PreTrainedTokenizerFast:
     """A fast wordpiece tokenizer of a few words, with BERT's special tokens around texts and pairs."""
     special, marks = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"], [".", ",", "!"]

@@ -10,8 +10,17 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from pabee_fast.errors import InputError
 from pabee_fast.models.heads import CONFIG_ENTRY, answer_kind, exit_heads_of
 
-NOT_OF_THE_MODEL = ("format", "shapes", "sha256", "guarantee")
+_NOT_OF_THE_HEADS = ("format", "shapes", "sha256", "guarantee")
 """Keys of the config entry that describe how heads are stored, or were judged, and not what they answer."""
+
+_NOT_OF_THE_ANSWERS = (
+    *("_name_or_path", "architectures", "transformers_version"),
+    *("dtype", "torch_dtype"),  # the weights have it
+    "problem_type",  # the kind of answer says it
+    *("id2label", "label2id"),  # what answers are called
+    *("keys_to_ignore_at_inference", "output_attentions", "output_hidden_states", "return_dict", "use_cache"),
+)
+"""Keys of a config that say nothing of the logits, or that are hashed elsewhere."""
 
 
 @dataclass(frozen=True)
@@ -40,7 +49,7 @@ class Conditions:
             # Rounded weights have another fingerprint, so that nothing can be said of the model.
             found.append(f"it was made in {self.dtype} and this runs in {now.dtype} (give dtype {self.dtype})")
         elif self.model != now.model:
-            found.append("the model's weights or heads are others")
+            found.append("the model's weights, heads or config are others")
         if self.tokenizer != now.tokenizer:
             found.append("the tokenizer is another")
         if self.max_length != now.max_length:
@@ -52,14 +61,18 @@ class Conditions:
 
 
 def model_fingerprint(model: PreTrainedModel) -> str:
-    """A hash over all weights by name and over what the config says of answers, attention and heads."""
-    digest, config = hashlib.sha256(), model.config
+    """A hash over all weights by name and over all that the config says, but for names and how heads are stored.
+
+    The whole config, since what a family's layers read of it lies in no list: windows, rotary bases, epsilons.
+    """
+    digest, config = hashlib.sha256(), model.config.to_dict()
     for name, tensor in sorted(model.state_dict().items()):
         digest.update(f"{name} {tensor.dtype} {list(tensor.shape)}".encode())
         digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().data)
-    entry = {k: v for k, v in getattr(config, CONFIG_ENTRY, {}).items() if k not in NOT_OF_THE_MODEL}
-    shape = [getattr(config, name, None) for name in ("num_attention_heads", "hidden_act", "layer_norm_eps")]
-    digest.update(json.dumps([config.model_type, answer_kind(model), shape, entry], sort_keys=True).encode())
+    config[CONFIG_ENTRY] = {k: v for k, v in config.get(CONFIG_ENTRY, {}).items() if k not in _NOT_OF_THE_HEADS}
+    # New versions of transformers add keys, and None is what a config without them means.
+    config = {k: v for k, v in config.items() if k not in _NOT_OF_THE_ANSWERS and v is not None}
+    digest.update(json.dumps([answer_kind(model), config], sort_keys=True, default=str).encode())
     return digest.hexdigest()
 
 
@@ -76,5 +89,5 @@ def tokenizer_fingerprint(tokenizer: PreTrainedTokenizerBase) -> str:
     rules = json.loads(tokenizer.backend_tokenizer.to_str())
     for of_the_last_call in ("truncation", "padding"):
         rules.pop(of_the_last_call, None)
-    inputs = [sorted(tokenizer.model_input_names), tokenizer.truncation_side]
+    inputs = [sorted(tokenizer.model_input_names), tokenizer.truncation_side, tokenizer.split_special_tokens]
     return hashlib.sha256(json.dumps([rules, inputs], sort_keys=True).encode()).hexdigest()

@@ -7,7 +7,6 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
@@ -120,18 +119,20 @@ def trace(
     scorer = Scorer(
         model, tokenizer, policy=FullDepth(), max_length=max_length, token_budget=token_budget, window=window
     )
-    source, parts, lengths = iter(rows), [], []
+    engine, source, parts, lengths, done = scorer.engine, iter(rows), [], [], 0
     while taken := list(islice(source, window)):
-        encoded = scorer.encoder(scorer.texts(taken))
-        batch = scorer.pack(encoded, np.arange(len(taken)))
-        parts.append(scorer.engine.every_head(batch).cpu())
-        lengths.append(torch.from_numpy(batch.lengths))
+        parts.append(torch.empty(len(engine.layers), len(taken), engine.classes))
+        lengths.append(torch.empty(len(taken), dtype=torch.int64))
+        for wave, batch in scorer.batches(taken, done):
+            parts[-1][:, wave] = engine.every_head(batch).cpu()
+            lengths[-1][wave] = torch.from_numpy(batch.lengths)
+        done += len(taken)
     if not parts:
         raise InputError("rows is empty: a trace needs at least one row")
     logits = torch.cat(parts, dim=1)
-    found = _checked_labels(labels, logits, scorer.engine.kind)
+    found = _checked_labels(labels, logits, engine.kind)
     conditions = Conditions.of(model, tokenizer, scorer.max_length)
-    return Trace(logits, torch.cat(lengths), scorer.engine.kind, conditions, found, scorer.engine.first_head)
+    return Trace(logits, torch.cat(lengths), engine.kind, conditions, found, engine.first_head)
 
 
 def _checked_labels(given: Sequence[int] | Sequence[float] | Tensor | None, logits: Tensor, kind: str) -> Tensor | None:

@@ -163,12 +163,20 @@ class Engine:
         return features, results.logits
 
     def _full_depth(self, batch: PackedBatch) -> Iterator[tuple[int, Wave]]:
-        """Every wave after every layer, with the layer."""
-        for members in plan_waves(batch.lengths, self.token_budget, self.longest_row):
-            wave = self._embed(batch, members, FullDepth())
-            for layer in range(1, len(self.layers) + 1):
-                wave.hidden = self._layer(layer, wave)
-                yield layer, wave
+        """Every wave after every layer, with the layer.
+
+        Rows of a wave that ran out of memory come again, in smaller waves and from the first layer on.
+        """
+        waves = deque(plan_waves(batch.lengths, self._wave_budget, self.longest_row))
+        while waves:
+            members = waves.popleft()
+            try:
+                wave = self._embed(batch, members, FullDepth())
+                for layer in range(1, len(self.layers) + 1):
+                    wave.hidden = self._layer(layer, wave)
+                    yield layer, wave
+            except torch.OutOfMemoryError:
+                waves = self._smaller([members, *waves], batch.lengths)
 
     def _ask(self, wave: Wave, layer: int, results: Results) -> None:
         """One head, of all rows; every layer is the last one once, so that all rows write what they have."""

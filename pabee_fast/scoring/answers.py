@@ -55,6 +55,11 @@ class Answers:
         for row, error in zip(rows.tolist(), answers.errors, strict=True):
             self.errors[row] = error
 
+    def refuse(self, rows: np.ndarray, error: str) -> None:
+        """Gives some of the rows an error."""
+        for row in rows.tolist():
+            self.errors[row] = error
+
     def mark_not_finite(self) -> None:
         """Gives rows whose logits are not finite their error."""
         wrong = ~self.logits.isfinite().all(dim=1) & (self.exit_layers > 0)

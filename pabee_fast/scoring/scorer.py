@@ -18,7 +18,7 @@ from pabee_fast.runtime.schedule import plan_waves
 from pabee_fast.runtime.state import Results
 from pabee_fast.scoring.answers import Answers, RowResult, label_names, row_results
 from pabee_fast.scoring.audit import Promise
-from pabee_fast.scoring.tokens import Encoded, Encoder
+from pabee_fast.scoring.tokens import NO_TOKEN, Encoded, Encoder
 
 Row = str | Sequence[str | None] | None
 """A text, a pair of texts, or None where there is none."""
@@ -147,24 +147,44 @@ class Scorer:
         """
         texts, known = readable(rows, errors)
         good = np.array([i for i, error in enumerate(known) if error is None], dtype=np.int64)
-        answers, truncated = Answers.none_yet(known, self.engine.classes), 0
+        answers, truncated, bad = Answers.none_yet(known, self.engine.classes), 0, len(rows) - len(good)
         if len(good):
             encoded = self.encoder([texts[i] for i in good])
+            empty = good[encoded.lengths == 0]
+            answers.refuse(empty, NO_TOKEN)
             policy = self.policy.select((self.tally.rows + good).tolist())
             for wave in self.waves(encoded):
                 answers.put(good[wave], self.run(self.pack(encoded, wave), policy.select(wave.tolist())))
             answers.mark_not_finite()
-            truncated = encoded.truncated
-        self.tally.add(answers, len(rows) - len(good), truncated)
+            truncated, bad = encoded.truncated, bad + len(empty)
+        self.tally.add(answers, bad, truncated)
         return row_results(answers, self.labels, self.engine.kind)
 
     def waves(self, encoded: Encoded) -> list[np.ndarray]:
-        """The rows of each wave, a pure function of the rows and the token budget first given."""
-        return plan_waves(encoded.lengths, self.engine.first_budget, self.engine.longest_row)
+        """The rows of each wave, but for those without a token: a pure function of rows and the budget first given."""
+        rows = np.flatnonzero(encoded.lengths)
+        waves = plan_waves(encoded.lengths[rows], self.engine.first_budget, self.engine.longest_row)
+        return [rows[wave] for wave in waves]
 
     def pack(self, encoded: Encoded, wave: np.ndarray) -> PackedBatch:
         """A wave's rows as the runtime takes them, on the host."""
         return encoded.pack(wave, self.model)
+
+    def batches(self, rows: Sequence[Row], first: int = 0) -> Iterator[tuple[np.ndarray, PackedBatch]]:
+        """A window's rows as `score_window` runs them: the places of a wave's rows, and their batch, on the host.
+
+        Args:
+            rows: the window.
+            first: the number of its first row, for messages.
+
+        Raises:
+            InputError: a row that cannot be scored.
+        """
+        encoded = self.encoder(self.texts(rows, first))
+        for empty in np.flatnonzero(encoded.lengths == 0):
+            raise InputError(f"row {first + empty}: {NO_TOKEN}; leave such rows out")
+        for wave in self.waves(encoded):
+            yield wave, self.pack(encoded, wave)
 
     def run(self, batch: PackedBatch, policy: Policy) -> Answers:
         """A wave's answers; a row that exceeds the device's memory all alone gets an error, and the others theirs."""

@@ -3,7 +3,6 @@
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from itertools import chain
-from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -16,6 +15,12 @@ from pabee_fast.runtime.packed import PackedBatch, pack
 
 Texts = tuple[str, ...]
 """One text, or the two of a pair."""
+
+PLACES = 2**20
+"""Of the padded layout that rows pass through at once: one long row among many short ones makes it wide."""
+
+NO_TOKEN = "the tokenizer gives the text no token"
+"""Why a row cannot be scored."""
 
 _CALL_ROWS = 1_024
 """Rows of one call to the tokenizer: what it returns takes some kilobytes a row, and turning it into arrays holds the
@@ -33,6 +38,15 @@ class Encoded:
 
     def pack(self, rows: np.ndarray, model: PreTrainedModel) -> PackedBatch:
         """The given rows, at least one, in the given order, as the model takes them."""
+        at_once = max(1, PLACES // int(self.lengths[rows].max()))
+        parts = [self._pack(rows[first : first + at_once], model) for first in range(0, len(rows), at_once)]
+        if len(parts) == 1:
+            return parts[0]
+        # Rows that are padded on the right have neither masks nor positions to join.
+        inputs = {name: torch.cat([part.inputs[name] for part in parts]) for name in parts[0].inputs}
+        return PackedBatch(inputs, np.concatenate([part.lengths for part in parts]))
+
+    def _pack(self, rows: np.ndarray, model: PreTrainedModel) -> PackedBatch:
         lengths = self.lengths[rows]
         starts = (np.cumsum(self.lengths) - self.lengths)[rows]
         column = np.arange(int(lengths.max()))
@@ -63,7 +77,6 @@ class Encoder:
             raise InputError(
                 f"{type(tokenizer).__name__} is not a fast tokenizer: load it with AutoTokenizer, use_fast=True"
             )
-        self.name = type(tokenizer).__name__
         self._core = Tokenizer.from_str(tokenizer.backend_tokenizer.to_str())
         self._core.no_padding()
         self._core.enable_truncation(max_length, direction=tokenizer.truncation_side)
@@ -77,8 +90,7 @@ class Encoder:
     def __call__(self, texts: Sequence[Texts]) -> Encoded:
         """The tokens of rows of one or two strings each, at least one row.
 
-        Raises:
-            InputError: a row without any token.
+        An empty text has none where the tokenizer adds no special ones.
         """
         ids: list[np.ndarray] = []
         types: list[np.ndarray] = []
@@ -92,8 +104,6 @@ class Encoder:
             ids.append(_flat(row.ids for row in encodings))
             if "token_type_ids" in self._padding:
                 types.append(_flat(row.type_ids for row in encodings))
-        if min(lengths) == 0:
-            raise InputError(f"{self.name} gives an empty text no token at all: use one that adds special tokens")
         inputs = {"input_ids": np.concatenate(ids)}
         if types:
             inputs["token_type_ids"] = np.concatenate(types)
@@ -102,22 +112,3 @@ class Encoder:
 
 def _flat(rows: Iterable[list[int]]) -> np.ndarray:
     return np.fromiter(chain.from_iterable(rows), dtype=np.int32)
-
-
-class Tokenized(NamedTuple):
-    """A window's rows as the runtime takes them."""
-
-    batch: PackedBatch
-    truncated: int  # rows that were cut to the limit
-
-
-def tokenize(
-    tokenizer: PreTrainedTokenizerBase, texts: Sequence[Texts], max_length: int, model: PreTrainedModel
-) -> Tokenized:
-    """Tokenizes rows and packs them for a model, in their order: `Encoder` and `Encoded.pack` in one call.
-
-    Raises:
-        InputError: a slow tokenizer, or a row without any token.
-    """
-    encoded = Encoder(tokenizer, max_length, model)(texts)
-    return Tokenized(encoded.pack(np.arange(len(texts)), model), encoded.truncated)

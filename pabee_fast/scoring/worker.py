@@ -6,7 +6,6 @@ and the last one's become columns. It knows rows and results, and no files.
 """
 
 import dataclasses
-import hashlib
 import json
 import threading
 import time
@@ -23,7 +22,6 @@ import transformers
 import pabee_fast
 from pabee_fast.evaluation.conditions import Conditions
 from pabee_fast.evaluation.risks import answers_differ
-from pabee_fast.models.heads import CONFIG_ENTRY
 from pabee_fast.policies import FullDepth, Policy
 from pabee_fast.runtime.packed import PackedBatch
 from pabee_fast.scoring.answers import Answers
@@ -31,6 +29,7 @@ from pabee_fast.scoring.audit import Promise, chosen
 from pabee_fast.scoring.columns import result_columns, result_schema
 from pabee_fast.scoring.load import Setting
 from pabee_fast.scoring.scorer import Scorer, Tally, readable
+from pabee_fast.scoring.tokens import NO_TOKEN
 
 UNDER_WAY = 3
 """Tasks that keep a device busy: one in it, one tokenized, one that becomes columns or text."""
@@ -126,12 +125,15 @@ class Worker:
         answers, truncated = Answers.none_yet(known, scorer.engine.classes), 0
         audited = chosen(task.file, task.first_row, len(texts), self.audit)
         good = np.array([i for i, error in enumerate(known) if error is None], dtype=np.int64)
-        waves: list[tuple[np.ndarray, Future[Any]]] = []
+        bad, waves = len(texts) - len(good), list[tuple[np.ndarray, Future[Any]]]()
         for first in range(0, len(good), scorer.window):
             rows = good[first : first + scorer.window]
             started = time.perf_counter()
             encoded = scorer.encoder([texts[i] for i in rows])
             truncated += encoded.truncated
+            empty = rows[encoded.lengths == 0]
+            answers.refuse(empty, NO_TOKEN)
+            bad += len(empty)
             policy = scorer.policy.select((task.first_row + rows).tolist())
             for wave in scorer.waves(encoded):
                 batch = self._to_device(scorer.pack(encoded, wave))
@@ -146,7 +148,7 @@ class Worker:
             tally.disagreed += audit_counts[1]
             seconds.merge(spent)
         answers.mark_not_finite()
-        tally.add(answers, len(texts) - len(good), truncated)
+        tally.add(answers, bad, truncated)
         results = result_columns(answers, scorer.labels, scorer.engine.kind, self.schema)
         return Scored(results, tally, seconds)
 
@@ -198,18 +200,12 @@ class Worker:
         return int(answers_differ(answers.logits[early], full, engine.kind, self._tolerance).sum())
 
 
-_NOT_RESULTS = ("_name_or_path", "transformers_version", "architectures", "dtype", "torch_dtype")
-"""Entries of a model's config that say nothing of its answers, or are said elsewhere."""
-
-
 def about(scorer: Scorer, setting: Setting, schema: pa.Schema) -> About:
     """Everything of a scorer that changes results, by the names that a message tells."""
-    config = {name: value for name, value in scorer.model.config.to_dict().items() if name not in _NOT_RESULTS}
-    config[CONFIG_ENTRY] = {k: v for k, v in config.get(CONFIG_ENTRY, {}).items() if k != "guarantee"}
     engine, conditions = scorer.engine, Conditions.of(scorer.model, scorer.tokenizer, scorer.max_length)
     identity = {
-        "the model's weights": conditions.model,
-        "the model's config": hashlib.sha256(json.dumps(config, sort_keys=True, default=str).encode()).hexdigest(),
+        "the model's weights, heads or config": conditions.model,
+        "labels": json.dumps(scorer.labels),
         "the tokenizer": conditions.tokenizer,
         "policy": str(scorer.policy),
         "max_length": str(scorer.max_length),

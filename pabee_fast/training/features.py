@@ -18,9 +18,10 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from pabee_fast.errors import InputError
 from pabee_fast.policies import FullDepth
 from pabee_fast.scoring.scorer import Row, Scorer
-from pabee_fast.scoring.tokens import tokenize
 
 WINDOW_BYTES, PART_BYTES = 2**27, 2**26
+WINDOW_ROWS = 8_192
+"""The most rows of a window, since their texts and tokens are in memory too."""
 
 
 class FeatureStore:
@@ -115,9 +116,12 @@ def run_once(
     """
     scorer = Scorer(model, tokenizer, policy=FullDepth(), max_length=max_length, token_budget=token_budget)
     engine, source = scorer.engine, iter(rows)
-    window = max(64, WINDOW_BYTES // (4 * model.config.hidden_size * len(engine.layers)))
+    layers, width = len(engine.layers) - store.first_layer, model.config.hidden_size
+    window = min(max(64, WINDOW_BYTES // (4 * width * len(engine.layers))), WINDOW_ROWS)
     while taken := list(islice(source, window)):
-        texts = scorer.texts(taken, store.rows)
-        batch, _ = tokenize(tokenizer, texts, scorer.max_length, model)
-        store.append(*engine.every_feature(batch, pooling, store.first_layer))
+        features, logits = torch.empty(layers, len(taken), width), torch.empty(len(taken), engine.classes)
+        for wave, batch in scorer.batches(taken, store.rows):
+            of_wave, answered = engine.every_feature(batch, pooling, store.first_layer)
+            features[:, wave], logits[wave] = of_wave.float().cpu(), answered.cpu()
+        store.append(features, logits)
         on_window(store.rows)

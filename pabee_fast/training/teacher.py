@@ -8,11 +8,8 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from pabee_fast.errors import InputError
 from pabee_fast.policies import FullDepth
-from pabee_fast.runtime.engine import Engine
-from pabee_fast.scoring.tokens import tokenize
+from pabee_fast.scoring.scorer import Scorer
 from pabee_fast.training.labels import Labels, labels_of_config
-
-WINDOW_ROWS = 8_192
 
 
 def full_depth_logits(
@@ -25,10 +22,12 @@ def full_depth_logits(
         texts: one string a row, or two for a pair.
         max_length: where a row's tokens are cut.
     """
-    engine = Engine(model.eval())
-    windows = (texts[start : start + WINDOW_ROWS] for start in range(0, len(texts), WINDOW_ROWS))
-    batches = (tokenize(tokenizer, window, max_length, model).batch for window in windows)
-    return torch.cat([engine.run(batch, FullDepth()).logits.cpu() for batch in batches])
+    scorer = Scorer(model.eval(), tokenizer, policy=FullDepth(), max_length=max_length)
+    logits = torch.empty(len(texts), scorer.engine.classes)
+    for first in range(0, len(texts), scorer.window):
+        for wave, batch in scorer.batches(texts[first : first + scorer.window], first):
+            logits[first + wave] = scorer.engine.run(batch, FullDepth()).logits.cpu()
+    return logits
 
 
 def in_order_of(labels: Labels, teacher: PreTrainedModel) -> list[int]:

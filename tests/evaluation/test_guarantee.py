@@ -15,6 +15,7 @@ from pabee_fast.evaluation.guarantee import store_guarantee
 from pabee_fast.evaluation.risks import Risk
 from tests.conftest import tiny_model, tiny_stock
 from tests.evaluation.traces import CONDITIONS
+from tests.zoo import model_with_heads
 
 GUARANTEE = pf.Guarantee(
     policy=pf.Confidence(0.875, first_layer=2),
@@ -84,7 +85,7 @@ def test_a_guarantee_that_cannot_be_read_says_what_to_do(folder: Path) -> None:
 @pytest.mark.parametrize(
     ("change", "says"),
     [
-        ({"model": "another"}, "weights or heads are others"),
+        ({"model": "another"}, "weights, heads or config are others"),
         ({"tokenizer": "another"}, "tokenizer is another"),
         ({"dtype": "bfloat16", "model": "rounded"}, "made in float32 and this runs in bfloat16"),
         ({"max_length": 16}, "cut at 32 tokens and this cuts at 16"),
@@ -123,6 +124,32 @@ def test_a_fingerprint_is_of_all_that_answers_and_of_nothing_else(tmp_path: Path
     assert model_fingerprint(model) != first
 
 
+@pytest.mark.parametrize(
+    ("variant", "change"),
+    [
+        ("modernbert", {"local_attention": 4}),
+        ("mistral", {"sliding_window": 3}),
+        ("llama", {"rms_norm_eps": 0.5}),
+        ("llama", {"rope_parameters": {"rope_type": "default", "rope_theta": 10.0}}),
+        ("gpt2", {"activation_function": "relu"}),
+        ("roberta", {"pad_token_id": 3}),
+    ],
+)
+def test_a_fingerprint_is_of_what_a_familys_layers_read_of_the_config(
+    variant: str, change: dict[str, Any], tmp_path: Path
+) -> None:
+    """The weights are the same, and the answers are not."""
+    model = model_with_heads(variant)
+    first = model_fingerprint(model)
+    model.save_pretrained(tmp_path)
+    assert model_fingerprint(pf.from_pretrained(tmp_path)) == first
+    written = tmp_path / "config.json"
+    written.write_text(json.dumps(json.loads(written.read_text()) | {"id2label": {"0": "no", "1": "yes"}}))
+    assert model_fingerprint(pf.from_pretrained(tmp_path)) == first
+    written.write_text(json.dumps(json.loads(written.read_text()) | change))
+    assert model_fingerprint(pf.from_pretrained(tmp_path)) != first
+
+
 def test_a_tokenizers_fingerprint_is_of_its_rules_and_not_of_its_last_call(
     tiny_tokenizer: PreTrainedTokenizerFast,
 ) -> None:
@@ -134,6 +161,10 @@ def test_a_tokenizers_fingerprint_is_of_its_rules_and_not_of_its_last_call(
         pad_token="[PAD]",
         unk_token="[UNK]",
     )
+    assert tokenizer_fingerprint(again) == first
+    again.split_special_tokens = True
+    assert tokenizer_fingerprint(again) != first
+    again.split_special_tokens = False
     again.add_tokens(["dull"])
     assert tokenizer_fingerprint(again) != first
 

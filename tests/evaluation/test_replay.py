@@ -221,12 +221,16 @@ def test_labels_that_do_not_fit_are_refused(
         pf.trace(tiny_model("bert"), tiny_tokenizer, TEXTS, labels=labels)
 
 
-def test_nothing_to_trace_and_rows_without_text_are_refused(tiny_tokenizer: PreTrainedTokenizerFast) -> None:
+def test_nothing_to_trace_and_rows_without_text_are_refused(
+    tiny_tokenizer: PreTrainedTokenizerFast, bare_tokenizer: PreTrainedTokenizerFast
+) -> None:
     model, tokenizer = tiny_model("bert"), tiny_tokenizer
     with pytest.raises(pf.InputError, match="rows is empty"):
         pf.trace(model, tokenizer, [])
-    with pytest.raises(pf.InputError, match="row 1: the text is null"):
-        pf.trace(model, tokenizer, ["one", None])
+    with pytest.raises(pf.InputError, match="row 3: the text is null"):
+        pf.trace(model, tokenizer, ["one", "two", "three", None], window=2)
+    with pytest.raises(pf.InputError, match="row 1: the tokenizer gives the text no token"):
+        pf.trace(model, bare_tokenizer, ["one", ""])
 
 
 def test_a_policy_that_does_not_fit_the_trace_is_refused() -> None:

@@ -158,6 +158,29 @@ def test_out_of_memory_halves_the_budget_and_repeats_only_what_is_left(
     assert_close(out.logits, expected.logits)
 
 
+def test_what_every_head_says_survives_an_out_of_memory_error(monkeypatch: pytest.MonkeyPatch) -> None:
+    model, batch = subject("bert")
+    engine = Engine(model, token_budget=200)
+    packed = pack(model, **batch)
+    logits = engine.every_head(packed)
+    features, answers = engine.every_feature(packed, "mean")
+    real, failed = engine._layer, []
+
+    def scarce(layer: int, wave: Wave) -> torch.Tensor:
+        if layer == 4 and wave.hidden.shape[1] > 90:
+            failed.append(layer)
+            raise torch.OutOfMemoryError("injected")
+        return real(layer, wave)
+
+    monkeypatch.setattr(engine, "_layer", scarce)
+    assert_close(engine.every_head(packed), logits)
+    engine.token_budget = 200
+    again, last = engine.every_feature(packed, "mean")
+    assert_close(again, features)
+    assert_close(last, answers)
+    assert len(failed) >= 2 and engine.token_budget <= 100
+
+
 def test_a_row_longer_than_a_lowered_budget_is_still_computed() -> None:
     model, batch = subject("bert")
     engine = Engine(model, token_budget=200)

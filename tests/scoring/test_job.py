@@ -146,8 +146,11 @@ def test_other_weights_labels_and_tokenizer_are_told_apart(
     source, target = put_rows(tmp_path / "in.jsonl", 35), tmp_path / "out.csv"
     begin(source, target, local, parts=1)
     for spoil, says in (
-        (lambda worker: worker.scorer.model.bert.pooler.dense.weight.data.add_(1e-3), "the model's weights changed"),
-        (lambda worker: worker.scorer.model.config.id2label.update({0: "worse"}), "the model's config changed"),
+        (
+            lambda worker: worker.scorer.model.bert.pooler.dense.weight.data.add_(1e-3),
+            "the model's weights, heads or config changed",
+        ),
+        (lambda worker: worker.scorer.labels.reverse(), r'labels was \["bad"'),
         (lambda worker: worker.scorer.tokenizer.add_tokens(["film!"]), "the tokenizer changed"),
     ):
         worker, _ = recipe.worker()

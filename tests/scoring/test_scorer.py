@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 
 import pabee_fast as pf
 from pabee_fast.runtime.engine import TOKEN_BUDGETS
+from pabee_fast.scoring.tokens import NO_TOKEN
 from tests.conftest import tiny_model
 
 WORDS = ["a", "bad", "film", "good", "is", "long", "the", "this", "was", "very", "not", "it", ".", ",", "!"]
@@ -68,6 +69,16 @@ def test_rows_that_cannot_be_scored_are_kept_with_their_reason(scorer: pf.Scorer
     assert [result.prediction is None for result in results] == [False, True, True, True, True, False, False]
     assert (scorer.tally.rows, scorer.tally.errors) == (7, 4)
     assert same(results[0], next(scorer.score(["good film"])))
+
+
+def test_a_text_without_any_token_has_an_error_and_stops_nothing(bare_tokenizer: Any) -> None:
+    scorer = pf.Scorer(model_for(bare_tokenizer), bare_tokenizer, policy=pf.Scheduled((1, 2, 3, 4)), max_length=12)
+    results = list(scorer.score(["good film", "", None, "bad"]))
+    assert [result.error for result in results] == [None, NO_TOKEN, "the text is null", None]
+    assert [result.exit_layer for result in results] == [1, None, None, 4]
+    assert (scorer.tally.errors, scorer.tally.failed) == (2, 0)
+    scorer.policy = pf.FullDepth()
+    assert [result.error for result in scorer.score([""])] == [NO_TOKEN]
 
 
 def test_long_texts_are_cut_and_counted(scorer: pf.Scorer, tiny_tokenizer: Any) -> None:

@@ -5,13 +5,14 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from pabee_fast.errors import InputError
 from pabee_fast.scoring import tokens
-from pabee_fast.scoring.tokens import Encoder
+from pabee_fast.scoring.tokens import Encoded, Encoder
 from tests.conftest import tiny_stock
+from tests.zoo import VARIANTS, is_vision, stock_model
 
 WORDS = st.sampled_from(["good", "film", "unheard", "[SEP]", "[PAD]", ".", "VERY", "\u00e9", ""])
 TEXTS = st.lists(WORDS, max_size=20).map(" ".join)
@@ -67,11 +68,25 @@ def test_many_threads_may_call_one_encoder_while_the_tokenizer_itself_is_used_ot
             assert np.array_equal(got.inputs["input_ids"], wanted.inputs["input_ids"])
 
 
-def test_a_tokenizer_that_gives_no_token_is_refused(tiny_tokenizer: Any, model: Any) -> None:
-    from tokenizers.processors import TemplateProcessing
-    from transformers import PreTrainedTokenizerFast
+@pytest.mark.parametrize("variant", [name for name in VARIANTS if not is_vision(name)])
+def test_rows_that_are_packed_a_few_at_a_time_are_packed_as_all_at_once(
+    variant: str, tiny_tokenizer: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = stock_model(variant, vocab_size=len(tiny_tokenizer))
+    encoded = Encoder(tiny_tokenizer, 20, model)([("good film " * number,) for number in (1, 9, 2, 0, 5, 3, 3)])
+    rows = np.array([4, 1, 0, 6, 2, 3])
+    whole = encoded.pack(rows, model)
+    widest, real = [], Encoded._pack
+    monkeypatch.setattr(tokens, "PLACES", 45)
+    monkeypatch.setattr(Encoded, "_pack", lambda *given: (widest.append(len(given[1])), real(*given))[1])
+    parts = encoded.pack(rows, model)
+    assert widest == [2, 2, 2]
+    assert parts.lengths.tolist() == whole.lengths.tolist() and parts.inputs.keys() == whole.inputs.keys()
+    assert all(torch.equal(parts.inputs[name], values) for name, values in whole.inputs.items())
+    assert parts.key_mask is whole.key_mask is None and parts.positions is whole.positions is None
 
-    bare = PreTrainedTokenizerFast(tokenizer_object=tiny_tokenizer.backend_tokenizer, pad_token="[PAD]")
-    bare.backend_tokenizer.post_processor = TemplateProcessing(single="$A", pair="$A $B", special_tokens=[])
-    with pytest.raises(InputError, match="adds special tokens"):
-        Encoder(bare, 12, model)([("good",), ("",)])
+
+def test_an_empty_text_has_no_token_where_none_is_added(bare_tokenizer: Any, model: Any) -> None:
+    encoded = Encoder(bare_tokenizer, 12, model)([("",), ("good",), ("",)])
+    assert encoded.lengths.tolist() == [0, 1, 0]
+    assert encoded.pack(np.array([1]), model).lengths.tolist() == [1]

@@ -1,6 +1,7 @@
 """A worker: rows and waves that fail do so alone, and several tasks at once are as good as one after the other."""
 
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -9,6 +10,7 @@ import torch
 
 import pabee_fast as pf
 from pabee_fast.scoring.recipe import Recipe
+from pabee_fast.scoring.tokens import NO_TOKEN
 from pabee_fast.scoring.worker import Task, Worker
 from tests.scoring.conftest import text_of
 
@@ -35,6 +37,13 @@ def test_results_are_those_of_the_scorer(worker: Worker) -> None:
     assert columns["score"] == [None, *(pytest.approx(row.score, rel=1e-4) for row in wanted)]
     assert (scored.tally.rows, scored.tally.errors, scored.tally.failed) == (51, 1, 0)
     assert scored.tally.exits == worker.scorer.tally.exits
+
+
+def test_a_text_without_any_token_has_an_error_and_stops_nothing(small_model: Path, bare_tokenizer: Any) -> None:
+    scorer = pf.Scorer(pf.from_pretrained(small_model).eval(), bare_tokenizer, max_length=12)
+    scored = Worker(scorer).score(Task("f", 0, [("good",), ("",), (None,)], [None] * 3))
+    assert scored.results.column("error").to_pylist() == [None, NO_TOKEN, "the text is null, not a string"]
+    assert (scored.tally.errors, scored.tally.failed) == (2, 0)
 
 
 def test_tasks_at_once_give_the_same_bytes_as_one_after_the_other(worker: Worker) -> None:
