@@ -11,7 +11,7 @@ far (mean cost 0.33 against 0.68 at 1,000 rows, epsilon 0.01), since neighbours 
 the ordering rows and a single failure ends the walk. A second chain at half of delta gains a few percent more.
 """
 
-import itertools
+import bisect
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -29,6 +29,9 @@ from pabee_fast.evaluation.trace import Trace
 from pabee_fast.policies import FullDepth, Policy
 
 ORDER_SHARE = 0.25
+MOST_SHARED = 0.5
+"""Of ordering and testing rows, the share that may be the same: some texts occur often, but a copy shares them all."""
+
 WALKS = 2
 """Chains that are walked, each at its share of delta, where there are rows enough."""
 
@@ -113,6 +116,8 @@ def calibrate(
     check_rows(len(trace), epsilon, delta, share)
     judged = Risk.choose(trace.kind, risk, tolerance)
     judged.check(trace)
+    if isinstance(order, Trace):
+        judged.check(order)
     ordering, testing = _split(trace, order, seed)
     replayer = Replayer(ordering)
     chains = [tuple(chain) for chain in candidates] if candidates is not None else chains_for(replayer)
@@ -120,7 +125,7 @@ def calibrate(
     walks = min(WALKS, len(chains))
     while walks > 1 and len(testing) < rows_needed(epsilon, delta / walks):
         walks -= 1
-    chosen = _best_chains(estimates, len(testing), epsilon, delta, walks)
+    chosen = _best_chains(estimates, len(testing), epsilon, delta, walks) if chains else []
     whole, tests = Replayer(trace), Replayer(testing)
     tested = [
         step
@@ -153,8 +158,10 @@ def check_rows(rows: int, epsilon: float, delta: float, order_share: float | Non
     if testing < needed:
         total = ""
         if order_share is not None:
-            enough = (n for n in itertools.count(needed) if n - _ordering_rows(n, order_share) >= needed)
-            total = f", {next(enough)} in all"
+            share = order_share  # more rows in all never leave fewer to test with
+            counts = range(needed, math.ceil(needed / (1 - share)) + 2)
+            enough = bisect.bisect_left(counts, needed, key=lambda n: n - _ordering_rows(n, share))
+            total = f", {counts[enough]} in all"
         raise InputError(
             f"{testing} rows are left to test with, and epsilon={epsilon:g} with delta={delta:g} needs {needed} "
             f"even if none of them is wrong{total}: give more rows, or a larger epsilon or delta"
@@ -171,11 +178,25 @@ def _split(trace: Trace, order: Trace | float, seed: int) -> tuple[Trace, Trace]
         shuffled = torch.randperm(len(trace), generator=torch.Generator().manual_seed(seed))
         first = _ordering_rows(len(trace), order)
         return trace.select(shuffled[:first]), trace.select(shuffled[first:])
-    if order is trace:
-        raise InputError("order is the trace to test on: rows that choose what is tested cannot test it")
     if differences := trace.conditions.differences(order.conditions):
         raise InputError(f"order is a trace made otherwise than the one to test on: {'; '.join(differences)}")
+    shared = _shared(order, trace)
+    if shared > MOST_SHARED:
+        raise InputError(
+            f"order and the trace to test on share {shared:.0%} of the rows of the smaller one: rows that choose what "
+            "is tested cannot test it; give other rows, or a share, which splits them"
+        )
     return order, trace
+
+
+def _shared(one: Trace, other: Trace) -> float:
+    """The share of rows, by tokens and rounded logits, that both have: of the distinct ones of the trace with fewer."""
+    seen = [
+        {(length, row.tobytes()) for length, row in zip(trace.lengths.tolist(), rows, strict=True)}
+        for trace in (one, other)
+        for rows in [(trace.logits.nan_to_num().transpose(0, 1) * 100).round().int().numpy()]
+    ]
+    return len(seen[0] & seen[1]) / min(map(len, seen))
 
 
 def _estimate(replayer: Replayer, policy: Policy, risk: Risk) -> Estimate:

@@ -92,7 +92,7 @@ def tune(settings: TuneSettings) -> Tuned:
         PabeeFastError: scipy or matplotlib is not installed.
     """
     settings.check()
-    rows = Trace.load(settings.trace) if settings.trace is not None else None
+    rows = _load_trace(settings) if settings.trace is not None else None
     setting = Setting.choose(settings.device, settings.dtype if rows is None else rows.conditions.dtype)
     max_length = settings.max_length if rows is None else rows.conditions.max_length
     scorer = load_scorer(
@@ -121,6 +121,24 @@ def tune(settings: TuneSettings) -> Tuned:
     return Tuned(found, setting, rows.layers, files)
 
 
+def _load_trace(settings: TuneSettings) -> Trace:
+    """The trace that was given, which no option may contradict."""
+    assert settings.trace is not None
+    rows = Trace.load(settings.trace)
+    made = rows.conditions
+    if settings.max_length not in (None, made.max_length):
+        raise InputError(
+            f"max_length={settings.max_length}, and {settings.trace} was made with rows cut at {made.max_length} "
+            "tokens: leave the option out, or make a new trace"
+        )
+    if settings.dtype not in ("auto", made.dtype):
+        raise InputError(
+            f"dtype={settings.dtype!r}, and {settings.trace} was made in {made.dtype}: leave the option out, or make a "
+            "new trace"
+        )
+    return rows
+
+
 def _trace_table(settings: TuneSettings, scorer: Scorer, table: str, *, must_suffice: bool = False) -> Trace:
     examples = read_examples(table, settings.text_columns, settings.label_column)
     if must_suffice:  # rather than after the model has run
@@ -134,7 +152,7 @@ def _trace_table(settings: TuneSettings, scorer: Scorer, table: str, *, must_suf
         scorer.tokenizer,
         examples.texts,
         labels=labels,
-        max_length=settings.max_length,
+        max_length=scorer.max_length,
         token_budget=settings.token_budget,
     )
 

@@ -1,6 +1,8 @@
 """The promise of a calibration, held against populations whose risk is known, and what it refuses."""
 
+import dataclasses
 import itertools
+import re
 from collections.abc import Callable, Sequence
 
 import pytest
@@ -9,7 +11,7 @@ from scipy.stats import binom
 from torch import Tensor
 
 import pabee_fast as pf
-from pabee_fast.evaluation.calibrate import p_value, rows_needed
+from pabee_fast.evaluation.calibrate import check_rows, p_value, rows_needed
 from pabee_fast.evaluation.risks import Risk
 from tests.evaluation.traces import CONDITIONS, made_up
 
@@ -29,8 +31,8 @@ def two_layers(rows: int, generator: torch.Generator) -> pf.Trace:
 
 
 def many_depths(rows: int, generator: torch.Generator) -> pf.Trace:
-    """Each of twenty layers differs from the last with a probability a little above EPSILON, on its own."""
-    flips = torch.rand(20, rows, generator=generator) < 1.1 * EPSILON
+    """Each of twenty layers differs from the last with a probability a hair above EPSILON, on its own."""
+    flips = torch.rand(20, rows, generator=generator) < TOO_RISKY
     first = torch.where(flips, -1.0, 1.0)
     logits = torch.cat([first, torch.ones(1, rows)])
     return pf.Trace(torch.stack([logits, -logits], dim=2), torch.full((rows,), 7), "label", CONDITIONS)
@@ -39,12 +41,13 @@ def many_depths(rows: int, generator: torch.Generator) -> pf.Trace:
 CONFIDENCES = [pf.Confidence(threshold) for threshold in (0.98, 0.9, 0.86, 0.776, 0.7)]
 """Risks 0.0004, 0.01, 0.02, 0.0502 and 0.09: the last but one is a hair too risky."""
 DEPTHS = [[pf.FixedDepth(depth)] for depth in range(1, 21)]
+TOO_RISKY = 1.002 * EPSILON
 
 
 def known_risk(policy: pf.Policy) -> float:
     if isinstance(policy, pf.Confidence):
         return (1 - policy.threshold) ** 2
-    return 0.0 if policy == pf.FullDepth() else 1.1 * EPSILON
+    return 0.0 if policy == pf.FullDepth() else TOO_RISKY
 
 
 def chosen(
@@ -70,9 +73,14 @@ def test_the_promise_is_broken_no_more_often_than_delta_allows_and_something_is_
 
 
 def test_the_promise_holds_where_every_candidate_is_a_little_too_risky() -> None:
-    policies = chosen(many_depths, DEPTHS, rows=400)
+    """740 rows test, for which a walk at half of DELTA errs with a probability of up to 0.0496: as near as counts get.
+
+    So what is wrong shows. Of the 500 draws 43 break the promise, and 72 may. Each of these breaks more: walks that do
+    not share DELTA, tests on the ordering rows too, and chains that all rows choose.
+    """
+    policies = chosen(many_depths, DEPTHS, rows=1057)
     broken = sum(known_risk(policy) > EPSILON for policy in policies)
-    assert 0 < broken <= binom.ppf(0.999, DRAWS, DELTA)
+    assert 0.05 * DRAWS < broken <= binom.ppf(0.999, DRAWS, DELTA)
 
 
 @pytest.mark.parametrize(("epsilon", "delta"), [(0.01, 0.05), (0.05, 0.1), (0.2, 0.01), (0.001, 0.5)])
@@ -85,6 +93,16 @@ def test_the_rows_needed_are_the_fewest_that_reject_with_no_error(epsilon: float
 def test_too_few_rows_are_refused_with_the_number_needed(rows: int) -> None:
     with pytest.raises(pf.InputError, match=r"needs 299 .*, 398 in all"):
         pf.calibrate(made_up(rows), epsilon=0.01, delta=0.05)
+
+
+@pytest.mark.parametrize("share", [0.001, 0.3, 0.5, 0.97, 0.99999])
+def test_the_number_of_rows_that_is_named_suffices_and_one_less_does_not(share: float) -> None:
+    with pytest.raises(pf.InputError) as refused:
+        check_rows(10, 0.01, 0.05, share)
+    named = int(re.findall(r"(\d+) in all", str(refused.value))[0])
+    check_rows(named, 0.01, 0.05, share)
+    with pytest.raises(pf.InputError):
+        check_rows(named - 1, 0.01, 0.05, share)
 
 
 def test_rows_enough_are_counted_without_those_that_order() -> None:
@@ -210,12 +228,34 @@ def test_accuracy_loss_needs_labels_of_two_classes() -> None:
     one_class = labelled(made.logits, [1] * 400)
     with pytest.raises(pf.InputError, match="two classes"):
         pf.calibrate(one_class, risk="accuracy-loss")
+    unlabelled = dataclasses.replace(made_up(100, seed=4), labels=None)
+    with pytest.raises(pf.InputError, match="needs labels"):
+        pf.calibrate(made, risk="accuracy-loss", order=unlabelled)
 
 
 def test_ordering_rows_come_from_the_same_model_and_are_others() -> None:
     made = made_up(400)
     other = pf.Trace(made.logits, made.lengths, made.kind, pf.Conditions("another", "made up", "float32", 32))
-    with pytest.raises(pf.InputError, match="weights or heads are others"):
+    with pytest.raises(pf.InputError, match="weights, heads or config are others"):
         pf.calibrate(made, order=other)
-    with pytest.raises(pf.InputError, match="cannot test it"):
-        pf.calibrate(made, order=made)
+    again = pf.Trace(made.logits + 1e-5, made.lengths, made.kind, made.conditions)
+    more = made_up(300, seed=1)
+    both = joined(made, more)
+    for shared in (made, again, made.select(torch.arange(60)), both):
+        with pytest.raises(pf.InputError, match=r"share (99|100)% of the rows .* cannot test it"):
+            pf.calibrate(made, order=shared)
+    order = joined(made.select(torch.arange(50)), more)
+    assert pf.calibrate(made, epsilon=0.1, order=order).guarantee.ordering_rows == 350
+
+
+def joined(one: pf.Trace, other: pf.Trace) -> pf.Trace:
+    """The rows of both, without labels."""
+    logits, lengths = torch.cat([one.logits, other.logits], 1), torch.cat([one.lengths, other.lengths])
+    return pf.Trace(logits, lengths, one.kind, one.conditions)
+
+
+def test_without_a_candidate_full_depth_is_chosen() -> None:
+    one_layer = made_up(400, layers=1)
+    for given in ({}, {"candidates": []}):
+        found = pf.calibrate(one_layer, epsilon=0.01, **given)  # type: ignore[arg-type]
+        assert (found.policy, found.tested, found.guarantee.cost) == (pf.FullDepth(), (), 1.0)

@@ -133,7 +133,7 @@ def other_tokenizer(folder: Path) -> None:
 @pytest.mark.parametrize(
     ("change", "options", "says"),
     [
-        (other_weights, [], "weights or heads are others"),
+        (other_weights, [], "weights, heads or config are others"),
         (other_tokenizer, [], "the tokenizer is another"),
         (None, ["--max-length", "16"], "give max length 48"),
         (None, ["--dtype", "bfloat16"], "give dtype float32"),
@@ -197,6 +197,11 @@ def test_a_trace_stands_for_the_table_and_one_of_another_model_is_refused(model:
     guarantee = pf.guarantee_of(pf.from_pretrained(model))
     assert guarantee is not None
     assert guarantee.conditions.max_length == 20
+    table = write(tmp_path / "order.jsonl", texts(60, seed=3))
+    given = ["tune", "--model", model, "--trace", tmp_path / "own.safetensors", *OPTIONS]
+    assert run(*given, "--order", table).exit_code == 0
+    assert "cut at 20 tokens" in error_of(run(*given, "--max-length", "48"))
+    assert "was made in float32" in error_of(run(*given, "--dtype", "bfloat16"))
     other_weights(model)
     refused = run("tune", "--model", model, "--trace", tmp_path / "own.safetensors", *OPTIONS)
     assert "was not made with this model" in error_of(refused)
