@@ -32,7 +32,8 @@ def score_command(
         str | None,
         typer.Option(
             help="When a row has settled: patience:6, confidence:0.9,first_layer=4, fixed-depth:8, full-depth. "
-            "Default: what `pabee-fast tune` stored with the model, if its guarantee holds here, otherwise patience:6."
+            "Default: what `pabee-fast tune` stored with the model, or full-depth if its guarantee is void here; "
+            "patience:6 where none is stored."
         ),
     ] = None,
     max_length: MaxLength = None,
@@ -124,10 +125,12 @@ def _sigterm_as_ctrl_c() -> Iterator[None]:
 
 
 def _stream(recipe: Any, columns: Any, devices: str | None, engine: str, workers: int | None) -> None:
+    from pabee_fast.cli.summary import policy_line
     from pabee_fast.scoring.executors import open_executor
     from pabee_fast.scoring.stream import score_stream
 
     with open_executor(recipe, devices, engine, workers) as executor:
+        print(policy_line(executor.about), file=sys.stderr)
         tally = score_stream(sys.stdin.buffer, sys.stdout.buffer, columns, executor)
     print(f"{tally.rows} rows, {tally.errors} with errors", file=sys.stderr)
 

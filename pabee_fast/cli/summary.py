@@ -21,7 +21,7 @@ def summary_lines(summary: Any, about: Any, place: object) -> list[str]:
     if summary.resumed:
         lines.append(f"{summary.resumed} rows were done before; what follows counts all {tally.rows}")
     lines.append(f"device {about.device}, {about.identity['dtype']} ({about.dtype_reason})")
-    lines.append(f"policy {about.identity['policy']}: {about.policy_reason}")
+    lines.append(policy_line(about))
     if summary.rows:
         lines.append(_time(summary))
     if not tally.rows:
@@ -44,6 +44,11 @@ def summary_lines(summary: Any, about: Any, place: object) -> list[str]:
     return [*lines, f"wrote {place}"]
 
 
+def policy_line(about: Any) -> str:
+    """When rows leave, why by this rule, and what is promised of it."""
+    return f"policy {about.identity['policy']}: {about.policy_reason}"
+
+
 def summary_figures(summary: Any, about: Any, place: object) -> dict[str, Any]:
     """The same for machines."""
     tally, spent = summary.tally, summary.spent
@@ -59,6 +64,7 @@ def summary_figures(summary: Any, about: Any, place: object) -> dict[str, Any]:
         "exits": {str(layer): count for layer, count in sorted(tally.exits.items())},
         "spent": {**{name: round(value, 3) for name, value in vars(spent).items()}, "wait": round(summary.wait, 3)},
         "audit": _audit_figures(tally, about.promise),
+        "policy": {"name": about.identity["policy"], "reason": about.policy_reason},
         "device": about.device,
         "settings": about.identity,
     }

@@ -78,8 +78,9 @@ def load_scorer(
 ) -> Scorer:
     """A scorer for a model directory or hub id. One without heads serves policies that need none.
 
-    Without a policy it takes the one that `pabee-fast tune` stored with the model, if its guarantee holds here, and
-    otherwise DEFAULT_POLICY; the scorer's `policy_reason` says which and why.
+    Without a policy it takes the one that `pabee-fast tune` stored with the model. If its guarantee does not hold here,
+    no row leaves early, since whoever asked for a promise has answers to lose; DEFAULT_POLICY where none is stored. The
+    scorer's `policy_reason` says which and why.
 
     Raises:
         CheckpointError: heads or a stored policy that are absent or broken.
@@ -121,10 +122,10 @@ def _stored_or_default(scorer: Scorer) -> Policy:
     void = guarantee.why_void(Conditions.of(scorer.model, scorer.tokenizer, scorer.max_length))
     if void:
         scorer.policy_reason = (
-            f"the default, since what is stored with the model ({guarantee.policy}) is void here: {'; '.join(void)}; "
-            "run `pabee-fast tune` again to have a guarantee"
+            f"since what is stored with the model ({guarantee.policy}) is void here: {'; '.join(void)}; run "
+            "`pabee-fast tune` again to have a guarantee, or name a policy by --policy"
         )
-        return DEFAULT_POLICY
+        return FullDepth()
     scorer.policy_reason = f"stored with the model; {guarantee.statement()}"
     scorer.promise = Promise(guarantee.epsilon, guarantee.risk.name != "accuracy-loss", guarantee.risk.tolerance)
     return guarantee.policy

@@ -33,7 +33,8 @@ ROUND_STEPS, ROUNDS, PATIENCE = 200, 30, 4
 """Of the same: a round is one pass or the passes that make so many steps; the most rounds, and those without gain."""
 
 HOTTEST = 20.0
-"""Temperatures lie between its inverse and this, so that few held-out rows cannot make scores absurd."""
+"""Temperatures and scales of values lie between its inverse and this: few held-out rows cannot make answers absurd, nor
+turn them round."""
 
 
 @dataclass(frozen=True)
@@ -163,7 +164,7 @@ def rescale(head: nn.Linear, parts: Parts, targets: Targets) -> tuple[float, flo
 
     Labels: softmax(logits / T), or the sigmoid for label sets, is brought as near as it can to the model's own
     probabilities by one temperature T (Guo et al., ICML 2017, with these in place of labels). Values: scale * value +
-    shift by least squares.
+    shift by least squares. T and scale stay between 1 / HOTTEST and HOTTEST.
 
     Returns:
         T and 0, or scale and shift.
@@ -173,7 +174,7 @@ def rescale(head: nn.Linear, parts: Parts, targets: Targets) -> tuple[float, flo
     if targets.kind == "value":
         spread = outputs.var(unbiased=False)
         covariance = ((outputs - outputs.mean()) * (answers - answers.mean())).mean()
-        factor = float(covariance / spread) if spread > 0 else 1.0
+        factor = min(max(float(covariance / spread), 1 / HOTTEST), HOTTEST) if spread > 0 else 1.0
         shift = float(answers.mean() - factor * outputs.mean())
     else:
         factor, shift = 1 / _temperature(targets.kind, outputs, answers), 0.0

@@ -150,7 +150,21 @@ def test_a_void_guarantee_is_not_used_and_score_says_once_why(
     result = run("score", table, "--model", folder, "--output", tmp_path / "out.csv", "--device", "cpu", *options)
     assert result.exit_code == 0, result.output
     assert result.output.count("is void here") == result.output.count(says) == 1
-    assert "policy patience:6: the default" in result.output
+    assert "policy full-depth: since what is stored with the model" in result.output
+
+
+def test_figures_and_a_stream_state_the_promise_too(tuned: tuple[Path, str], tmp_path: Path) -> None:
+    folder, _ = tuned
+    guarantee = pf.guarantee_of(pf.from_pretrained(folder))
+    assert guarantee is not None
+    table = write(tmp_path / "in.jsonl", texts(3))
+    options = ["--model", folder, "--dtype", "float32", "--device", "cpu"]
+    result = run("score", table, *options, "--output", tmp_path / "out.csv", "--log-format", "json")
+    [end] = [json.loads(line) for line in result.stderr.splitlines() if '"end"' in line]
+    assert end["policy"]["name"] == str(guarantee.policy) and guarantee.statement() in end["policy"]["reason"]
+    result = CliRunner().invoke(app, ["score", "-", *map(str, options), "--output", "-"], input=table.read_text())
+    assert f"policy {guarantee.policy}: stored with the model; {guarantee.statement()}" in result.stderr
+    assert len(result.stdout.splitlines()) == 3
 
 
 @pytest.mark.filterwarnings("ignore:patience.6 leaves nowhere")

@@ -147,6 +147,20 @@ def test_values_are_brought_to_the_last_heads_scale() -> None:
     torch.testing.assert_close(head(features), before, rtol=1e-3, atol=1e-2)
 
 
+@pytest.mark.parametrize(("slope", "kept"), [(-3.0, 1 / HOTTEST), (1e-4, 1 / HOTTEST), (90.0, HOTTEST), (4.0, 4.0)])
+def test_few_held_out_values_turn_no_head_round_and_make_none_absurd(slope: float, kept: float) -> None:
+    features = torch.arange(ROWS, dtype=torch.float32)[:, None]
+    head = torch.nn.Linear(1, 1)
+    with torch.no_grad():
+        head.weight.fill_(1.0)
+        head.bias.zero_()
+    targets = Targets.of("value", slope * features, None, alpha=1.0, held_out=aside())
+    scale, _ = rescale(head, in_parts(features), targets)
+    assert scale == pytest.approx(kept)
+    means = [values[targets.held_out].mean() for values in (head(features).detach(), slope * features)]
+    assert means[0] == pytest.approx(float(means[1]), rel=1e-4)
+
+
 def test_a_head_of_one_value_is_shifted_only() -> None:
     head = torch.nn.Linear(1, 1)
     with torch.no_grad():
