@@ -8,6 +8,7 @@ import itertools
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -28,12 +29,14 @@ def _accuracy(answered: Tensor, labels: Tensor) -> float:
 
 
 def _f1(answered: Tensor, labels: Tensor) -> float:
-    """Of label 1 where there are two, as GLUE has it; the mean over the labels of several; of label sets, over all
-    choices."""
-    several = labels.ndim == 2 or int(max(labels.max(), answered.max())) > 1
-    average = "micro" if labels.ndim == 2 else "macro" if several else "binary"
-    score = require("sklearn.metrics").f1_score(labels.numpy(), answered.numpy(), average=average, zero_division=0.0)
-    return float(score)
+    """Of label 1 where rows have 0 and 1, as GLUE has it; the mean over the rows' labels where there are more; of label
+    sets, over all choices. What is answered has no say in which of these it is, so that heads can be compared."""
+    which: dict[str, Any] = {"average": "micro"}
+    if labels.ndim == 1:
+        several = int(labels.max()) > 1
+        which = {"average": "macro", "labels": labels.unique().tolist() if several else [1]}
+    f1_score = require("sklearn.metrics").f1_score
+    return float(f1_score(labels.numpy(), answered.numpy(), zero_division=0.0, **which))
 
 
 def _matthews(answered: Tensor, labels: Tensor) -> float:

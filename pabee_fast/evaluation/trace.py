@@ -130,12 +130,13 @@ def trace(
     if not parts:
         raise InputError("rows is empty: a trace needs at least one row")
     logits = torch.cat(parts, dim=1)
-    found = _checked_labels(labels, logits, engine.kind)
+    found = checked_labels(labels, logits, engine.kind)
     conditions = Conditions.of(model, tokenizer, scorer.max_length)
     return Trace(logits, torch.cat(lengths), engine.kind, conditions, found, engine.first_head)
 
 
-def _checked_labels(given: Sequence[int] | Sequence[float] | Tensor | None, logits: Tensor, kind: str) -> Tensor | None:
+def checked_labels(given: Sequence[int] | Sequence[float] | Tensor | None, logits: Tensor, kind: str) -> Tensor | None:
+    """Labels as a trace of these logits holds them; raises InputError for those that do not fit."""
     if given is None:
         return None
     labels = torch.as_tensor(given)

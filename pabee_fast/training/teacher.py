@@ -30,21 +30,26 @@ def full_depth_logits(
     return logits
 
 
-def in_order_of(labels: Labels, teacher: PreTrainedModel) -> list[int]:
-    """The teacher's output for each of `labels`, by name where both have the same names, else by number.
+def in_order_of(labels: Labels, other: PreTrainedModel, name: str = "the teacher") -> list[int]:
+    """Another model's output for each of `labels`, by name where both have the same names, else by number.
+
+    Args:
+        labels: the model's.
+        other: a teacher, or what the model is compared with.
+        name: of the other, in messages.
 
     Raises:
-        InputError: the teacher answers another question.
+        InputError: the other answers another question.
     """
-    own = labels_of_config(teacher.config)
+    own = labels_of_config(other.config)
     if (own.problem_type, own.outputs) != (labels.problem_type, labels.outputs):
         raise InputError(
-            f"the teacher is a {own.problem_type} of {own.outputs} output(s), the model a {labels.problem_type} of "
-            f"{labels.outputs}: give a teacher of the same labels"
+            f"{name} is a {own.problem_type} of {own.outputs} output(s), the model a {labels.problem_type} of "
+            f"{labels.outputs}: give one of the same labels"
         )
     if set(own.names) == set(labels.names):
         return [own.ids[name] for name in labels.names] or [0]
     numbered = {f"LABEL_{i}" for i in range(labels.outputs)}
     if numbered not in (set(own.names), set(labels.names)):
-        raise InputError(f"the teacher's labels are {', '.join(own.names)}, the model's {', '.join(labels.names)}")
+        raise InputError(f"the labels of {name} are {', '.join(own.names)}, the model's {', '.join(labels.names)}")
     return list(range(labels.outputs))

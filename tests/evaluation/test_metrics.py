@@ -34,6 +34,16 @@ def test_f1_of_several_labels_is_their_mean_and_of_label_sets_over_all_choices()
     assert metrics.evaluate("accuracy", answered, labels) == 0.5
 
 
+def test_which_f1_it_is_the_rows_labels_say_and_not_what_a_head_answers() -> None:
+    stray = ANSWERED.clone()
+    stray[4] = 2  # a third class, which no row has: as wrong as label 1 would be
+    wrong = ANSWERED.clone()
+    wrong[4] = 0
+    assert metrics.evaluate("F1", stray, LABELS) == metrics.evaluate("F1", wrong, LABELS)
+    labels = torch.tensor([0, 1, 1, 3])
+    assert metrics.evaluate("F1", torch.tensor([0, 1, 1, 2]), labels) == pytest.approx((1 + 1 + 0) / 3)
+
+
 def test_correlations_of_values() -> None:
     values, labels = torch.tensor([1.0, 2.0, 9.0, 4.0]), torch.tensor([0.0, 1.0, 3.0, 2.0])
     assert metrics.evaluate("Spearman", values, labels) == pytest.approx(1.0)

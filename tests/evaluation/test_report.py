@@ -11,12 +11,14 @@ from typing import Any
 
 import pytest
 import torch
+from transformers import AutoTokenizer
 from typer.testing import CliRunner, Result
 
 import pabee_fast as pf
 from pabee_fast.cli import app
 from pabee_fast.evaluation.metrics import METRICS
 from pabee_fast.evaluation.report.claims import claims
+from pabee_fast.evaluation.report.make import ReportSettings, make_report
 from pabee_fast.evaluation.report.page import tag, text
 from pabee_fast.evaluation.report.sections import report
 from pabee_fast.evaluation.report.study import Candidates, Study, looks_at_rows
@@ -169,6 +171,27 @@ def test_long_texts_are_cut() -> None:
     assert "w" * 280 + " …" in page
 
 
+@pytest.mark.parametrize("kind", ["label", "value"])
+def test_what_cannot_be_counted_in_some_seed_is_said_so_on_the_page(kind: str) -> None:
+    """Two seeds without an error at full depth, and a head that answers all rows alike."""
+    made = study(60, 2, kind)
+    logits, labels = made.traces[0].logits.clone(), answers(made.traces[0].logits[-1], made.traces[0].kind)
+    logits[0] = 0.0
+    made = dataclasses.replace(
+        made, traces=tuple(dataclasses.replace(trace, logits=logits, labels=labels) for trace in made.traces)
+    )
+    assert "none" in " ".join(read(report([made])).words)
+
+
+@pytest.mark.parametrize("last", [1.5, math.nan])
+def test_full_depth_that_tells_no_rows_apart_is_refused(last: float) -> None:
+    made = study(60, kind="value")
+    logits = made.traces[0].logits.clone()
+    logits[-1] = last
+    with pytest.raises(pf.InputError, match="full depth has no Pearson"):
+        dataclasses.replace(made, traces=(dataclasses.replace(made.traces[0], logits=logits),))
+
+
 @pytest.mark.parametrize(
     ("changes", "says"),
     [
@@ -227,6 +250,27 @@ def test_the_command_writes_a_page_from_seeds_and_truncated_models(folder: Path,
     said = " ".join(read(output.read_text(encoding="utf-8")).words)
     for words in ("tiny on dev.jsonl", "3 layers (1)", "2; ± is", "float32 (asked for)", "cpu (", "LABEL_0"):
         assert words in said, words
+
+
+def test_seeds_that_number_their_labels_otherwise_are_read_by_name(folder: Path, tmp_path: Path) -> None:
+    names = ("bad", "good")
+    model = pf.from_pretrained(folder / "seed-0")
+    tokenizer = AutoTokenizer.from_pretrained(folder / "seed-0")
+    for place, order in (("one", [0, 1]), ("other", [1, 0])):
+        for head in (model.classifier, *model.exit_heads):
+            head.weight.data, head.bias.data = head.weight.data[order], head.bias.data[order]
+        model.config.id2label = {i: names[label] for i, label in enumerate(order)}
+        model.config.label2id = {name: i for i, name in model.config.id2label.items()}
+        model.save_pretrained(tmp_path / place)
+        tokenizer.save_pretrained(tmp_path / place)
+    rows = [json.loads(line) for line in (folder / "dev.jsonl").read_text().splitlines()]
+    table = tmp_path / "named.jsonl"
+    lines = [json.dumps({"text": row["text"], "label": names[row["label"]]}) + "\n" for row in rows]
+    table.write_text("".join(lines))
+    models = (str(tmp_path / "one"), str(tmp_path / "other"))
+    settings = ReportSettings((str(table),), models, str(tmp_path / "report.html"), dtype="float32", device="cpu")
+    said = " ".join(read(make_report(settings)).words)
+    assert said.count("±") == 1, "one model twice: nothing differs, and only the legend has the sign"
 
 
 @pytest.mark.parametrize(

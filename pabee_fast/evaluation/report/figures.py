@@ -1,5 +1,6 @@
 """The report's figures: each takes what was worked out and returns an SVG document."""
 
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -65,7 +66,8 @@ def curves_figure(study: Study, curves: Sequence[tuple[str, Sequence[Point]]]) -
         _line(axes, [1.0], [study.score(study.ensemble)], color=INK, marker="P", markersize=8, linestyle="none",
               label="ensemble of all heads")  # fmt: skip
         shown = [p.score[0] for _, points in curves for p in points if p.speed[0] <= 4]
-        low = min([full, *shown, *(study.score(one)[0] for one in study.truncated.values())])
+        shown += [study.score(one)[0] for one in study.truncated.values()]
+        low = min([full, *(score for score in shown if not math.isnan(score))])
         axes.set_ylim(bottom=low - 0.08 * (full - low + spread + 0.01))
         axes.set_xlim(0.95, 4.2)
         axes.set_xlabel("speed-up by layers: tokens x layers of full depth / those spent")

@@ -1,8 +1,9 @@
 """From tables and model directories to a report's page: what `pabee-fast report` does."""
 
 from collections import defaultdict
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import torch
 import transformers
@@ -14,7 +15,7 @@ from pabee_fast.evaluation.guarantee import guarantee_of
 from pabee_fast.evaluation.report.sections import report
 from pabee_fast.evaluation.report.study import Study
 from pabee_fast.evaluation.risks import answers
-from pabee_fast.evaluation.trace import trace
+from pabee_fast.evaluation.trace import Trace, checked_labels, trace
 from pabee_fast.policies import FullDepth
 from pabee_fast.scoring.load import Setting, load_scorer
 from pabee_fast.scoring.scorer import Scorer
@@ -92,14 +93,13 @@ def _study(
     labels = labels_of_config(scorers[0].model.config)
     encoded = labels.encode(examples.column, examples.where)
     traces = tuple(
-        trace(s.model, s.tokenizer, examples.texts, labels=encoded, max_length=settings.max_length,
-              token_budget=settings.token_budget)
-        for s in scorers
-    )  # fmt: skip
+        _trace(settings, scorer, examples.texts, encoded, in_order_of(labels, scorer.model, path))
+        for path, scorer in zip(settings.models, scorers, strict=True)
+    )
     truncated: dict[int, list[Tensor]] = defaultdict(list)
-    for rival in rivals:
+    for path, rival in zip(settings.truncated, rivals, strict=True):
         logits = full_depth_logits(rival.model, rival.tokenizer, examples.texts, max_length=rival.max_length)
-        ordered = logits[:, in_order_of(labels, rival.model)]
+        ordered = logits[:, in_order_of(labels, rival.model, path)]
         truncated[len(rival.engine.layers)].append(answers(ordered, traces[0].kind))
     guarantee = guarantee_of(scorers[0].model)
     return Study(
@@ -120,3 +120,13 @@ def _study(
         tolerance=settings.tolerance,
         stored=guarantee.policy if guarantee is not None and guarantee.policy.needs_heads else None,
     )
+
+
+def _trace(
+    settings: ReportSettings, scorer: Scorer, texts: list[tuple[str, ...]], labels: list[Any], order: list[int]
+) -> Trace:
+    """The trace of a seed, its outputs in the given order, which is that of the labels."""
+    own = trace(
+        scorer.model, scorer.tokenizer, texts, max_length=settings.max_length, token_budget=settings.token_budget
+    )
+    return replace(own, logits=own.logits[:, :, order], labels=checked_labels(labels, own.logits, own.kind))

@@ -5,6 +5,7 @@ no more than a given cost answers the rows of the other, and both halves' answer
 to choose the setting that answers it, and curves and tests are not flattered by the choice.
 """
 
+import math
 import statistics
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -63,7 +64,11 @@ class Study:
             raise InputError(f"a truncated model has {deep[0]} layers, the model {first.layers}: give shallower ones")
         if self.metric is not None and self.metric not in metrics_for(first.kind):
             raise InputError(f"metric={self.metric!r}: for these answers give {', '.join(metrics_for(first.kind))}")
-        evaluate(self.main_metric, self.full_depth[0], self.labels)
+        if any(math.isnan(evaluate(self.main_metric, answered, self.labels)) for answered in self.full_depth):
+            raise InputError(
+                f"full depth has no {self.main_metric}: its answers are the same for all rows, or not finite; give "
+                "rows that it tells apart"
+            )
 
     @property
     def main_metric(self) -> str:
@@ -108,7 +113,9 @@ class Study:
 
 
 def mean_sd(values: Sequence[float]) -> tuple[float, float]:
-    """Mean, and sample standard deviation, or 0 of a single value."""
+    """Mean, and sample standard deviation, or 0 of a single value; NaN where a seed's is."""
+    if any(map(math.isnan, values)):
+        return math.nan, math.nan
     return statistics.fmean(values), statistics.stdev(values) if len(values) > 1 else 0.0
 
 
@@ -172,7 +179,7 @@ class Candidates:
             able = [i for i, cost in enumerate(costs) if cost <= most and rule(self.rules[i])]
             if not able:
                 return None
-            chosen.append(max(able, key=lambda i: (scores[i], -costs[i])))
+            chosen.append(max(able, key=lambda i: (-math.inf if math.isnan(scores[i]) else scores[i], -costs[i])))
         return self._point(name, chosen)
 
     def cheapest(self, rule: str, least: float) -> int | None:
