@@ -19,7 +19,11 @@ def train_command(
     text_column: Annotated[str, typer.Option(help="Column of the texts.")] = "text",
     text_pair_column: Annotated[str | None, typer.Option(help="Column of the second texts, for pairs.")] = None,
     label_column: Annotated[
-        str, typer.Option(help="Column of the labels: ids from 0, names, numbers (regression), lists (label sets).")
+        str,
+        typer.Option(
+            help="Column of the labels: ids from 0, names, numbers (regression), or label sets, as lists of ids, "
+            "of names, or of a 0 or 1 for every label."
+        ),
     ] = "label",
     problem_type: Annotated[
         str | None,

@@ -1,6 +1,7 @@
 """A policy and what is promised of it: kept in the model's config, and void when what it holds for changes."""
 
 import json
+import math
 import os
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
@@ -50,7 +51,8 @@ class Guarantee:
         )
 
     def _bound(self) -> str:
-        return f"{self.risk} is at most {self.epsilon:.4g} with probability at least {1 - self.delta:.4g}"
+        digits = max(4, 1 - math.floor(math.log10(self.delta)))  # enough, so that it is never said to be certain
+        return f"{self.risk} is at most {self.epsilon:.4g} with probability at least {1 - self.delta:.{digits}g}"
 
     def why_void(self, now: Conditions) -> list[str]:
         """Why it does not hold under the conditions of `now`, in words; empty where it does."""

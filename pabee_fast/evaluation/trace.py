@@ -139,7 +139,10 @@ def checked_labels(given: Sequence[int] | Sequence[float] | Tensor | None, logit
     """Labels as a trace of these logits holds them; raises InputError for those that do not fit."""
     if given is None:
         return None
-    labels = torch.as_tensor(given)
+    try:
+        labels = torch.as_tensor(given)
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise InputError(f"labels cannot be read as numbers ({error}): give ids, values, or 0/1 lists") from error
     labels = labels.long() if labels.dtype == torch.bool else labels
     _, rows, classes = logits.shape
     shape = (rows, classes) if kind == "label_set" else (rows,)

@@ -146,7 +146,7 @@ def _trace_table(settings: TuneSettings, scorer: Scorer, table: str, *, must_suf
         check_rows(len(examples.texts), settings.epsilon, settings.delta, share)
     labels = None
     if settings.label_column is not None:
-        labels = labels_of_config(scorer.model.config).encode(examples.column, examples.where)
+        labels = labels_of_config(scorer.model.config).encode(examples.column)
     return trace(
         scorer.model,
         scorer.tokenizer,

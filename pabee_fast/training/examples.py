@@ -10,18 +10,20 @@ from transformers import PreTrainedTokenizerBase
 
 from pabee_fast.errors import InputError
 from pabee_fast.scoring.tables import Table, open_table, table_format
+from pabee_fast.training.labels import Column
 
 Features = list[dict[str, Any]]
+
+TEXT_FORMATS = ("csv", "tsv")
+"""Tables whose values are all strings."""
 
 
 @dataclass(frozen=True)
 class Examples:
-    """A table's texts and its label column, in input order; the column is empty where none was asked for. `where` names
-    it in messages."""
+    """A table's texts and its label column, in input order; the column is empty where none was asked for."""
 
     texts: list[tuple[str, ...]]
-    column: list[Any]
-    where: str
+    column: Column
 
     def features(self, tokenizer: PreTrainedTokenizerBase, max_length: int, labels: Sequence[Any]) -> Features:
         """One dict a row: the tokenizer's lists, cut at `max_length` tokens, and `labels`."""
@@ -32,7 +34,7 @@ class Examples:
 
 
 def read_examples(path: str | Path, text_columns: Sequence[str], label_column: str | None) -> Examples:
-    """Reads a csv, tsv, jsonl or parquet table whole. In csv and tsv, labels that are all numbers are read as numbers.
+    """Reads a csv, tsv, jsonl or parquet table whole.
 
     Raises:
         InputError: no rows, a missing column, or a row with an error or without a label; it names the row, from 1.
@@ -59,7 +61,7 @@ def read_examples(path: str | Path, text_columns: Sequence[str], label_column: s
         texts += chunk.texts
     if not texts:
         raise InputError(f"{path} has no rows")
-    return Examples(texts, _as_numbers(column) if table_format(path) in ("csv", "tsv") else column, where)
+    return Examples(texts, Column(column, where, is_text=table_format(path) in TEXT_FORMATS))
 
 
 class Scorable:
@@ -86,13 +88,14 @@ def is_scorable(text: tuple[str | None, ...], error: str | None) -> bool:
     return error is None and None not in text
 
 
-def labels_where_given(table: Table, label_column: str) -> list[Any]:
+def labels_where_given(table: Table, label_column: str) -> Column:
     """The labels of the rows that are scorable, None where a row has none (null, empty or NaN).
 
     Raises:
         InputError: no such column.
     """
     column: list[Any] = []
+    is_text = table_format(table.path) in TEXT_FORMATS
     for chunk in table:
         if label_column not in chunk.batch.schema.names:
             raise InputError(
@@ -102,15 +105,6 @@ def labels_where_given(table: Table, label_column: str) -> list[Any]:
         values = chunk.batch.column(label_column).to_pylist()
         for text, value, error in zip(chunk.texts, values, chunk.errors, strict=True):
             if is_scorable(text, error):
-                column.append(None if value == "" or (isinstance(value, float) and math.isnan(value)) else value)
-    return _as_numbers(column) if table_format(table.path) in ("csv", "tsv") else column
-
-
-def _as_numbers(column: list[Any]) -> list[Any]:
-    """The strings of a csv column as ints, or as floats, or unchanged where one is no number; None stays."""
-    for number in (int, float):
-        try:
-            return [None if value is None else number(value) for value in column]
-        except ValueError:
-            continue
-    return column
+                is_missing = value == "" or str(value).lower() == "nan"
+                column.append(None if is_missing else value)
+    return Column(column, f"{table.path}, column {label_column!r}", is_text)

@@ -90,7 +90,7 @@ def fit_table(
     labels = None
     if settings.label_column is not None:
         column = labels_where_given(table, settings.label_column)
-        labels = labels_of_config(config).encode(column, f"{table.path}, column {settings.label_column!r}")
+        labels = labels_of_config(config).encode(column)
     stored = load_classifier("model", settings.model, "auto").eval()
     output.parent.mkdir(parents=True, exist_ok=True)  # the features lie beside the model meanwhile
     running = copy.deepcopy(stored).to(setting.device, setting.dtype)

@@ -1,5 +1,6 @@
 """From a label column to what a model learns: problem type, names, numbers. Knows columns and configs, no tables."""
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -8,6 +9,44 @@ from pabee_fast.errors import InputError
 
 REGRESSION, SINGLE, MULTI = "regression", "single_label_classification", "multi_label_classification"
 PROBLEM_TYPES = (SINGLE, MULTI, REGRESSION)
+
+
+@dataclass(frozen=True)
+class Column:
+    """A table's labels, one a row, None where there is none.
+
+    Args:
+        given: as the table has them; of csv and tsv (`is_text`) all are strings.
+        where: what messages call it.
+    """
+
+    given: Sequence[Any]
+    where: str
+    is_text: bool = False
+
+    def values(self, names: Sequence[str] = ()) -> list[Any]:
+        """The labels; strings of a text column become numbers where all can, unless all are among `names`.
+
+        Raises:
+            InputError: a number that is not finite; it names the row, from 1.
+        """
+        values = list(self.given)
+        if self.is_text and not all(value is None or value in names for value in values):
+            values = _as_numbers(values)
+        for row, value in enumerate(values, 1):
+            if isinstance(value, float) and not math.isfinite(value):
+                raise InputError(f"{self.where}, row {row}: no label ({value!r}); correct the row or leave it out")
+        return values
+
+
+def _as_numbers(column: list[Any]) -> list[Any]:
+    """Strings as ints, or as floats, or unchanged where one is no number; None stays."""
+    for number in (int, float):
+        try:
+            return [None if value is None else number(value) for value in column]
+        except ValueError:
+            continue
+    return column
 
 
 @dataclass(frozen=True)
@@ -32,14 +71,18 @@ class Labels:
             return {"num_labels": 1, "problem_type": self.problem_type}
         return {"id2label": dict(enumerate(self.names)), "label2id": dict(self.ids), "problem_type": self.problem_type}
 
-    def encode(self, column: Sequence[Any], where: str) -> list[Any]:
+    def encode(self, column: Column) -> list[Any]:
         """A column's values as a model is taught them: ids, floats, or a 0/1 list a row; None stays.
 
         Raises:
             InputError: a value that is none of these labels; it names the row, counted from 1.
         """
+        values = column.values(self.names)
+        if self.problem_type == MULTI and multi_hot_length(values) == len(self.names):
+            return [None if value is None else [float(item) for item in value] for value in values]
         return [
-            None if value is None else self._encode(value, f"{where}, row {row}") for row, value in enumerate(column, 1)
+            None if value is None else self._encode(value, f"{column.where}, row {row}")
+            for row, value in enumerate(values, 1)
         ]
 
     def _encode(self, value: Any, where: str) -> Any:
@@ -52,6 +95,11 @@ class Labels:
         if not isinstance(value, list):
             raise InputError(f"{where}: label {value!r} is not a list, and the model answers with a set of labels")
         chosen = {self._id(item, where) for item in value}
+        if len(chosen) < len(value):
+            raise InputError(
+                f"{where}: label {value!r} holds a label twice; give a set of ids or names, or in every row a 0 or 1 "
+                f"for each of the {len(self.names)} labels"
+            )
         return [float(i in chosen) for i in range(len(self.names))]
 
     def _id(self, value: Any, where: str) -> int:
@@ -66,6 +114,8 @@ class Labels:
             )
         if isinstance(value, list):
             raise InputError(f"{where}: label {value!r} is a list, and the model answers with one label")
+        if not isinstance(value, int | float):
+            raise InputError(f"{where}: label {value!r} is a {type(value).__name__}: give an id or a name")
         if not 0 <= value < len(self.names):
             raise InputError(
                 f"{where}: label {value} is out of range; the model's labels are 0 to {len(self.names) - 1}"
@@ -81,20 +131,38 @@ def labels_of_config(config: Any) -> Labels:
     return Labels(config.problem_type or SINGLE, names)
 
 
-def labels_of_column(column: Sequence[Any], where: str, problem_type: str | None = None) -> Labels:
+def multi_hot_length(values: Sequence[Any]) -> int | None:
+    """How long the lists are where every row's says of each label, by 0 or 1, whether it is among the row's; else None.
+
+    One label alone is an id, so such lists have two entries or more.
+    """
+    rows = [value for value in values if value is not None]
+    lengths = {len(value) if isinstance(value, list) else 0 for value in rows}
+    if len(lengths) != 1 or max(lengths) < 2 or any(item not in (0, 1) for row in rows for item in row):
+        return None
+    return lengths.pop()
+
+
+def labels_of_column(column: Column, problem_type: str | None = None) -> Labels:
     """What a label column asks of a new model.
 
-    Whole numbers are class ids, other numbers values, strings names, lists of ids or names label sets.
+    Whole numbers are class ids, other numbers values, strings names. Lists are label sets: of ids, of names, or of a 0
+    or 1 for every label.
 
     Raises:
         InputError: fewer than two classes, ids that leave gaps, values of several kinds, or another problem type.
     """
     if problem_type not in (None, *PROBLEM_TYPES):
         raise InputError(f"problem_type={problem_type!r}: give one of {', '.join(PROBLEM_TYPES)}")
-    kinds = {"list" if isinstance(v, list) else "name" if isinstance(v, str) else "number" for v in column}
+    given, where = column.values(), column.where
+    kinds = {"list" if isinstance(v, list) else "name" if isinstance(v, str) else "number" for v in given}
     if len(kinds) > 1:
         raise InputError(f"{where} mixes {' and '.join(sorted(kinds))} values: use one kind")
-    values = [item for v in column for item in v] if kinds == {"list"} else list(column)
+    values = [item for v in given for item in v] if kinds == {"list"} else given
+    if wrong := [v for v in values if not isinstance(v, int | float | str)]:
+        raise InputError(f"{where} holds {wrong[0]!r}, a {type(wrong[0]).__name__}: give ids, names or numbers")
+    if problem_type in (None, MULTI) and (labels := multi_hot_length(given)) is not None:
+        return Labels(MULTI, tuple(f"LABEL_{i}" for i in range(labels)))
     numeric = all(isinstance(v, int | float) for v in values)
     if problem_type is None:
         fractional = numeric and any(isinstance(v, float) for v in values)

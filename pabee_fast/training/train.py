@@ -129,10 +129,10 @@ def train(settings: TrainSettings, console: Console) -> PreTrainedModel:
     set_seed(settings.seed)
     model, tokenizer = _load(settings, examples)
     labels = labels_of_config(model.config)
-    features = examples.features(tokenizer, settings.max_length, labels.encode(examples.column, examples.where))
+    features = examples.features(tokenizer, settings.max_length, labels.encode(examples.column))
     eval_features = None
     if held_out is not None:
-        eval_labels = labels.encode(held_out.column, held_out.where)
+        eval_labels = labels.encode(held_out.column)
         eval_features = held_out.features(tokenizer, settings.max_length, eval_labels)
     if settings.teacher:
         _add_teacher(settings, features, examples, labels, console)
@@ -219,7 +219,7 @@ def _load(settings: TrainSettings, examples: Examples) -> tuple[PreTrainedModel,
             )
         model = load_classifier("model", settings.model)
     else:
-        labels = labels_of_column(examples.column, examples.where, settings.problem_type)
+        labels = labels_of_column(examples.column, settings.problem_type)
         model = load_classifier("model", settings.model, **labels.config_entries())
     model.config.problem_type = labels.problem_type
     longest = getattr(config, "max_position_embeddings", settings.max_length)

@@ -110,6 +110,11 @@ def test_a_statement_says_the_promise_and_what_it_holds_for() -> None:
         assert words in said
 
 
+@pytest.mark.parametrize(("delta", "said"), [(0.05, "0.95"), (1e-5, "0.99999"), (3e-7, "0.9999997")])
+def test_a_promise_is_never_said_to_be_certain(delta: float, said: str) -> None:
+    assert f"with probability at least {said} (" in dataclasses.replace(GUARANTEE, delta=delta).statement()
+
+
 def test_a_fingerprint_is_of_all_that_answers_and_of_nothing_else(tmp_path: Path) -> None:
     model = tiny_model("bert")
     first = model_fingerprint(model)

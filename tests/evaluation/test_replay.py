@@ -212,7 +212,12 @@ def test_a_trace_says_what_the_model_says_and_comes_back_from_its_file(
 
 @pytest.mark.parametrize(
     ("labels", "says"),
-    [([0, 1], r"labels is \[2\] for 7 rows"), ([0, 1, 2, 3, 0, 0, 0], "from 0 to 2"), ([0.5] * 7, "whole numbers")],
+    [
+        ([0, 1], r"labels is \[2\] for 7 rows"),
+        ([0, 1, 2, 3, 0, 0, 0], "from 0 to 2"),
+        ([0.5] * 7, "whole numbers"),
+        ([None] * 7, "as numbers"),
+    ],
 )
 def test_labels_that_do_not_fit_are_refused(
     labels: list[float], says: str, tiny_tokenizer: PreTrainedTokenizerFast

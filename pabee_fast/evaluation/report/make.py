@@ -91,7 +91,7 @@ def _study(
     examples: Examples,
 ) -> Study:
     labels = labels_of_config(scorers[0].model.config)
-    encoded = labels.encode(examples.column, examples.where)
+    encoded = labels.encode(examples.column)
     traces = tuple(
         _trace(settings, scorer, examples.texts, encoded, in_order_of(labels, scorer.model, path))
         for path, scorer in zip(settings.models, scorers, strict=True)

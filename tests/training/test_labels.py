@@ -1,0 +1,69 @@
+"""What a label column says: ids, names and values, of typed tables and of those that hold only text."""
+
+from typing import Any
+
+import pytest
+
+from pabee_fast.errors import InputError
+from pabee_fast.training.labels import MULTI, REGRESSION, SINGLE, Column, Labels, labels_of_column
+
+STARS = Labels(SINGLE, ("1", "2", "3", "4", "5"))
+SET = Labels(MULTI, ("a", "b", "c"))
+
+
+def column(*values: Any, is_text: bool = False) -> Column:
+    return Column(values, "in.csv, column 'label'", is_text)
+
+
+@pytest.mark.parametrize("is_text", [True, False])
+def test_strings_that_are_all_names_are_names_whatever_they_look_like(is_text: bool) -> None:
+    assert STARS.encode(column("1", "4", None, "2", is_text=is_text)) == [0, 3, None, 1]
+    assert Labels(SINGLE, ("1", "0")).encode(column("1", "0", "1", is_text=is_text)) == [0, 1, 0]
+
+
+def test_strings_of_a_text_column_are_ids_where_they_are_no_names() -> None:
+    assert STARS.encode(column("0", "4", is_text=True)) == [0, 4]
+    assert Labels(SINGLE, ("bad", "good")).encode(column("1", "0", is_text=True)) == [1, 0]
+    assert Labels(REGRESSION).encode(column("1", "0.5", None, is_text=True)) == [1.0, 0.5, None]
+    with pytest.raises(InputError, match="row 1: label '0' is none of the model's"):
+        STARS.encode(column("0"))
+
+
+@pytest.mark.parametrize("value", ["nan", "inf", "-inf"])
+def test_a_number_that_is_not_finite_is_no_label(value: str) -> None:
+    with pytest.raises(InputError, match=r"row 2: no label"):
+        Labels(REGRESSION).encode(column("1.5", value, is_text=True))
+    with pytest.raises(InputError, match=r"row 2: no label"):
+        labels_of_column(column(0.5, float(value)))
+
+
+@pytest.mark.parametrize(
+    ("values", "wanted"),
+    [
+        ([[0, 1, 0], [1, 1, 1], [0, 0, 0]], [[0, 1, 0], [1, 1, 1], [0, 0, 0]]),
+        ([[0.0, 1.0, 0.0], None, [True, False, True]], [[0, 1, 0], None, [1, 0, 1]]),
+        ([[0, 1], [2], []], [[1, 1, 0], [0, 0, 1], [0, 0, 0]]),
+        ([["c", "a"], ["b"]], [[1, 0, 1], [0, 1, 0]]),
+    ],
+)
+def test_label_sets_are_lists_of_ids_of_names_or_of_a_0_or_1_for_every_label(values: Any, wanted: Any) -> None:
+    assert SET.encode(column(*values)) == wanted
+
+
+def test_a_label_set_that_could_be_neither_is_refused() -> None:
+    with pytest.raises(InputError, match=r"row 1: label \[0, 1, 0\] holds a label twice.*each of the 3 labels"):
+        SET.encode(column([0, 1, 0], [0, 0]))
+
+
+def test_lists_of_0_and_1_give_a_new_model_a_label_for_every_place() -> None:
+    assert labels_of_column(column([0, 1, 0], [1, 0, 0])) == Labels(MULTI, ("LABEL_0", "LABEL_1", "LABEL_2"))
+    assert labels_of_column(column([0], [1], [0])) == Labels(MULTI, ("LABEL_0", "LABEL_1"))
+    assert labels_of_column(column([0, 2], [1])) == Labels(MULTI, ("LABEL_0", "LABEL_1", "LABEL_2"))
+
+
+@pytest.mark.parametrize("values", [[{"a": 1}, {"a": 2}], [[{"a": 1}], [{"b": 1}]]])
+def test_what_is_neither_number_nor_name_is_refused(values: Any) -> None:
+    with pytest.raises(InputError, match="a dict"):
+        labels_of_column(column(*values))
+    with pytest.raises(InputError, match=r"row 1: label .* is a dict"):
+        (SET if isinstance(values[0], list) else STARS).encode(column(*values))
