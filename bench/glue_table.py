@@ -83,7 +83,7 @@ def _about(runs: Sequence[Figures]) -> str:
 
 def _within(group: Sequence[Figures]) -> Row:
     first, reached = group[0], [run["within_a_point"] for run in group if run["within_a_point"]["reached"]]
-    start = [first["task"], _model(first), str(len(group))]
+    start = [first["task"], _model(first), _seeds(reached, group)]
     if not reached:
         return [*start, *["not reached"] * 8]
     speed_ups = [c["policies"]["within a point"]["speed_up"] for run in group for c in run["wall_clock"] or ()]
@@ -99,7 +99,7 @@ def _within(group: Sequence[Figures]) -> Row:
 
 def _shared(group: Sequence[Figures]) -> Row:
     first, reached = group[0], [run["within_layers"] for run in group if run["within_layers"]["reached"]]
-    start = [first["task"], _model(first), str(len(group))]
+    start = [first["task"], _model(first), _seeds(reached, group)]
     if not reached:
         return [*start, *["no rule leaves so early"] * 6]
     return [
@@ -108,6 +108,11 @@ def _shared(group: Sequence[Figures]) -> Row:
         f"{_mean(r['mean_exit_layer'] for r in reached)} of {_depth(first)}",
         _rules(reached),
     ]
+
+
+def _seeds(reached: Sequence[Figures], group: Sequence[Figures]) -> str:
+    """How many runs the line's means are over, and of how many."""
+    return str(len(group)) if len(reached) in (0, len(group)) else f"{len(reached)} of {len(group)}"
 
 
 def _against_full_depth(first: Figures, reached: Sequence[Figures]) -> Row:
