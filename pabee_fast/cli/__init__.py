@@ -25,11 +25,16 @@ app = typer.Typer(
 
 
 def main() -> None:
-    """The console script `pabee-fast`: an error of ours is one line on stderr and exit status 2."""
+    """The console script `pabee-fast`: an error of ours, or of a file, is one line on stderr and exit status 2."""
     try:
         app()
     except PabeeFastError as error:
         print(f"pabee-fast: {' '.join(str(error).split())}", file=sys.stderr)
+        sys.exit(2)
+    except OSError as error:
+        if error.filename is None:  # not about a path that was given
+            raise
+        print(f"pabee-fast: {error.filename} cannot be read or written: {error.strerror}", file=sys.stderr)
         sys.exit(2)
 
 

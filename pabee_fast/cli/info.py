@@ -15,6 +15,7 @@ def info_command(
     import transformers
 
     from pabee_fast import FullDepth, __version__
+    from pabee_fast.evaluation.guarantee import guarantee_of
     from pabee_fast.models import FAMILIES
     from pabee_fast.models.heads import has_heads
     from pabee_fast.scoring.load import Setting, load_scorer
@@ -33,6 +34,7 @@ def info_command(
     if model is not None:
         engine = load_scorer(model, FullDepth(), setting).engine
         config = engine.model.config
+        stored = guarantee_of(engine.model)
         heads = f"{len(engine.layers)}, the model's own included" if has_heads(engine.model) else "none but its own"
         attention_heads = config.num_attention_heads
         head_dim = getattr(config, "head_dim", None) or config.hidden_size // attention_heads
@@ -42,6 +44,7 @@ def info_command(
             "layers": engine.layers.describe(),
             "model": f"{config.model_type}, {len(engine.layers)} layers of {config.hidden_size}, {engine.kind} answers",
             "heads": heads,
+            "policy": "none stored" if stored is None else f"{stored.policy}; {stored.statement()}",
             "token budget": str(engine.token_budget),
         }
     for name, value in lines.items():

@@ -33,7 +33,7 @@ def score_command(
         typer.Option(
             help="When a row has settled: patience:6, confidence:0.9,first_layer=4, fixed-depth:8, full-depth. "
             "Default: what `pabee-fast tune` stored with the model, or full-depth if its guarantee is void here; "
-            "patience:6 where none is stored."
+            "patience:6 where none is stored and the model is deeper."
         ),
     ] = None,
     max_length: MaxLength = None,
@@ -43,7 +43,9 @@ def score_command(
     devices: Annotated[
         str | None, typer.Option(help="Several devices, a process for each: all, or cuda:0,cuda:1, or cpu,cpu.")
     ] = None,
-    engine: Annotated[str, typer.Option(help="local, or ray for a cluster (pip install 'pabee-fast[ray]').")] = "local",
+    engine: Annotated[
+        str, typer.Option(help="local, or ray for a cluster (pip install 'pabee-fast\\[ray]').")
+    ] = "local",
     workers: Annotated[
         int | None, typer.Option(help="With --engine ray: how many workers; default: a GPU each, or a core each.")
     ] = None,
@@ -87,6 +89,7 @@ def score_command(
         token_budget=token_budget,
         all_scores=all_scores,
         audit=audit,
+        texts=len(columns.texts),
     )
     options = JobOptions(
         part_rows, format=format, overwrite=overwrite, max_errors=max_errors, retry_errors=retry_errors
@@ -132,7 +135,8 @@ def _stream(recipe: Any, columns: Any, devices: str | None, engine: str, workers
     with open_executor(recipe, devices, engine, workers) as executor:
         print(policy_line(executor.about), file=sys.stderr)
         tally = score_stream(sys.stdin.buffer, sys.stdout.buffer, columns, executor)
-    print(f"{tally.rows} rows, {tally.errors} with errors", file=sys.stderr)
+    none = ": none could be scored, see the field error of each" if tally.errors == tally.rows > 0 else ""
+    print(f"{tally.rows} rows, {tally.errors} with errors{none}", file=sys.stderr)
 
 
 def _say_stopped(job: Any, watch: Watch) -> None:

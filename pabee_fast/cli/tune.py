@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated, TypeVar
 
 import typer
 from rich.console import Console
-from rich.table import Table
+from rich.table import Column, Table
 
 from pabee_fast.cli.options import Device, MaxLength, TextColumn, TextPairColumn, TokenBudget
 from pabee_fast.cli.show import quieten_transformers
@@ -103,9 +103,9 @@ def _frontier_table(found: "Calibration") -> Table:
     guarantee = found.guarantee
     title = f"Frontier by {guarantee.ordering_rows:,} ordering rows (estimates, no promise)"
     table = Table(title=title, title_justify="left", min_width=len(title))
-    table.add_column("policy", no_wrap=True, overflow="fold")
+    table.add_column("policy", overflow="fold")
     for name in ("cost", "by layers", guarantee.risk.name):
-        table.add_column(name, justify="right")
+        table.add_column(name, justify="right", no_wrap=True)
     for point in _thinned(found.frontier):
         table.add_row(str(point.policy), f"{point.cost:.3f}", f"{1 / point.cost:.2f}x", f"{point.risk:.2%}")
     return table
@@ -114,10 +114,10 @@ def _frontier_table(found: "Calibration") -> Table:
 def _tested_table(found: "Calibration") -> Table:
     guarantee = found.guarantee
     title = f"Tests over {guarantee.rows:,} other rows: is the risk at most {guarantee.epsilon:.4g}?"
-    table = Table("walk", title=title, title_justify="left", min_width=len(title))
-    table.add_column("policy", no_wrap=True, overflow="fold")
+    table = Table(Column("walk", no_wrap=True), title=title, title_justify="left", min_width=len(title))
+    table.add_column("policy", overflow="fold")
     for name in ("cost", "by layers", "errors", "p-value", ""):
-        table.add_column(name, justify="right")
+        table.add_column(name, justify="right", no_wrap=True)
     for step in _thinned(found.tested, lambda step: not step.passed):
         table.add_row(
             str(step.walk + 1),

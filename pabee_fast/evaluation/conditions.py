@@ -35,12 +35,16 @@ class Conditions:
     """Of the layers, float32 say."""
     max_length: int
     """The most tokens of a row."""
+    texts: int | None = None
+    """Of a row: 1, or 2 of pairs; None: not known, or not the same of all rows."""
 
     @classmethod
-    def of(cls, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, max_length: int) -> "Conditions":
+    def of(
+        cls, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, max_length: int, texts: int | None = None
+    ) -> "Conditions":
         """Those of a model as it is; reads all its weights once."""
         dtype = str(exit_heads_of(model)[-1].linear.weight.dtype).removeprefix("torch.")
-        return cls(model_fingerprint(model), tokenizer_fingerprint(tokenizer), dtype, max_length)
+        return cls(model_fingerprint(model), tokenizer_fingerprint(tokenizer), dtype, max_length, texts)
 
     def differences(self, now: "Conditions") -> list[str]:
         """In words, each with its fix: why what was found under these conditions does not hold under those of `now`."""
@@ -56,6 +60,12 @@ class Conditions:
             found.append(
                 f"it was made with rows cut at {self.max_length} tokens and this cuts at {now.max_length} "
                 f"(give max length {self.max_length})"
+            )
+        if None not in (self.texts, now.texts) and self.texts != now.texts:
+            kinds = {1: "single texts", 2: "pairs of texts"}
+            found.append(
+                f"it was made with {kinds[self.texts or 0]} and these are {kinds[now.texts or 0]} "
+                "(name both columns of pairs, --text-pair-column, or none)"
             )
         return found
 

@@ -17,7 +17,7 @@ from pabee_fast.errors import CheckpointError, InputError
 from pabee_fast.evaluation.conditions import Conditions, model_fingerprint
 from pabee_fast.models.heads import has_heads, heads_of
 from pabee_fast.policies import AnswerKind, FullDepth
-from pabee_fast.scoring.scorer import Row, Scorer
+from pabee_fast.scoring.scorer import Row, Scorer, row_source
 
 FORMAT = "1"
 
@@ -45,6 +45,10 @@ class Trace:
 
     def __len__(self) -> int:
         return self.logits.shape[1]
+
+    def __repr__(self) -> str:
+        labels = "no labels" if self.labels is None else "labels"
+        return f"Trace({len(self)} rows, {self.layers} layers, {self.classes} outputs, {self.kind} answers, {labels})"
 
     def select(self, rows: Tensor) -> "Trace":
         """The trace of some of the rows: int64 indices, or bool flags."""
@@ -119,7 +123,8 @@ def trace(
     scorer = Scorer(
         model, tokenizer, policy=FullDepth(), max_length=max_length, token_budget=token_budget, window=window
     )
-    engine, source, parts, lengths, done = scorer.engine, iter(rows), [], [], 0
+    engine, source, parts, lengths, done = scorer.engine, row_source(rows), [], [], 0
+    texts = set()
     while taken := list(islice(source, window)):
         parts.append(torch.empty(len(engine.layers), len(taken), engine.classes))
         lengths.append(torch.empty(len(taken), dtype=torch.int64))
@@ -127,11 +132,12 @@ def trace(
             parts[-1][:, wave] = engine.every_head(batch).cpu()
             lengths[-1][wave] = torch.from_numpy(batch.lengths)
         done += len(taken)
+        texts |= {1 if isinstance(row, str) else len(row or ()) for row in taken}
     if not parts:
         raise InputError("rows is empty: a trace needs at least one row")
     logits = torch.cat(parts, dim=1)
     found = checked_labels(labels, logits, engine.kind)
-    conditions = Conditions.of(model, tokenizer, scorer.max_length)
+    conditions = Conditions.of(model, tokenizer, scorer.max_length, texts.pop() if len(texts) == 1 else None)
     return Trace(logits, torch.cat(lengths), engine.kind, conditions, found, engine.first_head)
 
 

@@ -13,6 +13,7 @@ from pabee_fast.evaluation.guarantee import check_directory, store_guarantee
 from pabee_fast.evaluation.plots import frontier_figure, save_figure, styled
 from pabee_fast.evaluation.trace import Trace, trace
 from pabee_fast.policies import FullDepth
+from pabee_fast.scoring.durable import check_writable
 from pabee_fast.scoring.load import Setting, load_scorer
 from pabee_fast.scoring.scorer import Scorer
 from pabee_fast.training.examples import read_examples
@@ -69,8 +70,15 @@ class TuneSettings:
             raise InputError(f"plot={self.plot!r}: give svg or png")
         if self.risk == "accuracy-loss" and self.label_column is None and self.trace is None:
             raise InputError("risk 'accuracy-loss' needs labels: name their column by --label-column")
+        if self.label_column is not None and self.risk != "accuracy-loss":
+            raise InputError(
+                f"label column {self.label_column!r}: only the risk accuracy-loss looks at labels; give --risk "
+                "accuracy-loss, or leave the option out"
+            )
         if self.store:
             check_directory(self.model)
+            check_writable(Path(self.model) / "config.json")
+        check_writable(self.folder)
 
 
 @dataclass(frozen=True)

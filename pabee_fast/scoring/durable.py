@@ -17,6 +17,16 @@ def reached(point: str) -> None:
     """Called at the moments at which a kill could matter; tests put something in its place that kills."""
 
 
+def check_writable(place: Path) -> None:
+    """Raises InputError where a file or directory could not be made at `place`, or could not be replaced: said before
+    the work rather than after it."""
+    there = next(parent for parent in (place, *place.absolute().parents) if parent.exists())
+    if there.is_file() and there != place:
+        raise InputError(f"{place} cannot be written: {there} is a file")
+    if not os.access(there, os.W_OK):
+        raise InputError(f"{place} cannot be written: no permission to write to {there}; name another place")
+
+
 @contextmanager
 def durable_file(target: Path, what: str, *, replace: bool = True) -> Iterator[BinaryIO]:
     """A file to write that takes its place under `target` when the block ends well, and then survives a power cut.

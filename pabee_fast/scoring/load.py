@@ -9,13 +9,14 @@ from transformers import AutoConfig, AutoModelForSequenceClassification, AutoTok
 from pabee_fast.errors import InputError
 from pabee_fast.evaluation.conditions import Conditions
 from pabee_fast.evaluation.guarantee import guarantee_of
-from pabee_fast.models.heads import CONFIG_ENTRY, from_pretrained
+from pabee_fast.models.heads import CONFIG_ENTRY, from_pretrained, has_heads
 from pabee_fast.policies import FullDepth, Patience, Policy
 from pabee_fast.runtime import ops
 from pabee_fast.runtime.device import choose_device, choose_dtype
 from pabee_fast.runtime.layers import choose_layers
 from pabee_fast.scoring.audit import Promise
 from pabee_fast.scoring.scorer import Scorer
+from pabee_fast.scoring.tokens import check_vocabulary
 
 WINDOWS = {"cuda": 32_768, "cpu": 1_024}
 """Rows that are tokenized and sorted together: many waves, so that few are not full."""
@@ -75,12 +76,16 @@ def load_scorer(
     max_length: int | None = None,
     token_budget: int | None = None,
     window: int | None = None,
+    texts: int | None = None,
 ) -> Scorer:
     """A scorer for a model directory or hub id. One without heads serves policies that need none.
 
     Without a policy it takes the one that `pabee-fast tune` stored with the model. If its guarantee does not hold here,
     no row leaves early, since whoever asked for a promise has answers to lose; DEFAULT_POLICY where none is stored. The
     scorer's `policy_reason` says which and why.
+
+    Args:
+        texts: how many a row has, 2 of pairs, since a stored guarantee holds for rows of its kind; None: not known.
 
     Raises:
         CheckpointError: heads or a stored policy that are absent or broken.
@@ -92,6 +97,12 @@ def load_scorer(
     except (OSError, ValueError) as error:
         where = "it is a directory" if Path(model).is_dir() else "there is no such directory, nor a model of that name"
         raise InputError(f"model {model!r} cannot be loaded ({where}): {error}") from error
+    check_vocabulary(tokenizer, model)
+    if not any("SequenceClassification" in name for name in config.architectures or ["SequenceClassification"]):
+        raise InputError(
+            f"model {model!r} is no fine-tuned classifier ({', '.join(config.architectures)}): its answers would be "
+            "chance; train one with `pabee-fast train`"
+        )
     load = from_pretrained if hasattr(config, CONFIG_ENTRY) else AutoModelForSequenceClassification.from_pretrained
     try:
         loaded = load(model, dtype=setting.dtype, use_safetensors=True).eval()
@@ -109,17 +120,27 @@ def load_scorer(
         window=window or WINDOWS.get(setting.device.type, 1_024),
     )
     if policy is None:
-        scorer.policy = scorer.engine.check(_stored_or_default(scorer))
+        scorer.policy = scorer.engine.check(_stored_or_default(scorer, texts))
     return scorer
 
 
-def _stored_or_default(scorer: Scorer) -> Policy:
+def _default(scorer: Scorer) -> Policy:
+    """DEFAULT_POLICY where it can let rows leave; else, without heads to ask for, full depth. The reason is told."""
+    layers, none_stored = len(scorer.engine.layers), "since `pabee-fast tune` has stored none with the model"
+    if not has_heads(scorer.model) or (scorer.engine.kind != "value" and layers > DEFAULT_POLICY.patience):
+        scorer.policy_reason = f"the default, {none_stored}"
+        return DEFAULT_POLICY
+    why = "needs a threshold for values" if scorer.engine.kind == "value" else f"leaves nowhere in {layers} layers"
+    scorer.policy_reason = f"{none_stored}, and the default, {DEFAULT_POLICY}, {why}; name a policy by --policy"
+    return FullDepth()
+
+
+def _stored_or_default(scorer: Scorer, texts: int | None) -> Policy:
     """The policy of a scorer that was given none; the scorer is told the reason for it, and what it promises."""
     guarantee = guarantee_of(scorer.model)
     if guarantee is None:
-        scorer.policy_reason = "the default, since `pabee-fast tune` has stored none with the model"
-        return DEFAULT_POLICY
-    void = guarantee.why_void(Conditions.of(scorer.model, scorer.tokenizer, scorer.max_length))
+        return _default(scorer)
+    void = guarantee.why_void(Conditions.of(scorer.model, scorer.tokenizer, scorer.max_length, texts))
     if void:
         scorer.policy_reason = (
             f"since what is stored with the model ({guarantee.policy}) is void here: {'; '.join(void)}; run "

@@ -156,7 +156,9 @@ class BatchScorer:
         **options: Any,
     ) -> None:
         chosen = parse_policy(policy) if isinstance(policy, str) else policy
-        self._worker, self.about = Recipe(model, chosen, all_scores=all_scores, **options).worker()
+        self._worker, self.about = Recipe(
+            model, chosen, all_scores=all_scores, texts=len(text_columns), **options
+        ).worker()
         self._columns, self._prefix = list(text_columns), prefix
 
     def __call__(self, batch: Any) -> Any:

@@ -34,6 +34,7 @@ class Recipe:
     threads: int | None = None
     all_scores: bool = False
     audit: float = 0.0
+    texts: int | None = None
 
     def __post_init__(self) -> None:
         if not 0 <= self.audit <= 1:
@@ -52,6 +53,7 @@ class Recipe:
             max_length=self.max_length,
             token_budget=self.token_budget,
             window=self.window,
+            texts=self.texts,
         )
         worker = Worker(scorer, all_scores=self.all_scores, audit=self.audit)
         return worker, worker.about(setting)

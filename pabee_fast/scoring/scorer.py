@@ -129,7 +129,7 @@ class Scorer:
             InputError: `Scheduled` with another number of exit layers than rows.
         """
         self.tally = Tally()
-        source = iter(rows)
+        source = row_source(rows)
         while window := list(islice(source, self.window)):
             yield from self.score_window(window)
         given = self.policy.exit_at()
@@ -214,6 +214,13 @@ class Scorer:
             if error := _why_not(row):
                 raise InputError(f"row {number}: {error}; leave such rows out")
         return [_texts(row) for row in rows]
+
+
+def row_source(rows: Iterable[Row]) -> Iterator[Row]:
+    """The rows one by one; raises InputError for a string, whose rows would be its letters."""
+    if isinstance(rows, str):
+        raise InputError(f"rows is one text ({rows[:40]!r}): give a list of texts")
+    return iter(rows)
 
 
 def on_host(results: Results) -> Answers:

@@ -105,7 +105,10 @@ class Table(ABC):
             raise InputError(f"{self.path}: more than one column is named {quoted(repeated)}; rename all but one")
         missing = [name for name in self.text_columns if name not in names]
         if missing:
-            raise InputError(f"{self.path} has no column {quoted(missing)}; its columns are {quoted(names) or 'none'}")
+            raise InputError(
+                f"{self.path} has no column {quoted(missing)}; its columns are {quoted(names) or 'none'}: "
+                "name the texts' by --text-column"
+            )
 
     def _chunk(
         self,

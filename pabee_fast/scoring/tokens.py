@@ -27,6 +27,16 @@ _CALL_ROWS = 1_024
 interpreter's lock."""
 
 
+def check_vocabulary(tokenizer: PreTrainedTokenizerBase, path: str) -> None:
+    """Raises InputError where a model directory has no tokenizer: transformers then makes one that knows no word."""
+    words = len(tokenizer.get_vocab().keys() - set(tokenizer.all_special_tokens))
+    if words == 0:
+        raise InputError(
+            f"{path} has no tokenizer, so every text would be unknown words: save the model's there, "
+            f"tokenizer.save_pretrained({path!r})"
+        )
+
+
 @dataclass(frozen=True)
 class Encoded:
     """Rows as the tokenizer gives them, laid end to end."""

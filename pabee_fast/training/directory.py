@@ -16,6 +16,8 @@ from transformers import (
 
 from pabee_fast.errors import InputError
 from pabee_fast.models.heads import CONFIG_ENTRY, from_pretrained
+from pabee_fast.scoring.durable import check_writable
+from pabee_fast.scoring.tokens import check_vocabulary
 
 
 def check_output(path: str | Path, *, overwrite: bool) -> None:
@@ -23,6 +25,7 @@ def check_output(path: str | Path, *, overwrite: bool) -> None:
     output = Path(path)
     if output.is_file():
         raise InputError(f"{output} is a file: name a directory for the model")
+    check_writable(output)
     if output.is_dir() and any(output.iterdir()) and not overwrite:
         raise InputError(f"{output} exists and is not empty: name another directory, or give --overwrite")
 
@@ -30,9 +33,11 @@ def check_output(path: str | Path, *, overwrite: bool) -> None:
 def load_config_and_tokenizer(what: str, path: str) -> tuple[Any, PreTrainedTokenizerBase]:
     """Of a model directory or hub id; `what` names it in an InputError."""
     try:
-        return AutoConfig.from_pretrained(path), AutoTokenizer.from_pretrained(path)
+        config, tokenizer = AutoConfig.from_pretrained(path), AutoTokenizer.from_pretrained(path)
     except (OSError, ValueError) as error:
         raise InputError(f"{what} {path} cannot be loaded: {str(error).splitlines()[0]}") from error
+    check_vocabulary(tokenizer, path)
+    return config, tokenizer
 
 
 def is_classifier(config: Any) -> bool:

@@ -17,7 +17,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from pabee_fast.errors import InputError
 from pabee_fast.policies import FullDepth
-from pabee_fast.scoring.scorer import Row, Scorer
+from pabee_fast.scoring.scorer import Row, Scorer, row_source
 
 WINDOW_BYTES, PART_BYTES = 2**27, 2**26
 WINDOW_ROWS = 8_192
@@ -115,7 +115,7 @@ def run_once(
         InputError: a row that cannot be scored, or whose features are not finite.
     """
     scorer = Scorer(model, tokenizer, policy=FullDepth(), max_length=max_length, token_budget=token_budget)
-    engine, source = scorer.engine, iter(rows)
+    engine, source = scorer.engine, row_source(rows)
     layers, width = len(engine.layers) - store.first_layer, model.config.hidden_size
     window = min(max(64, WINDOW_BYTES // (4 * width * len(engine.layers))), WINDOW_ROWS)
     while taken := list(islice(source, window)):

@@ -88,6 +88,7 @@ def test_a_guarantee_that_cannot_be_read_says_what_to_do(folder: Path) -> None:
         ({"model": "another"}, "weights, heads or config are others"),
         ({"tokenizer": "another"}, "tokenizer is another"),
         ({"dtype": "bfloat16", "model": "rounded"}, "made in float32 and this runs in bfloat16"),
+        ({"texts": 2}, "made with single texts and these are pairs of texts"),
         ({"max_length": 16}, "cut at 32 tokens and this cuts at 16"),
     ],
 )

@@ -205,6 +205,7 @@ def test_a_trace_says_what_the_model_says_and_comes_back_from_its_file(
     assert back.conditions == made.conditions
     assert back.labels is not None
     assert back.labels.tolist() == [0, 1, 2, 0, 1, 2, 0]
+    assert (back.conditions.texts, repr(back)) == (1, "Trace(7 rows, 6 layers, 3 outputs, label answers, labels)")
     back.check_model(model)
     with pytest.raises(pf.InputError, match="another model"):
         back.check_model(tiny_model("bert", seed=5))
@@ -234,6 +235,8 @@ def test_nothing_to_trace_and_rows_without_text_are_refused(
         pf.trace(model, tokenizer, [])
     with pytest.raises(pf.InputError, match="row 3: the text is null"):
         pf.trace(model, tokenizer, ["one", "two", "three", None], window=2)
+    with pytest.raises(pf.InputError, match=r"rows is one text \('one'\)"):
+        pf.trace(model, tokenizer, "one")
     with pytest.raises(pf.InputError, match="row 1: the tokenizer gives the text no token"):
         pf.trace(model, bare_tokenizer, ["one", ""])
 

@@ -2,6 +2,7 @@
 
 import json
 import random
+import re
 import shutil
 from pathlib import Path
 from typing import Any
@@ -167,11 +168,61 @@ def test_figures_and_a_stream_state_the_promise_too(tuned: tuple[Path, str], tmp
     assert len(result.stdout.splitlines()) == 3
 
 
-@pytest.mark.filterwarnings("ignore:patience.6 leaves nowhere")
-def test_without_a_stored_policy_score_says_so(model: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("options", "says"),
+    [
+        ({"num_hidden_layers": 7}, "policy patience:6: the default, since `pabee-fast tune` has stored none"),
+        ({}, "policy full-depth: since `pabee-fast tune` has stored none .* patience:6, leaves nowhere in 6 layers"),
+        ({"num_labels": 1, "num_hidden_layers": 7}, "policy full-depth: since .* needs a threshold for values"),
+    ],
+)
+def test_without_a_stored_policy_score_says_what_it_does_and_why(
+    options: dict[str, int], says: str, tiny_tokenizer: Any, tmp_path: Path
+) -> None:
+    tiny_model("bert", vocab_size=len(tiny_tokenizer), **options).save_pretrained(tmp_path / "model")
+    tiny_tokenizer.save_pretrained(tmp_path / "model")
     table = write(tmp_path / "in.jsonl", texts(3))
-    result = run("score", table, "--model", model, "--output", tmp_path / "out.csv")
-    assert "policy patience:6: the default, since `pabee-fast tune` has stored none" in result.output
+    result = run("score", table, "--model", tmp_path / "model", "--output", tmp_path / "out.csv")
+    assert re.search(says, result.output), result.output
+
+
+def test_a_promise_for_single_texts_is_void_for_pairs(tuned: tuple[Path, str], tmp_path: Path) -> None:
+    rows = [{"text": one, "other": two} for one, two in zip(texts(3), texts(3, seed=1), strict=True)]
+    table = tmp_path / "in.jsonl"
+    table.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    options = ["--model", tuned[0], "--dtype", "float32", "--output", tmp_path / "out.csv"]
+    result = run("score", table, *options, "--text-pair-column", "other")
+    assert "void here: it was made with single texts and these are pairs of texts" in result.output
+    assert "stored with the model; " in run("score", table, *options, "--overwrite").output
+
+
+def test_labels_that_no_risk_looks_at_are_refused(model: Path, tmp_path: Path) -> None:
+    table = write(tmp_path / "in.jsonl", texts(200), [0] * 200)
+    assert "--risk accuracy-loss" in error_of(run("tune", table, "--model", model, "--label-column", "label", *OPTIONS))
+
+
+def test_a_place_that_cannot_be_written_is_named_before_anything_runs(
+    model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("pabee_fast.evaluation.tune.load_scorer", lambda *_, **__: pytest.fail("loaded"))
+    table = write(tmp_path / "in.jsonl", texts(200))
+    (tmp_path / "file").touch()
+    command = ["tune", table, "--model", model, *OPTIONS]
+    assert "file is a file" in error_of(run(*command, "--output", tmp_path / "file" / "tuning"))
+    monkeypatch.setattr("os.access", lambda path, mode: Path(path) != model)
+    assert f"no permission to write to {model}" in error_of(run(*command))
+
+
+def test_info_tells_the_stored_policy(tuned: tuple[Path, str], model: Path) -> None:
+    guarantee = pf.guarantee_of(pf.from_pretrained(tuned[0]))
+    assert guarantee is not None
+    assert f"{guarantee.policy}; {guarantee.statement()}" in run("info", "--model", tuned[0]).output
+    assert "none stored" in run("info", "--model", model).output
+
+
+def test_a_table_shows_its_numbers_in_80_columns(tuned: tuple[Path, str]) -> None:
+    """A terminal's width, and that of a log; policies wrap."""
+    assert "…" not in tuned[1]
 
 
 def test_labels_bound_the_loss_of_accuracy_and_other_rows_may_choose(model: Path, tmp_path: Path) -> None:
@@ -241,7 +292,7 @@ def test_nothing_is_stored_unless_wanted(model: Path, tmp_path: Path) -> None:
         (["--plot", "pdf"], "svg or png"),
         (["--order", "TABLE"], "let --order-share split"),
         (["--trace", "x.safetensors"], "either a table"),
-        (["--label-column", "label"], "no label column 'label'"),
+        (["--risk", "accuracy-loss", "--label-column", "label"], "no label column 'label'"),
         (["--text-column", "review"], "'review'"),
     ],
 )

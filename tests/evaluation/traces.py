@@ -6,7 +6,7 @@ import pabee_fast as pf
 from pabee_fast.evaluation.conditions import Conditions
 from pabee_fast.policies import AnswerKind
 
-CONDITIONS = Conditions(model="made up", tokenizer="made up", dtype="float32", max_length=32)
+CONDITIONS = Conditions(model="made up", tokenizer="made up", dtype="float32", max_length=32, texts=1)
 
 
 def made_up(rows: int = 40, layers: int = 6, classes: int = 3, seed: int = 0, kind: AnswerKind = "label") -> pf.Trace:

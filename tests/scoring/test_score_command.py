@@ -13,7 +13,7 @@ import pytest
 from typer.testing import CliRunner, Result
 
 import pabee_fast as pf
-from pabee_fast.cli import app
+from pabee_fast.cli import app, main
 from tests.conftest import tiny_model
 
 ROWS = [
@@ -214,6 +214,46 @@ def test_weights_that_are_no_safetensors_are_refused(model_dir: Path, tiny_token
         (tmp_path / name / "model.safetensors").unlink()
         words = (write(tmp_path / "in.csv", ROWS), "--model", tmp_path / name, "--output", tmp_path / "out.csv")
         assert "safetensors" in error_of(score(*words, "--policy", "full-depth"))
+
+
+@pytest.mark.parametrize("command", [["score"], ["fit"]])
+def test_a_directory_without_its_tokenizer_is_refused(command: list[str], model_dir: Path, tmp_path: Path) -> None:
+    """transformers makes a tokenizer that knows its special tokens alone, and every text would be unknown words."""
+    model = tmp_path / "model"
+    pf.from_pretrained(model_dir).save_pretrained(model)
+    table = write(tmp_path / "in.csv", ROWS)
+    words = [*command, str(table), "--model", str(model), "--output", str(tmp_path / "out.csv")]
+    assert "has no tokenizer" in error_of(CliRunner().invoke(app, words))
+    assert not (tmp_path / "out.csv").exists()
+
+
+def test_a_model_that_answers_no_question_is_refused(model_dir: Path, tiny_tokenizer: Any, tmp_path: Path) -> None:
+    from transformers import AutoConfig, AutoModel
+
+    AutoModel.from_config(AutoConfig.from_pretrained(model_dir)).save_pretrained(tmp_path / "model")
+    tiny_tokenizer.save_pretrained(tmp_path / "model")
+    table = write(tmp_path / "in.csv", ROWS)
+    result = score(table, "--model", tmp_path / "model", "--output", tmp_path / "out.csv", "--policy", "full-depth")
+    assert "is no fine-tuned classifier (AlbertModel)" in error_of(result)
+
+
+def test_a_file_that_cannot_be_written_is_one_line_too(monkeypatch: pytest.MonkeyPatch, capsys: Any) -> None:
+    def refused() -> None:
+        raise PermissionError(13, "Permission denied", "/there/out.csv.parts")
+
+    monkeypatch.setattr("pabee_fast.cli.app", refused)
+    with pytest.raises(SystemExit, match="2"):
+        main()
+    assert capsys.readouterr().err == (
+        "pabee-fast: /there/out.csv.parts cannot be read or written: Permission denied\n"
+    )
+
+
+def test_rows_none_of_which_could_be_scored_are_said_so(model_dir: Path, tmp_path: Path) -> None:
+    table = tmp_path / "in.jsonl"
+    table.write_text('{"text": null}\n' * 3)
+    result = score(table, "--model", model_dir, "--output", tmp_path / "out.jsonl")
+    assert "none of the 3 rows could be scored" in result.output
 
 
 def test_an_error_is_one_line_on_stderr_with_status_2(run_python: Any) -> None:

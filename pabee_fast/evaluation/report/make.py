@@ -17,6 +17,7 @@ from pabee_fast.evaluation.report.study import Study
 from pabee_fast.evaluation.risks import answers
 from pabee_fast.evaluation.trace import Trace, checked_labels, trace
 from pabee_fast.policies import FullDepth
+from pabee_fast.scoring.durable import check_writable
 from pabee_fast.scoring.load import Setting, load_scorer
 from pabee_fast.scoring.scorer import Scorer
 from pabee_fast.training.examples import Examples, read_examples
@@ -52,6 +53,7 @@ class ReportSettings:
             raise InputError(f"{output}: a report is one HTML file; name it .html")
         if output.exists() and not self.overwrite:
             raise InputError(f"{output} exists: name another file, or give --overwrite")
+        check_writable(output)
 
 
 def make_report(settings: ReportSettings) -> str:
