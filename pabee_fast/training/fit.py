@@ -96,6 +96,8 @@ def fit(
         if known is not None and len(known) != store.rows:
             raise InputError(f"labels has {len(known)} entries for {store.rows} rows: give one for each, or None")
         aside = _choose(store.rows, held_out, seed)
+        if (learned := store.rows - int(aside.sum())) < LEAST_ROWS // 2:
+            raise InputError(f"held_out={held_out!r} leaves {learned} of {store.rows} rows to learn from: hold out fewer")
         targets = Targets.of(kind, store.logits, known, alpha=alpha, held_out=aside).to(model.device)
         heads, found = [], []
         for layer in range(first_layer, model.config.num_hidden_layers):

@@ -88,7 +88,7 @@ def _summary(study: Study, candidates: Candidates) -> Iterator[Html]:
             (f"full depth, {study.main_metric}", _number(full)),
             ("best exit rule", _number(best.score) if best else "none"),
             (
-                f"most speed-up within {CLOSE:g} of full depth",
+                f"most speed-up within {CLOSE:g} of full depth, by settings that other rows chose",
                 f"{max(point.speed[0] for point in near):.2f}x" if near else "none",
             ),
             ("rows undone by later layers", _percent(undone)),
