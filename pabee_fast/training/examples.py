@@ -105,6 +105,7 @@ def labels_where_given(table: Table, label_column: str) -> Column:
         values = chunk.batch.column(label_column).to_pylist()
         for text, value, error in zip(chunk.texts, values, chunk.errors, strict=True):
             if is_scorable(text, error):
-                is_missing = value == "" or str(value).lower() == "nan"
+                is_nan = str(value).lower() == "nan" and (is_text or isinstance(value, float))
+                is_missing = value == "" or is_nan
                 column.append(None if is_missing else value)
     return Column(column, f"{table.path}, column {label_column!r}", is_text)

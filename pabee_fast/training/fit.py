@@ -39,6 +39,7 @@ def fit(
     max_length: int | None = None,
     token_budget: int | None = None,
     folder: str | Path | None = None,
+    onto: Model | None = None,
     on_window: Callable[[int], None] = lambda rows: None,
     on_head: Callable[[int], None] = lambda layer: None,
 ) -> Model:
@@ -63,12 +64,14 @@ def fit(
         seed: of the choice of these rows, and of heads with a pooler of their own.
         max_length, token_budget: as for `Scorer`.
         folder: where the features are kept meanwhile; None: where temporary files go (TMPDIR).
+        onto: what is given the heads in place of `model`: the same model in a higher precision, which keeps theirs.
         on_window, on_head: told how many rows have been run, and which layer's head is done.
 
     Returns:
-        The same object. `model.config.pabee_fast["fit"]` says what was found: how many `rows` there were, `labelled`
-        and `held_out`, and of each of the `heads` its `layer`, its `temperature` and its `agreement` with full depth on
-        the rows held out; of one-output models its `scale`, its `shift` and the mean absolute `difference`.
+        The model with the heads, the same object. Its `config.pabee_fast["fit"]` says what was found: how many `rows`
+        there were, `labelled` and `held_out`, and of each of the `heads` its `layer`, its `temperature` and its
+        `agreement` with full depth on the rows held out; of one-output models its `scale`, its `shift` and the mean
+        absolute `difference`.
 
     Raises:
         InputError: fewer than 20 rows, a row that cannot be scored, features that are not finite, labels that do not
@@ -97,7 +100,9 @@ def fit(
             raise InputError(f"labels has {len(known)} entries for {store.rows} rows: give one for each, or None")
         aside = _choose(store.rows, held_out, seed)
         if (learned := store.rows - int(aside.sum())) < LEAST_ROWS // 2:
-            raise InputError(f"held_out={held_out!r} leaves {learned} of {store.rows} rows to learn from: hold out fewer")
+            raise InputError(
+                f"held_out={held_out!r} leaves {learned} of {store.rows} rows to learn from: hold out fewer"
+            )
         targets = Targets.of(kind, store.logits, known, alpha=alpha, held_out=aside).to(model.device)
         heads, found = [], []
         for layer in range(first_layer, model.config.num_hidden_layers):
@@ -106,14 +111,14 @@ def fit(
             found.append({"layer": layer, **figures})
             on_head(layer)
     labelled = 0 if known is None else int((~known.isnan()).all(dim=1).sum())
-    replace_heads(model, spec)
+    given = replace_heads(model if onto is None else onto, spec)
     with torch.no_grad():
-        for new, fitted in zip(getattr(model, HEADS), heads, strict=True):
+        for new, fitted in zip(getattr(given, HEADS), heads, strict=True):
             new.load_state_dict(fitted.state_dict())
-    getattr(model.config, CONFIG_ENTRY)[FIT] = {
+    getattr(given.config, CONFIG_ENTRY)[FIT] = {
         "rows": len(aside), "labelled": labelled, "held_out": int(aside.sum()), "heads": found,
     }  # fmt: skip
-    return model
+    return given
 
 
 def _choose(rows: int, share: float, seed: int) -> Tensor:

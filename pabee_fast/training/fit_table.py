@@ -10,7 +10,7 @@ from typing import Any
 from transformers import PreTrainedModel
 
 from pabee_fast.errors import InputError
-from pabee_fast.models.heads import CONFIG_ENTRY, FIT, HEADS, replace_heads, spec_of
+from pabee_fast.models.heads import CONFIG_ENTRY, FIT
 from pabee_fast.scoring.load import Setting
 from pabee_fast.scoring.tables import open_table
 from pabee_fast.training.directory import (
@@ -116,13 +116,11 @@ def fit_table(
         max_length=settings.max_length,
         token_budget=settings.token_budget,
         folder=output.parent,
+        onto=stored,
         on_window=on_pass,
         on_head=on_head,
     )
     ended = time.perf_counter()
-    replace_heads(stored, spec_of(running))
-    getattr(stored, HEADS).load_state_dict(getattr(running, HEADS).state_dict())
-    record = getattr(running.config, CONFIG_ENTRY)[FIT]
-    getattr(stored.config, CONFIG_ENTRY)[FIT] = record
+    record = getattr(stored.config, CONFIG_ENTRY)[FIT]
     save(stored, tokenizer, output, {})
     return Fitted(stored, setting, record, texts.left_out, passed - started, ended - passed)

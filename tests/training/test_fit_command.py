@@ -66,8 +66,8 @@ def test_labels_count_where_rows_have_one_and_broken_rows_are_left_out(
     capsys: pytest.CaptureFixture[str],
     name: str,
 ) -> None:
-    nothing = "" if name.endswith("csv") else None
-    rows = [{**row, "label": row["label"] if i < 40 else nothing} for i, row in enumerate(reviews)]
+    nothing: list[str | None] = ["", "nan"] if name.endswith("csv") else [None, None]
+    rows = [{**row, "label": row["label"] if i < 40 else nothing[i % 2]} for i, row in enumerate(reviews)]
     broken = 0 if name.endswith("csv") else 2
     rows += [{"text": None, "label": 1}] * broken
     out = tmp_path / "out"
@@ -77,6 +77,18 @@ def test_labels_count_where_rows_have_one_and_broken_rows_are_left_out(
     shown = capsys.readouterr().out
     assert "40 rows had a label" in shown
     assert ("2 rows without a text" in shown) == bool(broken)
+
+
+def test_heads_keep_their_precision_whatever_the_texts_ran_in(
+    pabee_fast: Command, table: Tables, reviews: Rows, classifier: Classifier, tmp_path: Path
+) -> None:
+    start, out = classifier(), tmp_path / "out"
+    words = ["--model", start, "--output", out, "--dtype", "bfloat16"]
+    assert pabee_fast("fit", table("texts.csv", reviews), *words) == 0
+    ours = pf.from_pretrained(out)
+    weights = [head.weight for head in ours.exit_heads]
+    assert all(weight.dtype == torch.float32 for weight in weights)
+    assert any(not torch.equal(weight, weight.bfloat16().float()) for weight in weights)
 
 
 def test_names_pairs_and_regressions_are_fitted(
