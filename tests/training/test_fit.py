@@ -182,7 +182,7 @@ def test_features_stay_on_disk_and_are_read_by_parts(
         ({"alpha": 1.5}, "alpha=1.5"),
         ({"held_out": 0.0}, "held_out=0.0"),
         ({"held_out": 1}, "held_out=1"),
-        ({"held_out": 0.97}, "leaves 7 of 240 rows to learn by"),
+        ({"held_out": 0.97}, "leaves 7 of 240 rows to learn from"),
         ({"head": "mlp"}, "head='mlp'"),
         ({"first_layer": 7}, "6 layers"),
     ],
