@@ -74,8 +74,7 @@ def _about(runs: Sequence[Figures]) -> str:
             f"; **not comparable with published tables** ({run['not_comparable']})" if run["not_comparable"] else ""
         )
         trained = f"{run['train_rows']} train rows, {run['recipe']['epochs']} epochs"
-        seeds = f"seeds {', '.join(map(str, run['averaged']))}" if run["averaged"] else f"seed {run['seed']}"
-        lines.append(f"- {_name(run)}, {seeds}: {trained}; {rows}{unlike}")
+        lines.append(f"- {_name(run)}, seed {_seed(run)}: {trained}; {rows}{unlike}")
     clocks = {(c["hardware"], c["dtype"]) for run in runs for c in run["wall_clock"] or ()}
     where = "; ".join(f"{hardware}, {dtype}" for hardware, dtype in sorted(clocks))
     return "\n".join([*lines, "", f"Wall-clock: {where or 'not measured'}."])
@@ -173,7 +172,7 @@ def _promise(group: Sequence[Figures]) -> Iterable[Row]:
         yield [
             run["task"],
             _model(run),
-            str(run["seed"]),
+            _seed(run),
             f"`{found['policy']}`",
             f"{found['mean_exit_layer']:.2f} of {found['layers']}",
             f"{found['errors']} of {found['rows_left']}",
@@ -221,6 +220,11 @@ def _section(title: str, columns: str, rows: Sequence[Row]) -> str:
 
 def _group(run: Figures) -> tuple[str, str, str, int]:
     return run["model"], run["task"], run["budget"], len(run["averaged"])
+
+
+def _seed(run: Figures) -> str:
+    """The run's, or those whose models it is the mean of."""
+    return " + ".join(map(str, run["averaged"] or [run["seed"]]))
 
 
 def _name(run: Figures) -> str:
