@@ -150,7 +150,7 @@ def _equal(group: Sequence[Figures]) -> Iterable[Row]:
 def _patience(group: Sequence[Figures]) -> Iterable[Row]:
     first, metric = group[0], _judged_metric(group[0])
     for i, line in enumerate(first["patience"]):
-        lines = [run["patience"][i] for run in group]
+        lines = [run["patience"][i] for run in group if run["patience"]]
         yield [
             first["task"],
             _model(first),
@@ -185,7 +185,7 @@ def _promise(group: Sequence[Figures]) -> Iterable[Row]:
 def _layers(group: Sequence[Figures]) -> Iterable[Row]:
     first = group[0]
     for heads in first["by_layer"]:
-        found = [run["by_layer"][heads] for run in group]
+        found = [run["by_layer"][heads] for run in group if heads in run["by_layer"]]
         layers = zip(*(f["layers"] for f in found), strict=True)
         yield [
             first["task"],
