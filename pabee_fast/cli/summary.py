@@ -36,8 +36,9 @@ def summary_lines(summary: Any, about: Any, place: object) -> list[str]:
     if tally.truncated:
         lines.append(f"{tally.truncated} rows were longer than the limit and were cut")
     if tally.errors:
-        which = f"none of the {tally.rows} rows" if tally.errors == tally.rows else f"{tally.errors} rows"
-        lines.append(f"{which} could {'' if which.startswith('none') else 'not '}be scored: see the column error")
+        all_of_them = f"none of the {tally.rows} rows could be scored"
+        some = all_of_them if tally.errors == tally.rows else f"{tally.errors} rows could not be scored"
+        lines.append(f"{some}: see the column error")
     if tally.failed:
         lines.append(f"{tally.failed} of them failed in computing: --retry-errors does their parts again")
     if tally.audited:

@@ -61,10 +61,10 @@ class Conditions:
                 f"it was made with rows cut at {self.max_length} tokens and this cuts at {now.max_length} "
                 f"(give max length {self.max_length})"
             )
-        if None not in (self.texts, now.texts) and self.texts != now.texts:
+        if self.texts and now.texts and self.texts != now.texts:
             kinds = {1: "single texts", 2: "pairs of texts"}
             found.append(
-                f"it was made with {kinds[self.texts or 0]} and these are {kinds[now.texts or 0]} "
+                f"it was made with {kinds[self.texts]} and these are {kinds[now.texts]} "
                 "(name both columns of pairs, --text-pair-column, or none)"
             )
         return found

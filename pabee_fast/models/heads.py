@@ -194,6 +194,11 @@ def attach_heads(model: Model, head: str = "pabee", *, pooling: str | None = Non
     return replace_heads(model, spec)
 
 
+def is_classifier(config: Any) -> bool:
+    """Whether a config says that its directory holds a classifier of texts, and not a bare encoder."""
+    return any("SequenceClassification" in name for name in config.architectures or [])
+
+
 def replace_heads(model: Model, spec: HeadSpec) -> Model:
     """Gives a model untrained heads in place of those it may have, and its config a new entry."""
     setattr(model, HEADS, spec.new_heads(model))

@@ -9,7 +9,7 @@ from transformers import AutoConfig, AutoModelForSequenceClassification, AutoTok
 from pabee_fast.errors import InputError
 from pabee_fast.evaluation.conditions import Conditions
 from pabee_fast.evaluation.guarantee import guarantee_of
-from pabee_fast.models.heads import CONFIG_ENTRY, from_pretrained, has_heads
+from pabee_fast.models.heads import CONFIG_ENTRY, from_pretrained, has_heads, is_classifier
 from pabee_fast.policies import FullDepth, Patience, Policy
 from pabee_fast.runtime import ops
 from pabee_fast.runtime.device import choose_device, choose_dtype
@@ -98,7 +98,7 @@ def load_scorer(
         where = "it is a directory" if Path(model).is_dir() else "there is no such directory, nor a model of that name"
         raise InputError(f"model {model!r} cannot be loaded ({where}): {error}") from error
     check_vocabulary(tokenizer, model)
-    if not any("SequenceClassification" in name for name in config.architectures or ["SequenceClassification"]):
+    if config.architectures and not is_classifier(config):
         raise InputError(
             f"model {model!r} is no fine-tuned classifier ({', '.join(config.architectures)}): its answers would be "
             "chance; train one with `pabee-fast train`"

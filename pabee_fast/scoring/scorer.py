@@ -181,8 +181,9 @@ class Scorer:
             InputError: a row that cannot be scored.
         """
         encoded = self.encoder(self.texts(rows, first))
-        for empty in np.flatnonzero(encoded.lengths == 0):
-            raise InputError(f"row {first + empty}: {NO_TOKEN}; leave such rows out")
+        empty = np.flatnonzero(encoded.lengths == 0)
+        if len(empty):
+            raise InputError(f"row {first + empty[0]}: {NO_TOKEN}; leave such rows out")
         for wave in self.waves(encoded):
             yield wave, self.pack(encoded, wave)
 

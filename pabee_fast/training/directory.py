@@ -40,11 +40,6 @@ def load_config_and_tokenizer(what: str, path: str) -> tuple[Any, PreTrainedToke
     return config, tokenizer
 
 
-def is_classifier(config: Any) -> bool:
-    """Whether a directory holds a classifier, and not a bare encoder."""
-    return any("SequenceClassification" in name for name in config.architectures or [])
-
-
 def load_classifier(
     what: str, path: str, dtype: torch.dtype | str = torch.float32, **config_entries: Any
 ) -> PreTrainedModel:

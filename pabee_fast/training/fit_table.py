@@ -10,16 +10,10 @@ from typing import Any
 from transformers import PreTrainedModel
 
 from pabee_fast.errors import InputError
-from pabee_fast.models.heads import CONFIG_ENTRY, FIT
+from pabee_fast.models.heads import CONFIG_ENTRY, FIT, is_classifier
 from pabee_fast.scoring.load import Setting
 from pabee_fast.scoring.tables import open_table
-from pabee_fast.training.directory import (
-    check_output,
-    is_classifier,
-    load_classifier,
-    load_config_and_tokenizer,
-    save,
-)
+from pabee_fast.training.directory import check_output, load_classifier, load_config_and_tokenizer, save
 from pabee_fast.training.examples import Scorable, labels_where_given
 from pabee_fast.training.fit import fit
 from pabee_fast.training.labels import labels_of_config

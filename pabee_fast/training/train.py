@@ -23,15 +23,9 @@ from transformers import (
 )
 
 from pabee_fast.errors import InputError, PabeeFastError
-from pabee_fast.models.heads import CONFIG_ENTRY, FIT, attach_heads, has_heads, spec_of
+from pabee_fast.models.heads import CONFIG_ENTRY, FIT, attach_heads, has_heads, is_classifier, spec_of
 from pabee_fast.policies import require_whole
-from pabee_fast.training.directory import (
-    check_output,
-    is_classifier,
-    load_classifier,
-    load_config_and_tokenizer,
-    save,
-)
+from pabee_fast.training.directory import check_output, load_classifier, load_config_and_tokenizer, save
 from pabee_fast.training.evaluate import LayerScores, as_table, evaluate_layers
 from pabee_fast.training.examples import Examples, Features, read_examples
 from pabee_fast.training.labels import Labels, labels_of_column, labels_of_config
