@@ -34,7 +34,7 @@ DEFAULT_TASKS = ("sst2", "mrpc", "ag_news_subset", "stsb")
 BUDGETS = {
     budget.name: budget
     for budget in (
-        Budget("small", train_rows=2_000, epochs=2, judged_rows=2_000),
+        Budget("small", train_rows=2_000, epochs=2, judged_rows=2_000, clock_rows=250),
         Budget("medium", train_rows=10_000),
         Budget("full"),
         Budget("long", times=3),
@@ -47,7 +47,8 @@ DEPTHS = {"minilm": (3, 4), "minilm12": (6, 8)}
 SHARE = 0.6
 """Of the layers, that rows are given in the mean at most: 1.67 times fewer."""
 
-CLOCK_ROWS, ROUNDS = 1_000, 7
+ROUNDS = 7
+"""How often the variants of a wall-clock measurement take turns."""
 
 
 def folds_of(data: Path, task: Task, most: int | None) -> tuple[tuple[str, str], tuple[Split, Split]]:
@@ -106,7 +107,7 @@ def run_one(steps: Steps, run: Run, heads: Sequence[str], depths: Sequence[int])
         "within_layers": judge.within_layers(SHARE),
         "patience": judge.patience() if "pabee" in heads else [],
         "promise": promise(judge.folds.whole("fit")) if "fit" in heads else None,
-        "wall_clock": clock(steps, models, splits, within),
+        "wall_clock": clock(steps, run, models, splits, within),
     }
 
 
@@ -118,7 +119,9 @@ def why_not_comparable(steps: Steps, run: Run, splits: tuple[Split, Split]) -> s
     return "; ".join(reason for reason in reasons if reason) or None
 
 
-def clock(steps: Steps, models: dict[str, Path], splits: tuple[Split, Split], within: dict[str, Any]) -> Any:
+def clock(
+    steps: Steps, run: Run, models: dict[str, Path], splits: tuple[Split, Split], within: dict[str, Any]
+) -> list[dict[str, Any]] | None:
     """The wall-clock speed-up of the rule that stays within a point, on the fold it was judged on."""
     if not within["reached"]:
         return None
@@ -126,7 +129,7 @@ def clock(steps: Steps, models: dict[str, Path], splits: tuple[Split, Split], wi
     for split, choice in zip(splits, within["choices"], strict=True):
         model, tokenizer = steps.load(models[choice["heads"]])
         policies = {"within a point": parse_policy(choice["policy"])}
-        rows = split.sample(CLOCK_ROWS).rows
+        rows = split.sample(run.budget.clock_rows).rows
         found.append(wall_clock(model, tokenizer, rows, policies, max_length=MAX_LENGTH, rounds=ROUNDS))
     return found
 

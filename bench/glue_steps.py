@@ -50,6 +50,7 @@ class Budget:
         epochs: the most passes over them; None: the task's.
         times: what these passes are multiplied by.
         judged_rows: the most rows of each fold; None: all.
+        clock_rows: the most rows of each fold that wall-clock is taken on.
     """
 
     name: str
@@ -57,6 +58,7 @@ class Budget:
     epochs: int | None = None
     times: int = 1
     judged_rows: int | None = None
+    clock_rows: int = 1_000
 
 
 @dataclass(frozen=True)

@@ -66,7 +66,6 @@ def _row(task: str, rng: np.random.Generator) -> dict[str, object]:
 
 def run(monkeypatch: pytest.MonkeyPatch, *options: object, main: Callable[[], None] = glue.main) -> None:
     """`python -m bench.glue` with these options, or another of its commands."""
-    monkeypatch.setattr(glue, "CLOCK_ROWS", 16)
     monkeypatch.setattr(glue, "ROUNDS", 1)
     monkeypatch.setattr(sys, "argv", ["glue", "--device", "cpu", *map(str, options)])
     main()
