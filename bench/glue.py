@@ -144,10 +144,13 @@ def add_places(parser: argparse.ArgumentParser) -> None:
 
 
 def steps_of(parser: argparse.ArgumentParser, args: argparse.Namespace) -> Steps:
-    """The steps that these options describe; ends the program where there is no encoder."""
+    """The steps that these options describe; ends the program where there is no encoder, or --work has another's."""
     if args.encoder is None:
         parser.error(f"name the encoder's directory by --encoder ({glue_models.PACKAGE} is not installed)")
-    return Steps(args.work, args.encoder, args.data, choose_device(args.device))
+    try:
+        return Steps(args.work, args.encoder, args.data, choose_device(args.device))
+    except ValueError as error:
+        parser.error(str(error))
 
 
 def main() -> None:

@@ -40,6 +40,15 @@ JOINT: dict[str, dict[str, Any]] = {
 """Recipes of training together with heads: the published one, and with the last head as teacher of the others."""
 
 
+def _digest(folder: Path, pattern: str = "*") -> str:
+    """Of the names and contents of the files in a folder."""
+    digest = hashlib.sha256()
+    for file in sorted(path for path in folder.rglob(pattern) if path.is_file()):
+        digest.update(f"{file.relative_to(folder)} {file.stat().st_size}\n".encode())
+        digest.update(file.read_bytes())
+    return digest.hexdigest()
+
+
 @dataclass(frozen=True)
 class Budget:
     """How much of the data is used.
@@ -96,10 +105,23 @@ class Steps:
         encoder: the pretrained encoder's directory.
         data: the folder of tasks.
         device: where models are trained and run.
+
+    Raises:
+        ValueError: `work` holds steps of another encoder or other data, which no step's settings tell apart.
     """
 
     def __init__(self, work: Path, encoder: Path, data: Path, device: torch.device) -> None:
         self.work, self.encoder, self.data, self.device = work, encoder, data, device
+        made_from = work / "made_from.json"
+        inputs = json.dumps({"encoder": _digest(encoder), "data": _digest(data, "*.jsonl.gz")}, indent=1) + "\n"
+        if not made_from.is_file():
+            work.mkdir(parents=True, exist_ok=True)
+            made_from.write_text(inputs)
+        elif made_from.read_text() != inputs:
+            raise ValueError(
+                f"--work {work} holds steps made from another encoder or other data than {encoder} and {data}; "
+                "name another folder, or empty this one"
+            )
 
     def train_rows(self, run: Run) -> Split:
         """What all models of a run are trained on."""

@@ -2,6 +2,7 @@
 
 import gzip
 import json
+import shutil
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -175,6 +176,23 @@ def test_the_mean_of_several_seeds_is_judged_as_one_model_more(
             assert_close(weight, (one[name] + two[name]) / 2)
     table = glue_table.tables(list(found.values()))
     assert "| sst2 | minilm (small) | 2 |" in table and "| sst2 | minilm (small, mean of 2) | 1 |" in table
+
+
+def test_a_folder_of_steps_is_refused_for_another_encoder_or_other_data(
+    encoder: Path, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    work, other = tmp_path / "work", tmp_path / "other"
+    for _ in range(2):
+        glue_steps.Steps(work, encoder, data, torch.device("cpu"))
+    shutil.copytree(encoder, other / "encoder")
+    (other / "encoder" / "config.json").write_text("{}")
+    shutil.copytree(data, other / "data")
+    (other / "data" / "sst2" / "dev.jsonl.gz").write_bytes(b"")
+    with pytest.raises(ValueError, match="another encoder or other data"):
+        glue_steps.Steps(work, encoder, other / "data", torch.device("cpu"))
+    with pytest.raises(SystemExit):
+        run(monkeypatch, "--encoder", other / "encoder", "--data", data, "--work", work)
+    assert "name another folder" in capsys.readouterr().err
 
 
 def test_a_step_that_was_cut_is_made_anew(encoder: Path, data: Path, tmp_path: Path) -> None:
