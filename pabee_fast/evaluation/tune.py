@@ -16,6 +16,7 @@ from pabee_fast.policies import FullDepth
 from pabee_fast.scoring.durable import check_writable
 from pabee_fast.scoring.load import Setting, load_scorer
 from pabee_fast.scoring.scorer import Scorer
+from pabee_fast.training.directory import TUNING
 from pabee_fast.training.examples import read_examples
 from pabee_fast.training.labels import labels_of_config
 
@@ -52,7 +53,7 @@ class TuneSettings:
     @property
     def folder(self) -> Path:
         """Where frontier.json and the plot go."""
-        return Path(self.output) if self.output is not None else Path(self.model) / "tuning"
+        return Path(self.output) if self.output is not None else Path(self.model) / TUNING
 
     def check(self) -> None:
         """Raises InputError for what can be seen before a model is loaded, and if a package is missing says so."""

@@ -1,6 +1,7 @@
 """Model directories, in and out: what training and fitting start from and leave behind."""
 
 import os
+import shutil
 import tempfile
 from pathlib import Path
 from typing import Any
@@ -18,6 +19,9 @@ from pabee_fast.errors import InputError
 from pabee_fast.models.heads import CONFIG_ENTRY, from_pretrained
 from pabee_fast.scoring.durable import check_writable
 from pabee_fast.scoring.tokens import check_vocabulary
+
+TUNING = "tuning"
+"""Where `tune` puts frontier.json and the plot by default: a folder in the model's directory."""
 
 
 def check_output(path: str | Path, *, overwrite: bool) -> None:
@@ -62,6 +66,8 @@ def load_classifier(
 def save(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, output: Path, record: dict[str, str]) -> None:
     """Writes model, tokenizer and other files; one of the same name is replaced whole, once the new one is complete.
 
+    What `tune` found of an earlier model in this directory is removed.
+
     Args:
         record: texts by file name.
     """
@@ -77,3 +83,4 @@ def save(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, output: Pat
                 old.unlink()
         for file in written:
             os.replace(file, output / file.name)
+        shutil.rmtree(output / TUNING, ignore_errors=True)

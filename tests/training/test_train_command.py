@@ -13,6 +13,7 @@ from transformers import AutoModelForSequenceClassification, AutoTokenizer
 import pabee_fast as pf
 from pabee_fast.models.head_kinds import HeadSpec
 from pabee_fast.models.heads import has_heads, spec_of
+from pabee_fast.training.directory import TUNING
 
 Command = Callable[..., int]
 Tables = Callable[..., Path]
@@ -183,16 +184,18 @@ def test_a_teacher_is_read_by_its_label_names(
     assert last_epoch(out)["accuracy"][-1] == 1.0
 
 
-def test_overwriting_leaves_no_shard_of_the_model_before(
+def test_overwriting_leaves_no_shard_and_no_frontier_of_the_model_before(
     pabee_fast: Command, table: Tables, reviews: Rows, encoder: Path, tmp_path: Path, learn: list[str]
 ) -> None:
     train, out = table("train.csv", reviews), tmp_path / "out"
     out.mkdir()
     for name in ("model.safetensors.index.json", "model-00001-of-00002.safetensors", "notes.txt"):
         (out / name).write_text("{}")
+    (out / TUNING).mkdir()
+    (out / TUNING / "frontier.json").write_text("{}")
     assert pabee_fast("train", train, "--model", encoder, "--output", out, "--overwrite", *learn) == 0
     assert {file.name for file in out.iterdir() if file.name.startswith("model")} == {"model.safetensors"}
-    assert (out / "notes.txt").exists()
+    assert (out / "notes.txt").exists() and not (out / TUNING).exists()
     assert not list(tmp_path.glob(".out.*"))
 
 
