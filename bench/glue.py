@@ -106,7 +106,7 @@ def run_one(steps: Steps, run: Run, heads: Sequence[str], depths: Sequence[int])
         "within_a_point": within,
         "within_layers": judge.within_layers(SHARE),
         "patience": judge.patience() if "pabee" in heads else [],
-        "promise": promise(judge.folds.whole("fit")) if "fit" in heads else None,
+        "promise": promise(judge.folds, "fit") if "fit" in heads else None,
         "wall_clock": clock(steps, run, models, splits, within),
     }
 

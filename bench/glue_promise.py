@@ -6,6 +6,7 @@ import numpy as np
 import torch
 
 import pabee_fast as pf
+from bench.glue_figures import Folds
 from pabee_fast.evaluation.extras import require
 from pabee_fast.evaluation.replay import replay
 from pabee_fast.evaluation.risks import Risk
@@ -15,18 +16,22 @@ ROWS, LEAST_LEFT = 2_000, 600
 EPSILON, DELTA, LEVEL = 0.01, 0.05, 0.05
 
 
-def promise(trace: Trace, *, draws: int = 10) -> dict[str, Any] | None:
+def promise(folds: Folds, heads: str, *, draws: int = 10) -> dict[str, Any] | None:
     """Calibrates on ROWS rows and counts disagreements with full depth on the rest; None where there are too few rows.
 
-    The first draw is the one to report; the others show how much the choice of rows matters. They share rows, so that
-    their broken promises are no independent trials.
+    The rows are the second fold's, which is test where it has labels; both folds' where that has too few. The first
+    draw is the one to report; the others show how much the choice of rows matters. They share rows, so that their
+    broken promises are no independent trials.
     """
+    alone = len(folds.traces[heads][1]) >= ROWS + LEAST_LEFT
+    trace = folds.traces[heads][1] if alone else folds.whole(heads)
     if trace.kind != "label" or len(trace) < ROWS + LEAST_LEFT:
         return None
     found = [_draw(trace, seed) for seed in range(draws)]
     return {
         "epsilon": EPSILON,
         "delta": DELTA,
+        "folds": folds.names[1:] if alone else folds.names,
         "rows": ROWS,
         "layers": trace.layers,
         **found[0],

@@ -60,7 +60,9 @@ WITHIN = (
 SHARED = "task | model | seeds | full depth | exits | difference | p | mean exit layer | rule"
 EQUAL = "task | model | layers | mean exit layer | best rule | truncated | difference | p | heads"
 PATIENCE = "task | model | patience | mean exit layer | exits | full depth | difference | p"
-PROMISE = "task | model | seed | policy | mean exit layer | disagreement | p | other draws: mean exit layer | rejected"
+PROMISE = (
+    "task | model | seed | rows of | policy | mean exit layer | disagreement | p | mean of all draws | rejected"
+)
 KINDS = "task | model | heads, pooling | after each layer but the last | mean"
 LAYERS = "task | model | heads | score after each layer | all heads together"
 
@@ -173,6 +175,7 @@ def _promise(group: Sequence[Figures]) -> Iterable[Row]:
             run["task"],
             _model(run),
             _seed(run),
+            " + ".join(found["folds"]),
             f"`{found['policy']}`",
             f"{found['mean_exit_layer']:.2f} of {found['layers']}",
             f"{found['errors']} of {found['rows_left']}",

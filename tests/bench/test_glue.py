@@ -13,7 +13,18 @@ import torch
 from safetensors.torch import load_file
 from transformers import BertConfig, BertModel, PreTrainedTokenizerFast
 
-from bench import glue, glue_choose, glue_heads, glue_models, glue_steps, glue_table, glue_tasks, glue_train
+from bench import (
+    glue,
+    glue_choose,
+    glue_figures,
+    glue_heads,
+    glue_models,
+    glue_promise,
+    glue_steps,
+    glue_table,
+    glue_tasks,
+    glue_train,
+)
 from bench.glue_tasks import TASKS
 from pabee_fast.evaluation.conditions import Conditions
 from pabee_fast.evaluation.replay import Replay, Replayer
@@ -152,6 +163,31 @@ def test_what_chooses_a_rule_has_no_say_in_how_it_is_judged() -> None:
     assert abs(accuracy(found.replay, judge) - 0.5) < 0.04
     fast = glue_choose.fastest_above(replayers[0], replayers[1], 0.53, accuracy)
     assert fast is not None and accuracy(replayers[0][fast.heads].replay(fast.policy), replayers[0][fast.heads]) >= 0.53
+
+
+@pytest.mark.parametrize(
+    ("sizes", "folds", "left"),
+    [((100, 2_700), ["test"], 700), ((900, 1_800), ["dev", "test"], 700), ((2_590, 9), ["dev", "test"], None)],
+)
+def test_a_promise_is_tested_on_test_alone_where_it_has_the_rows(
+    sizes: tuple[int, int], folds: list[str], left: int | None
+) -> None:
+    made = torch.Generator().manual_seed(0)
+
+    def trace(rows: int) -> Trace:
+        """Every head says the same, so that nothing is risked by leaving."""
+        logits = torch.randn(1, rows, 2, generator=made).expand(3, rows, 2)
+        return Trace(logits, torch.full((rows,), 8), "label", Conditions("m", "t", "float32", 8), torch.zeros(rows))
+
+    traces = (trace(sizes[0]), trace(sizes[1]))
+    stock = (traces[0].logits[-1], traces[1].logits[-1])
+    found = glue_promise.promise(glue_figures.Folds(("dev", "test"), {"fit": traces}, stock, {}), "fit", draws=2)
+    if left is None:
+        assert found is None
+    else:
+        assert found is not None and list(found["folds"]) == folds and found["rows_left"] == left
+        assert found["errors"] == 0 and found["p_value"] == 1 and not found["rejected"]
+        assert found["draws"]["count"] == 2 and found["mean_exit_layer"] < 3
 
 
 def test_the_mean_of_several_seeds_is_judged_as_one_model_more(
