@@ -83,4 +83,5 @@ def save(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, output: Pat
                 old.unlink()
         for file in written:
             os.replace(file, output / file.name)
-        shutil.rmtree(output / TUNING, ignore_errors=True)
+        if (output / TUNING).is_dir():
+            shutil.rmtree(output / TUNING)
