@@ -60,7 +60,10 @@ WITHIN = (
 SHARED = "task | model | seeds | full depth | exits | difference | p | mean exit layer | rule"
 EQUAL = "task | model | layers | mean exit layer | best rule | truncated | difference | p | heads"
 PATIENCE = "task | model | patience | mean exit layer | exits | full depth | difference | p"
-PROMISE = "task | model | seed | rows of | policy | mean exit layer | disagreement | p | mean of all draws | rejected"
+PROMISE = (
+    "task | model | seed | rows of | policy | mean exit layer | disagreement | p"
+    " | all draws: mean exit layer | rejected"
+)
 KINDS = "task | model | heads, pooling | after each layer but the last | mean"
 LAYERS = "task | model | heads | score after each layer | all heads together"
 
