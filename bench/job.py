@@ -16,6 +16,7 @@ The last line on stdout is one JSON document. Random weights, made-up texts with
 import argparse
 import functools
 import json
+import math
 import os
 import resource
 import shutil
@@ -154,6 +155,10 @@ def measure_overlap(work: Path, args: argparse.Namespace) -> dict[str, Any]:
     }
 
 
+PART_ROWS = 100
+"""Of a part in `measure_resume`."""
+
+
 class Enough(Exception):
     """What stops a job in `measure_resume`."""
 
@@ -161,7 +166,9 @@ class Enough(Exception):
 def measure_resume(work: Path, args: argparse.Namespace) -> dict[str, Any]:
     """From the start of a resumed job to its first new row, with the model loaded."""
     model = job_cases.make_model(work / "tiny", **job_cases.TINY)
-    source = job_cases.make_table(work / "many-parts.csv", 110 * args.parts, lengths=range(4, 17))
+    # Parts of one size: several are under way, and any of them may be among those that finish first.
+    rows = PART_ROWS * (args.parts + math.ceil(args.parts / 10))
+    source = job_cases.make_table(work / "many-parts.csv", rows, lengths=range(4, 17))
     target = work / "many-parts-out.csv"
 
     def stop(progress: Progress) -> None:
@@ -171,7 +178,7 @@ def measure_resume(work: Path, args: argparse.Namespace) -> dict[str, Any]:
     made, about = recipe(model, "patience:1").worker()
     try:
         with LocalExecutor(made, about) as executor:
-            run_job(source, target, executor, stop, part_rows=100)
+            run_job(source, target, executor, stop, part_rows=PART_ROWS)
     except Enough:
         pass
     first: list[float] = []
@@ -179,7 +186,7 @@ def measure_resume(work: Path, args: argparse.Namespace) -> dict[str, Any]:
     worker.on_rows = lambda rows, layers: first.append(time.perf_counter())
     with LocalExecutor(worker, about) as executor:
         started = time.perf_counter()
-        job = Job([str(source)], str(target), Columns(["text"]), JobOptions(part_rows=100))
+        job = Job([str(source)], str(target), Columns(["text"]), JobOptions(part_rows=PART_ROWS))
         summary = job.run(executor)
     return {"parts": args.parts, "rows_resumed": summary.resumed, "seconds_to_first_new_row": first[0] - started}
 

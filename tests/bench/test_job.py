@@ -21,7 +21,7 @@ def test_resuming_is_timed_from_the_jobs_start_to_its_first_new_row(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     told, figures = run(monkeypatch, capsys, "resume", "--work", tmp_path, "--parts", 4)
-    assert figures["resume"]["rows_resumed"] == 400
+    assert figures["resume"]["rows_resumed"] == 4 * job.PART_ROWS
     assert 0 < figures["resume"]["seconds_to_first_new_row"] < 60
     assert "| first new row after 4 finished parts |" in told and figures["hardware"] in told
 
