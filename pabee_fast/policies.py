@@ -6,10 +6,13 @@ leave, and what the exit step is told there. It knows neither torch nor the kern
 
 import dataclasses
 import math
+import numbers
+import operator
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any, ClassVar, Literal
 
+from pabee_fast.arguments import require_whole
 from pabee_fast.errors import InputError
 
 AnswerKind = Literal["label", "value", "label_set"]
@@ -39,6 +42,10 @@ class Policy:
     needs_heads: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
+        for f in dataclasses.fields(self):  # NumPy's numbers, which sweeps give, become Python's
+            given = getattr(self, f.name)
+            if isinstance(given, numbers.Real) and not isinstance(given, bool):
+                object.__setattr__(self, f.name, int(given) if isinstance(given, numbers.Integral) else float(given))
         require_whole("first_layer", self.first_layer, at_least=1)
         require_whole("every", self.every, at_least=1)
 
@@ -293,7 +300,10 @@ class Scheduled(Policy):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        object.__setattr__(self, "exit_layers", tuple(int(layer) for layer in self.exit_layers))
+        try:
+            object.__setattr__(self, "exit_layers", tuple(operator.index(layer) for layer in self.exit_layers))
+        except TypeError:
+            raise InputError(f"exit_layers={self.exit_layers!r}: give whole numbers, one for each row") from None
         if self.exit_layers and min(self.exit_layers) < 1:
             raise InputError(f"exit_layers holds {min(self.exit_layers)}: layers are counted from 1")
 
@@ -368,10 +378,10 @@ def parse_policy(text: str) -> Policy:
     return cls(**given)
 
 
-def require_whole(name: str, value: Any, *, at_least: int, fix: str = "") -> None:
-    """Raises InputError unless value is an int (no bool) >= at_least."""
-    if isinstance(value, bool) or not isinstance(value, int) or value < at_least:
-        raise InputError(f"{name}={value!r}: give a whole number of at least {at_least}" + (f"; {fix}" if fix else ""))
+def require_policy(policy: Any, name: str = "policy") -> None:
+    """Raises InputError unless it is a Policy."""
+    if not isinstance(policy, Policy):
+        raise InputError(f"{name}={policy!r}: give a policy, pf.Patience(6) for instance")
 
 
 def _spelling(cls: type[Policy]) -> str:

@@ -3,6 +3,8 @@
 Heavy imports wait for the command that needs them, so that `--help` answers at once.
 """
 
+import errno
+import signal
 import sys
 from typing import Annotated
 
@@ -24,18 +26,31 @@ app = typer.Typer(
 )
 
 
+def _interrupt(*_: object) -> None:
+    raise KeyboardInterrupt
+
+
+_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+
+
 def main() -> None:
     """The console script `pabee-fast`: an error of ours, or of a file, is one line on stderr and exit status 2."""
+    before = signal.signal(signal.SIGTERM, _interrupt)  # by which schedulers end jobs: taken as Ctrl-C, it tidies up
     try:
         app()
     except PabeeFastError as error:
         print(f"pabee-fast: {' '.join(str(error).split())}", file=sys.stderr)
         sys.exit(2)
     except OSError as error:
-        if error.filename is None:  # not about a path that was given
+        if error.filename is not None:
+            print(f"pabee-fast: {error.filename} cannot be read or written: {error.strerror}", file=sys.stderr)
+        elif error.errno in _FULL:
+            print(f"pabee-fast: {error.strerror}: make room, and run the same command again", file=sys.stderr)
+        else:
             raise
-        print(f"pabee-fast: {error.filename} cannot be read or written: {error.strerror}", file=sys.stderr)
         sys.exit(2)
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 def _show_version(wanted: bool) -> None:

@@ -1,9 +1,7 @@
 """`pabee-fast score`."""
 
-import signal
+import os
 import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
 from typing import Annotated, Any
 
 import typer
@@ -97,15 +95,15 @@ def score_command(
     if "-" in (*inputs, output):
         if inputs != ["-"] or output != "-":
             raise InputError("standard input goes to standard output: give - for both, or files for both")
-        _stream(recipe, columns, devices, engine, workers)
+        given = {"part_rows": part_rows, "format": format, "overwrite": overwrite, "retry_errors": retry_errors}
+        given["log_format json"] = log_format != "text"
+        if unused := [f"--{name.replace('_', '-')}" for name, value in given.items() if value]:
+            raise InputError(f"{', '.join(unused)}: standard input is scored as it comes, without parts; leave it out")
+        _stream(recipe, columns, devices, engine, workers, max_errors)
         return
     job = Job(inputs, output, columns, options)  # before a model is loaded
     try:
-        with (
-            _sigterm_as_ctrl_c(),
-            open_executor(recipe, devices, engine, workers, watch.on_rows) as executor,
-            watch,
-        ):
+        with open_executor(recipe, devices, engine, workers, watch.on_rows) as executor, watch:
             summary = job.run(executor, watch.on_part)
     except KeyboardInterrupt:
         _say_stopped(job, watch)
@@ -113,28 +111,23 @@ def score_command(
     _say_done(summary, executor.about, job.output.place, watch, log_format)
 
 
-@contextmanager
-def _sigterm_as_ctrl_c() -> Iterator[None]:
-    """Schedulers end jobs by SIGTERM: here it is taken as Ctrl-C is."""
-
-    def interrupt(*_: object) -> None:
-        raise KeyboardInterrupt
-
-    before = signal.signal(signal.SIGTERM, interrupt)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGTERM, before)
-
-
-def _stream(recipe: Any, columns: Any, devices: str | None, engine: str, workers: int | None) -> None:
-    from pabee_fast.cli.summary import policy_line
+def _stream(
+    recipe: Any, columns: Any, devices: str | None, engine: str, workers: int | None, max_errors: int | None
+) -> None:
+    from pabee_fast.cli.summary import audit_lines, policy_line
     from pabee_fast.scoring.executors import open_executor
     from pabee_fast.scoring.stream import score_stream
 
-    with open_executor(recipe, devices, engine, workers) as executor:
-        print(policy_line(executor.about), file=sys.stderr)
-        tally = score_stream(sys.stdin.buffer, sys.stdout.buffer, columns, executor)
+    try:
+        with open_executor(recipe, devices, engine, workers) as executor:
+            print(policy_line(executor.about), file=sys.stderr)
+            tally = score_stream(sys.stdin.buffer, sys.stdout.buffer, columns, executor, max_errors)
+            promise = executor.about.promise
+    except KeyboardInterrupt:
+        print("pabee-fast: stopped", file=sys.stderr, flush=True)
+        os._exit(130)  # a thread waits for standard input, and holds the lock that an orderly end would take
+    if tally.audited:
+        print("\n".join(audit_lines(tally, promise)), file=sys.stderr)
     none = ": none could be scored, see the field error of each" if tally.errors == tally.rows > 0 else ""
     print(f"{tally.rows} rows, {tally.errors} with errors{none}", file=sys.stderr)
 

@@ -42,7 +42,8 @@ def summary_lines(summary: Any, about: Any, place: object) -> list[str]:
     if tally.failed:
         lines.append(f"{tally.failed} of them failed in computing: --retry-errors does their parts again")
     if tally.audited:
-        lines += _audit(summary, about.promise)
+        audit, share = summary.spent.audit, summary.spent.audit / max(summary.spent.compute, 1e-9)
+        lines += audit_lines(tally, about.promise, f"; it cost {audit:.2f} s, {share:.1%} on top of computing")
     return [*lines, f"wrote {place}"]
 
 
@@ -83,15 +84,13 @@ def _time(summary: Any) -> str:
     )
 
 
-def _audit(summary: Any, promise: Any) -> list[str]:
+def audit_lines(tally: Any, promise: Any, cost: str = "") -> list[str]:
     """How often an early answer is not the one at full depth, what that says of all rows, and what it cost."""
-    tally, spent = summary.tally, summary.spent
     low, high = interval(tally.disagreed, tally.audited)
     share = tally.disagreed / tally.audited
     lines = [
         f"audit: {tally.disagreed} of {tally.audited} rows disagree with full depth, {share:.3%} ({CONFIDENCE:.0%} "
-        f"interval {low:.3%} to {high:.3%}); it cost {spent.audit:.2f} s, "
-        f"{spent.audit / max(spent.compute, 1e-9):.1%} on top of computing"
+        f"interval {low:.3%} to {high:.3%}){cost}"
     ]
     if promise is not None and promise.is_contradicted(tally.disagreed, tally.audited):
         lines.append(

@@ -12,6 +12,7 @@ the ordering rows and a single failure ends the walk. A second chain at half of 
 """
 
 import bisect
+import logging
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -26,7 +27,9 @@ from pabee_fast.evaluation.guarantee import Guarantee
 from pabee_fast.evaluation.replay import Replayer
 from pabee_fast.evaluation.risks import Risk
 from pabee_fast.evaluation.trace import Trace
-from pabee_fast.policies import FullDepth, Policy
+from pabee_fast.policies import FullDepth, Policy, require_policy
+
+logger = logging.getLogger(__name__)
 
 ORDER_SHARE = 0.25
 MOST_SHARED = 0.5
@@ -109,18 +112,19 @@ def calibrate(
         seed: of the split.
 
     Raises:
-        InputError: a number out of range, a risk or policy that does not fit, too few rows (the message says how many
-            are needed), or an `order` of another model.
+        InputError: a number out of range, a risk or policy that does not fit, too few rows that differ (the message
+            says how many are needed), or an `order` of another model.
     """
     share = None if isinstance(order, Trace) else order
     check_rows(len(trace), epsilon, delta, share)
     judged = Risk.choose(trace.kind, risk, tolerance)
-    judged.check(trace)
-    if isinstance(order, Trace):
-        judged.check(order)
+    for rows in (trace, order):
+        if isinstance(rows, Trace):
+            judged.check(rows.kind, rows.labels)
     ordering, testing = _split(trace, order, seed)
+    _check_distinct(testing, epsilon, delta)
     replayer = Replayer(ordering)
-    chains = [tuple(chain) for chain in candidates] if candidates is not None else chains_for(replayer)
+    chains = chains_for(replayer) if candidates is None else _given(candidates)
     estimates = [[_estimate(replayer, policy, judged) for policy in chain] for chain in chains]
     walks = min(WALKS, len(chains))
     while walks > 1 and len(testing) < rows_needed(epsilon, delta / walks):
@@ -145,6 +149,15 @@ def calibrate(
         conditions=trace.conditions,
     )
     return Calibration(guarantee, tuple(tested), _frontier(estimates))
+
+
+def _given(candidates: Sequence[Sequence[Policy]]) -> list[Chain]:
+    for chain in candidates:
+        if isinstance(chain, Policy):
+            raise InputError(f"candidates holds {chain}: give chains, [[the strictest, ..., the fastest], ...]")
+        for policy in chain:
+            require_policy(policy, "candidates")
+    return [tuple(chain) for chain in candidates]
 
 
 def check_rows(rows: int, epsilon: float, delta: float, order_share: float | None) -> None:
@@ -189,14 +202,33 @@ def _split(trace: Trace, order: Trace | float, seed: int) -> tuple[Trace, Trace]
     return order, trace
 
 
+def _distinct(trace: Trace) -> set[tuple[int, bytes]]:
+    """The rows by tokens and rounded logits, as copies of a text agree in them."""
+    rows = (trace.logits.nan_to_num().transpose(0, 1) * 100).round().int().numpy()
+    return {(length, row.tobytes()) for length, row in zip(trace.lengths.tolist(), rows, strict=True)}
+
+
 def _shared(one: Trace, other: Trace) -> float:
-    """The share of rows, by tokens and rounded logits, that both have: of the distinct ones of the trace with fewer."""
-    seen = [
-        {(length, row.tobytes()) for length, row in zip(trace.lengths.tolist(), rows, strict=True)}
-        for trace in (one, other)
-        for rows in [(trace.logits.nan_to_num().transpose(0, 1) * 100).round().int().numpy()]
-    ]
+    """The share of rows that both have: of the distinct ones of the trace with fewer."""
+    seen = _distinct(one), _distinct(other)
     return len(seen[0] & seen[1]) / min(map(len, seen))
+
+
+def _check_distinct(testing: Trace, epsilon: float, delta: float) -> None:
+    """Copies are no evidence of their own: the binomial test counts rows that were drawn one by one."""
+    distinct, needed = len(_distinct(testing)), rows_needed(epsilon, delta)
+    if distinct < needed:
+        raise InputError(
+            f"the {len(testing)} rows to test with are copies of {distinct}, and epsilon={epsilon:g} with "
+            f"delta={delta:g} needs {needed} different ones: give other rows, or a larger epsilon or delta"
+        )
+    if distinct < MOST_SHARED * len(testing):
+        logger.warning(
+            "the %d rows to test with are copies of %d: the promise holds only if texts come as often as here where it "
+            "is made for; leave copies out that were added by hand",
+            len(testing),
+            distinct,
+        )
 
 
 def _estimate(replayer: Replayer, policy: Policy, risk: Risk) -> Estimate:

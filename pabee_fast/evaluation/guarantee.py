@@ -100,7 +100,11 @@ def check_directory(path: str | Path) -> None:
     config = Path(path) / "config.json"
     if not config.is_file():
         raise InputError(f"{path} is no model directory on this machine, and a guarantee is stored in one: give one")
-    if CONFIG_ENTRY not in json.loads(config.read_text()):
+    try:
+        content = json.loads(config.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise InputError(f"{config} is no JSON ({error}): was it cut? fetch the model anew") from error
+    if CONFIG_ENTRY not in content:
         raise InputError(f"{path} has no heads, so no policy is to be chosen: run `pabee-fast fit` or `train` first")
 
 

@@ -6,6 +6,7 @@ Answers and labels are tensors as `risks.answers` makes them: labels [rows], val
 
 import itertools
 import math
+import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -40,7 +41,9 @@ def _f1(answered: Tensor, labels: Tensor) -> float:
 
 
 def _matthews(answered: Tensor, labels: Tensor) -> float:
-    return float(require("sklearn.metrics").matthews_corrcoef(labels.numpy(), answered.numpy()))
+    with warnings.catch_warnings():  # one label alone is 0, by convention
+        warnings.filterwarnings("ignore", "A single label", UserWarning)
+        return float(require("sklearn.metrics").matthews_corrcoef(labels.numpy(), answered.numpy()))
 
 
 def _pearson(answered: Tensor, labels: Tensor) -> float:

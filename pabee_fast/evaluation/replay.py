@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from pabee_fast.evaluation.trace import Trace
-from pabee_fast.policies import Policy
+from pabee_fast.policies import Policy, require_policy
 from pabee_fast.runtime import ops
 
 
@@ -57,6 +57,7 @@ class Replayer:
         Raises:
             InputError: the policy does not fit the trace's model.
         """
+        require_policy(policy)
         trace, layers, policy = self.trace, self.trace.layers, policy.from_layer(self.trace.first_layer)
         policy.check(layers, trace.kind, len(trace))
         exit_layers = torch.full((len(trace),), policy.depth(layers), dtype=torch.int64)

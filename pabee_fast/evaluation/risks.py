@@ -49,17 +49,21 @@ class Risk:
         """The risk of that name; without one, the one that needs no labels and suits answers of this kind."""
         return cls(name or ("distance" if kind == "value" else "disagreement"), tolerance)  # type: ignore[arg-type]
 
-    def check(self, trace: Trace) -> None:
-        """Raises InputError where the trace's answers or labels do not allow it."""
-        if (trace.kind == "value") != (self.name == "distance"):
-            what = "values" if trace.kind == "value" else "labels"
-            fit = "'distance' with a tolerance" if trace.kind == "value" else "'disagreement' or 'accuracy-loss'"
+    def check_kind(self, kind: AnswerKind) -> None:
+        """Raises InputError where answers of this kind do not allow it."""
+        if (kind == "value") != (self.name == "distance"):
+            what = "values" if kind == "value" else "labels"
+            fit = "'distance' with a tolerance" if kind == "value" else "'disagreement' or 'accuracy-loss'"
             raise InputError(f"risk={self.name!r} on a model that answers with {what}: use {fit}")
+
+    def check(self, kind: AnswerKind, labels: Tensor | None) -> None:
+        """Raises InputError where a trace's kind of answers or its labels do not allow it."""
+        self.check_kind(kind)
         if self.name != "accuracy-loss":
             return
-        if trace.labels is None:
+        if labels is None:
             raise InputError("risk='accuracy-loss' needs labels, and the trace has none: use 'disagreement'")
-        if len(torch.unique(trace.labels, dim=0)) < 2:
+        if len(torch.unique(labels, dim=0)) < 2:
             raise InputError(
                 "the labels of all rows are the same: give rows of two classes or more, or use 'disagreement'"
             )

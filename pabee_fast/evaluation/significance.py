@@ -13,6 +13,7 @@ from pabee_fast.evaluation.extras import require
 from pabee_fast.evaluation.metrics import METRICS, Metric, right
 
 RESAMPLES = 1_000
+LEAST_ROWS = 20
 
 
 @dataclass(frozen=True)
@@ -39,7 +40,10 @@ class Bootstrap:
     difference: float
     low: float  # of the 95 % interval, by percentiles
     high: float
-    p_value: float  # two-sided: twice the share of resamples on the other side of 0, these themselves counted
+    p_value: float
+    """Two-sided: twice the share of resamples on the other side of 0, these themselves counted. NaN of fewer rows than
+    LEAST_ROWS, of which so little is known that the bootstrap is too sure (at 5 rows without a difference 7 % of its
+    p-values were below 0.05; at 20, 5 %)."""
 
 
 def paired_bootstrap(
@@ -90,7 +94,8 @@ def _bootstrap(difference: Callable[[Tensor | slice], float], rows: int, resampl
         return Bootstrap(observed, math.nan, math.nan, math.nan)
     low, high = np.percentile(drawn, [2.5, 97.5])
     tail = (1 + min((drawn <= 0).sum(), (drawn >= 0).sum())) / (1 + len(drawn))
-    return Bootstrap(observed, float(low), float(high), float(min(1.0, 2 * tail)))
+    p = float(min(1.0, 2 * tail)) if rows >= LEAST_ROWS else math.nan
+    return Bootstrap(observed, float(low), float(high), p)
 
 
 def holm(p_values: Sequence[float]) -> list[float]:

@@ -5,12 +5,16 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
+
+from pabee_fast.arguments import require_seed
 from pabee_fast.errors import InputError
 from pabee_fast.evaluation.calibrate import Calibration, calibrate, check_rows
 from pabee_fast.evaluation.conditions import Conditions
 from pabee_fast.evaluation.extras import require
 from pabee_fast.evaluation.guarantee import check_directory, store_guarantee
 from pabee_fast.evaluation.plots import frontier_figure, save_figure, styled
+from pabee_fast.evaluation.risks import Risk
 from pabee_fast.evaluation.trace import Trace, trace
 from pabee_fast.policies import FullDepth
 from pabee_fast.scoring.durable import check_writable
@@ -76,6 +80,7 @@ class TuneSettings:
                 f"label column {self.label_column!r}: only the risk accuracy-loss looks at labels; give --risk "
                 "accuracy-loss, or leave the option out"
             )
+        require_seed(self.seed)
         if self.store:
             check_directory(self.model)
             check_writable(Path(self.model) / "config.json")
@@ -109,7 +114,10 @@ def tune(settings: TuneSettings) -> Tuned:
     )
     if rows is None:
         assert settings.table is not None
-        rows = _trace_table(settings, scorer, settings.table, must_suffice=True)
+        # What is wrong with it is said here, rather than after the model has run.
+        judged = Risk.choose(scorer.engine.kind, settings.risk, settings.tolerance)
+        judged.check_kind(scorer.engine.kind)
+        rows = _trace_table(settings, scorer, settings.table, must_suffice=True, judged=judged)
     elif differences := rows.conditions.differences(Conditions.of(scorer.model, scorer.tokenizer, scorer.max_length)):
         raise InputError(f"{settings.trace} was not made with this model: {'; '.join(differences)}; make a new trace")
     order: Trace | float = settings.order_share
@@ -148,7 +156,9 @@ def _load_trace(settings: TuneSettings) -> Trace:
     return rows
 
 
-def _trace_table(settings: TuneSettings, scorer: Scorer, table: str, *, must_suffice: bool = False) -> Trace:
+def _trace_table(
+    settings: TuneSettings, scorer: Scorer, table: str, *, must_suffice: bool = False, judged: Risk | None = None
+) -> Trace:
     examples = read_examples(table, settings.text_columns, settings.label_column)
     if must_suffice:  # rather than after the model has run
         share = settings.order_share if settings.order_table is None else None
@@ -156,6 +166,8 @@ def _trace_table(settings: TuneSettings, scorer: Scorer, table: str, *, must_suf
     labels = None
     if settings.label_column is not None:
         labels = labels_of_config(scorer.model.config).encode(examples.column)
+        if judged is not None:
+            judged.check(scorer.engine.kind, torch.tensor(labels))
     return trace(
         scorer.model,
         scorer.tokenizer,

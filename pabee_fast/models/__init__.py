@@ -64,7 +64,7 @@ def family_of(model: Any) -> Family:
         if not isinstance(model, PreTrainedModel) and wrapped in _names(model):
             raise UnsupportedError(
                 f"{type(model).__name__}: the model is wrapped by {by}; "
-                + ("merge it first: model.merge_and_unload()" if by == "PEFT" else "give the one inside, then wrap it")
+                + ("merge it first: model.merge_and_unload()" if by == "PEFT" else "give the one inside")
             )
     model_type = getattr(getattr(model, "config", None), "model_type", type(model).__name__)
     family = FAMILIES.get(model_type)
@@ -76,6 +76,11 @@ def family_of(model: Any) -> Family:
     check_kind(model, family)
     family.check(model)
     return family
+
+
+def is_built_in(family: Family) -> bool:
+    """Whether the family is one of ours, whose models are transformers' own."""
+    return type(family).__module__.startswith(f"{__name__}.")
 
 
 def _names(model: Any) -> set[str]:

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 from torch import Tensor, nn
 
 from pabee_fast.models.block import Block
-from pabee_fast.models.family import Family
+from pabee_fast.models.family import Family, RowMap, pooler_of
 from pabee_fast.runtime.ops import Pooler
 
 if TYPE_CHECKING:
@@ -42,9 +42,8 @@ class Albert(Family):
             for inner in layer.albert_layers
         )
 
-    def pooler(self, model: Any) -> Pooler:
-        dense = self.backbone(model).pooler
-        return Pooler(dense.weight, dense.bias, "tanh")
+    def pooler(self, model: Any) -> Pooler | RowMap:
+        return pooler_of(self.backbone(model).pooler, "tanh")
 
     def layer_outputs(self, model: Any, hidden_states: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
         # A group of several inner layers is one layer of the published model, and records one state for each.

@@ -6,7 +6,7 @@ from torch import Tensor
 from transformers.activations import ACT2FN
 
 from pabee_fast.errors import UnsupportedError
-from pabee_fast.models.family import RowMap
+from pabee_fast.models.family import CalledPooler, RowMap, pooler_of
 from pabee_fast.models.padded import PaddedFamily
 from pabee_fast.runtime.ops import ACTIVATIONS, Pooler, through_pooler
 
@@ -27,16 +27,20 @@ class DebertaV2(PaddedFamily):
         if self.backbone(model).z_steps > 1:
             raise UnsupportedError(f"z_steps={self.backbone(model).z_steps}: the last layer would run several times")
 
+    def has_position_table(self, model: Any) -> bool:
+        return self.backbone(model).embeddings.position_embeddings is not None
+
     def embed(self, model: Any, layout: "Layout", **inputs: Tensor) -> Tensor:
         hidden = super().embed(model, layout, **inputs)
         return hidden if layout.key_mask is None else hidden * layout.key_mask[:, None]
 
     def attend(self, model: Any, layer: Any, states: Tensor, rows: "PaddedRows") -> Tensor:
-        encoder = self.backbone(model).encoder
-        mask = encoder.get_attention_mask(rows.is_visible)
-        relative = encoder.get_rel_pos(states)
+        encoder, memo = self.backbone(model).encoder, rows.memo
+        if not memo:  # the same for all layers
+            memo["mask"] = encoder.get_attention_mask(rows.is_visible)
+            memo["places"], memo["embeddings"] = encoder.get_rel_pos(states), encoder.get_rel_embedding()
         attended, _ = layer.attention.self(
-            states, mask, relative_pos=relative, rel_embeddings=encoder.get_rel_embedding()
+            states, memo["mask"], relative_pos=memo["places"], rel_embeddings=memo["embeddings"]
         )
         return attended
 
@@ -46,8 +50,8 @@ class DebertaV2(PaddedFamily):
     def pooler(self, model: Any) -> Pooler | RowMap:
         dense, activation = model.pooler.dense, model.config.pooler_hidden_act
         if activation in ACTIVATIONS:
-            return Pooler(dense.weight, dense.bias, activation)
-        return lambda tokens: ACT2FN[activation](dense(tokens))
+            return pooler_of(dense, activation)
+        return CalledPooler(dense, ACT2FN[activation])
 
     def pooled(self, model: Any, tokens: Tensor) -> Tensor:
         return self.dropout(model)(through_pooler(self.pooler(model), model.pooler.dropout(tokens)))

@@ -6,7 +6,7 @@ from typing import Any
 from torch import nn
 
 from pabee_fast.models.block import Block
-from pabee_fast.models.family import Family
+from pabee_fast.models.family import Family, RowMap, pooler_of
 from pabee_fast.runtime.ops import Pooler
 
 
@@ -35,5 +35,5 @@ class DistilBert(Family):
             ),
         )
 
-    def pooler(self, model: Any) -> Pooler:
-        return Pooler(model.pre_classifier.weight, model.pre_classifier.bias, "relu")
+    def pooler(self, model: Any) -> Pooler | RowMap:
+        return pooler_of(model.pre_classifier, "relu")

@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Any
 
 from torch import Tensor, nn
 
-from pabee_fast.models.family import RowMap, word_embeddings
+from pabee_fast.models.family import RowMap, pooler_of, word_embeddings
 from pabee_fast.models.rotary import RotaryFamily
 from pabee_fast.runtime.ops import Pooler
 
@@ -33,10 +33,10 @@ class EuroBert(RotaryFamily):
             return nn.Sequential(self.backbone(model).norm, model.dense, model.activation)
         return self.backbone(model).norm
 
-    def pooler(self, model: Any) -> Pooler | None:
+    def pooler(self, model: Any) -> Pooler | RowMap | None:
         if model.config.classifier_pooling == "late":
             return None
-        return Pooler(model.dense.weight, model.dense.bias, "gelu")
+        return pooler_of(model.dense, "gelu")
 
     def dropout(self, model: Any) -> nn.Module:
         return nn.Identity()

@@ -5,6 +5,7 @@ module holds the post-norm encoders' common shape, and a family's own file only 
 """
 
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
@@ -12,8 +13,9 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from pabee_fast.errors import UnsupportedError
+from pabee_fast.models.around import why_not_original
 from pabee_fast.models.block import Block
-from pabee_fast.runtime.ops import Pooler, through_pooler
+from pabee_fast.runtime.ops import ACTIVATIONS, Pooler, through_pooler
 
 if TYPE_CHECKING:
     from pabee_fast.runtime.packed import Layout
@@ -37,6 +39,25 @@ class Head(NamedTuple):
     """What every token goes through before it is read: the norm that the model has behind its last layer."""
 
 
+@dataclass(frozen=True)
+class CalledPooler:
+    """A dense layer and its activation, called."""
+
+    dense: nn.Module
+    activation: Callable[[Tensor], Tensor]
+
+    def __call__(self, tokens: Tensor) -> Tensor:
+        return self.activation(self.dense(tokens))
+
+
+def pooler_of(dense: nn.Module, activation: str) -> Pooler | CalledPooler:
+    """What a dense layer and an activation, by the kernels' name, are to the exit step: it reads the weights of torch's
+    own linear layer, and whatever an owner has put in its place (an adapter) or on it (a hook) is called."""
+    if type(dense) is nn.Linear and why_not_original(dense) is None:
+        return Pooler(dense.weight, dense.bias, activation)
+    return CalledPooler(dense, ACTIVATIONS[activation])
+
+
 class Family:
     """A post-norm encoder with a pooler over the first token, as BERT; the base of the others.
 
@@ -52,6 +73,10 @@ class Family:
     """What the model's forward takes of a row's tokens."""
     poolings: tuple[str, ...] = POOLINGS
     """Which tokens its heads may read."""
+
+    def has_position_table(self, model: Any) -> bool:
+        """Whether a token's place is looked up in a table of `config.max_position_embeddings` lines."""
+        return hasattr(model.config, "max_position_embeddings")
 
     def check(self, model: Any) -> None:
         """Raises UnsupportedError for a variant whose layers mean something else when packed."""
@@ -135,8 +160,7 @@ class Family:
 
     def pooler(self, model: Any) -> Pooler | RowMap | None:
         """What stands between the tokens that a head reads and its linear."""
-        dense = self.backbone(model).pooler.dense
-        return Pooler(dense.weight, dense.bias, "tanh")
+        return pooler_of(self.backbone(model).pooler.dense, "tanh")
 
     def pooled(self, model: Any, tokens: Tensor) -> Tensor:
         """The heads' input for training, [rows, size], with the stock model's dropout, from what they read."""
@@ -162,8 +186,7 @@ class DenseHeadFamily(Family):
     activation = "tanh"
 
     def pooler(self, model: Any) -> Pooler | RowMap | None:
-        dense = model.classifier.dense
-        return Pooler(dense.weight, dense.bias, self.activation)
+        return pooler_of(model.classifier.dense, self.activation)
 
     def pooled(self, model: Any, tokens: Tensor) -> Tensor:
         return super().pooled(model, self.dropout(model)(tokens))
@@ -187,11 +210,16 @@ def check_kind(model: Any, family: Family) -> None:
             f"{type(model).__name__} is none of the classes *{family.class_names} that family {family.model_type!r} "
             "serves: load it with AutoModelForSequenceClassification, or AutoModelForImageClassification for images"
         )
-    linear = family.classifier(model)
+    linear, outputs = family.classifier(model), model.config.num_labels
     if not isinstance(linear, nn.Linear):
         raise UnsupportedError(
             f"the classifier is a {type(linear).__name__}: the exit step reads plain linear layers; merge adapters "
             "first (merge_and_unload), and leave the classifier out of quantisation (modules_to_not_convert)"
+        )
+    if linear.out_features != outputs:
+        raise UnsupportedError(
+            f"the classifier has {linear.out_features} outputs and config.num_labels is {outputs}: set "
+            f"model.config.num_labels = {linear.out_features}"
         )
 
 
@@ -204,6 +232,8 @@ def check_weights(model: Any) -> None:
         )
     if any(parameter.is_meta for parameter in model.parameters()):
         raise UnsupportedError("the model has weights on the meta device, that is none: load it with its weights")
+    if any(parameter.dtype == torch.float64 for parameter in model.parameters()):
+        raise UnsupportedError("the model has float64 weights, which no kernel takes: model.float()")
     if getattr(model, "is_quantized", False) or not all(p.is_floating_point() for p in model.parameters()):
         raise UnsupportedError(
             "the model is quantised: early exit runs float32, float16 and bfloat16 weights; load it without "

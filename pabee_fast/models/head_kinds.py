@@ -8,10 +8,10 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
+from pabee_fast.arguments import require_whole
 from pabee_fast.errors import InputError, UnsupportedError
 from pabee_fast.models import family_of
-from pabee_fast.models.family import Head
-from pabee_fast.policies import require_whole
+from pabee_fast.models.family import Head, RowMap, pooler_of
 from pabee_fast.runtime.ops import ACTIVATIONS, Pooler
 
 KINDS = ("pabee", "own-pooler", "linear")
@@ -38,7 +38,7 @@ class HeadSpec:
         """As asked for; pooling None is the one that the model's own classifier has.
 
         Raises:
-            InputError: an unknown kind or pooling, or a first layer that is none of the model's inner ones.
+            InputError: an unknown kind or pooling, or a first layer that the model does not have.
         """
         family = family_of(model)
         spec = cls(head, family.pooling(model) if pooling is None else pooling, first_layer)
@@ -69,15 +69,14 @@ class HeadSpec:
                 nn.init.zeros_(head.bias)
         return nn.ModuleList(heads).train(model.training)
 
-    def exit_head(self, model: PreTrainedModel, linear: nn.Linear) -> Head:
-        """What the exit step asks, given one of the heads."""
-        family = family_of(model)
-        pooler = None
+    def exit_head(self, own: Head, linear: nn.Linear) -> Head:
+        """What the exit step asks, given one of the heads, and the model's own that is asked last."""
+        pooler: Pooler | RowMap | None = None
         if self.head == "pabee":
-            pooler = family.pooler(model)
+            pooler = own.pooler
         elif isinstance(linear, PooledLinear):
-            pooler = Pooler(linear.pooler.weight, linear.pooler.bias, OWN_ACTIVATION)
-        return Head(linear, self.pooling, pooler, family.norm(model))
+            pooler = pooler_of(linear.pooler, OWN_ACTIVATION)
+        return Head(linear, self.pooling, pooler, own.norm)
 
     def logits(self, model: PreTrainedModel, linear: nn.Linear, tokens: Tensor) -> Tensor:
         """One head's logits for training, with the model's dropout; differentiable.

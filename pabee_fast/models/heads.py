@@ -27,7 +27,8 @@ from transformers.models.auto.auto_factory import _get_model_class
 from transformers.utils import cached_file
 
 from pabee_fast.errors import CheckpointError, InputError, UnsupportedError
-from pabee_fast.models import family_of
+from pabee_fast.models import family_of, is_built_in
+from pabee_fast.models.around import check_around, is_original
 from pabee_fast.models.family import Head
 from pabee_fast.models.head_kinds import HeadSpec
 from pabee_fast.policies import AnswerKind, Policy
@@ -48,6 +49,7 @@ class EarlyExitModel(PreTrainedModel if TYPE_CHECKING else object):  # type: ign
     accepts_loss_kwargs = False  # The loss is a mean: Trainer must divide it by the accumulation steps itself.
     exit_policy: Policy | None = None
     token_budget: int | None = None
+    lowered_budget: int | None = None  # what an out-of-memory error has left of it
 
     def __init__(self, config: Any, *args: Any, **kwargs: Any) -> None:
         super().__init__(config, *args, **kwargs)
@@ -121,6 +123,11 @@ def has_heads(model: Any) -> bool:
     return getattr(model, HEADS, None) is not None
 
 
+def inner_heads(model: Any) -> int:
+    """How many heads stand before the model's own classifier."""
+    return len(getattr(model, HEADS)) if has_heads(model) else 0
+
+
 def spec_of(model: PreTrainedModel) -> HeadSpec:
     """What heads the config of a model with heads promises."""
     return HeadSpec.from_entry(model, getattr(model.config, CONFIG_ENTRY))
@@ -135,20 +142,36 @@ def heads_of(model: PreTrainedModel) -> list[nn.Linear]:
     if not has_heads(model):
         raise InputError(
             f"{type(model).__name__} has no heads: fit some with `pabee-fast fit`, train some with `pabee-fast train` "
-            "or pf.attach_heads(model) and transformers' Trainer, or use FullDepth()"
+            "or pf.attach_heads(model) and transformers' Trainer, or use FullDepth() (--policy full-depth)"
         )
     return [*getattr(model, HEADS), family_of(model).classifier(model)]
 
 
 def exit_heads_of(model: PreTrainedModel) -> list[Head]:
     """What the exit step asks after each of the last layers, as `heads_of` orders them; of a model without heads, after
-    the last layer alone."""
+    the last layer alone.
+
+    Raises:
+        UnsupportedError: what transformers' class does between layers and logits was changed, where that is not called.
+    """
     family = family_of(model)
-    own = Head(family.classifier(model), family.pooling(model), family.pooler(model), family.norm(model))
-    if not has_heads(model):
-        return [own]
-    spec = spec_of(model)
-    return [*(spec.exit_head(model, linear) for linear in getattr(model, HEADS)), own]
+    try:
+        own = Head(family.classifier(model), family.pooling(model), family.pooler(model), family.norm(model))
+    except AttributeError as error:
+        raise UnsupportedError(
+            f"{type(model).__name__} is not built as {family.model_type} is ({error}): was its pooler or classifier "
+            "replaced? give it back, or teach pabee_fast yours by pf.register_family"
+        ) from None
+    spec = spec_of(model) if has_heads(model) else None
+    heads = [own] if spec is None else [*(spec.exit_head(own, linear) for linear in getattr(model, HEADS)), own]
+    if is_built_in(family):
+        if not is_original(stock_class(type(model)).forward):
+            raise UnsupportedError(
+                f"{type(model).__name__} has a forward of its own, which early exit would not run: give a model of the "
+                "class that it comes from, or teach pabee_fast yours by pf.register_family"
+            )
+        check_around(model, family.layers(model), heads)
+    return heads
 
 
 def answer_kind(model: PreTrainedModel) -> AnswerKind:
@@ -201,9 +224,30 @@ def is_classifier(config: Any) -> bool:
 
 def replace_heads(model: Model, spec: HeadSpec) -> Model:
     """Gives a model untrained heads in place of those it may have, and its config a new entry."""
+    become_early_exit(model)
     setattr(model, HEADS, spec.new_heads(model))
     heads = getattr(model, HEADS).state_dict(prefix=f"{HEADS}.")
     setattr(model.config, CONFIG_ENTRY, _config_entry(spec, heads))
+    return model
+
+
+def become_early_exit(model: Model) -> Model:
+    """Gives a model the class that can leave early, in place.
+
+    Raises:
+        UnsupportedError: an attribute hides the class's forward.
+    """
+    if isinstance(model, EarlyExitModel):
+        return model
+    own = vars(model).get("forward")
+    if getattr(own, "__func__", None) is inspect.unwrap(type(model).forward):
+        del model.forward  # the class's, without its decorators: so accelerate's unwrap_model puts it back
+    elif own is not None:
+        raise UnsupportedError(
+            "the model's forward was replaced on the object itself, which would keep it from leaving early (Trainer "
+            "does so for mixed precision): undo that first, by trainer.accelerator.unwrap_model(model, "
+            "keep_fp32_wrapper=False) or del model.forward"
+        )
     model.__class__ = early_exit_class(type(model))
     return model
 
@@ -238,6 +282,8 @@ def from_pretrained(path_or_id: str | Path, policy: Policy | None = None, **kwar
     """
     if kwargs.pop("trust_remote_code", False):
         raise InputError("trust_remote_code=True: only the families that pabee_fast names are loaded")
+    if kwargs.pop("output_loading_info", False):
+        raise InputError("output_loading_info=True: the model alone is returned; ask its stock class for that")
     hub: dict[str, Any] = {
         k: kwargs[k] for k in ("cache_dir", "revision", "token", "subfolder", "local_files_only") if k in kwargs
     }
@@ -251,7 +297,7 @@ def from_pretrained(path_or_id: str | Path, policy: Policy | None = None, **kwar
             f"{path_or_id} has no heads (no {CONFIG_ENTRY!r} in its config): fit some with `pabee-fast fit`, train "
             "some with `pabee-fast train`, or load it with transformers, pf.attach_heads(model), and train"
         )
-    _check_heads(str(path_or_id), getattr(config, CONFIG_ENTRY), hub)
+    _check_heads(str(path_or_id), getattr(config, CONFIG_ENTRY), hub, kwargs.get("variant"))
     model = early_exit_class(stock).from_pretrained(path_or_id, config=config, **kwargs).eval()
     if policy is not None:
         from pabee_fast.runtime.forward import accelerate
@@ -260,13 +306,13 @@ def from_pretrained(path_or_id: str | Path, policy: Policy | None = None, **kwar
     return model
 
 
-def _check_heads(path: str, entry: Mapping[str, Any], hub: Mapping[str, Any]) -> None:
+def _check_heads(path: str, entry: Mapping[str, Any], hub: Mapping[str, Any], variant: str | None) -> None:
     """Holds the stored head tensors against the config entry that promises them."""
     if entry.get("format") not in FORMATS:
         raise CheckpointError(
             f"{path}: heads of format {entry.get('format')!r}; this version reads {' and '.join(map(str, FORMATS))}"
         )
-    stored = {name: read() for name, read in _stored_tensors(path, hub) if name.startswith(f"{HEADS}.")}
+    stored = {name: read() for name, read in _stored_tensors(path, hub, variant) if name.startswith(f"{HEADS}.")}
     absent = sorted(entry["shapes"].keys() - stored.keys())
     if absent:
         raise CheckpointError(
@@ -279,11 +325,18 @@ def _check_heads(path: str, entry: Mapping[str, Any], hub: Mapping[str, Any]) ->
         raise CheckpointError(f"{path}: its heads are not the ones its config describes; save or fit it again")
 
 
-def _stored_tensors(path: str, hub: Mapping[str, Any]) -> Iterator[tuple[str, Callable[[], Tensor]]]:
+def _stored_tensors(
+    path: str, hub: Mapping[str, Any], variant: str | None = None
+) -> Iterator[tuple[str, Callable[[], Tensor]]]:
     """Every tensor of a model directory's safetensors, one file or several, by name; read when called."""
+
+    def named(file: str) -> str:
+        stem, _, ending = file.rpartition(".")
+        return f"{stem}.{variant}.{ending}" if variant else file
+
     lenient = {"_raise_exceptions_for_missing_entries": False, "_raise_exceptions_for_gated_repo": False}
-    index = cached_file(path, "model.safetensors.index.json", **lenient, **hub)
-    names = ["model.safetensors"]
+    index = cached_file(path, named("model.safetensors.index.json"), **lenient, **hub)
+    names = [named("model.safetensors")]
     if index is not None:
         names = sorted(set(json.loads(Path(index).read_text())["weight_map"].values()))
     for name in names:

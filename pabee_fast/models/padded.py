@@ -33,7 +33,7 @@ class PaddedFamily(Family):
         attended = torch.empty_like(hidden[0])
         for rows in layout.padded_rows:
             states = self.attend(model, layer, hidden[0][rows.where], rows)
-            attended[rows.tokens] = states[rows.is_token].to(attended.dtype)
+            attended[rows.tokens] = states.flatten(0, 1)[rows.back].to(attended.dtype)
         attention_output = self.join(layer, attended[None], hidden)
         return layer.output(layer.intermediate(attention_output), attention_output)
 

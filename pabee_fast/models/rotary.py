@@ -39,6 +39,9 @@ class RotaryFamily(Family):
         super().check(model)
         check_rotary(model.config)
 
+    def has_position_table(self, model: Any) -> bool:
+        return False
+
     def beside(self, model: Any, hidden: Tensor, position_ids: Tensor) -> Mapping[str, Tensor]:
         return {ROTARY: cosines_and_sines(self.backbone(model).rotary_emb(hidden, position_ids[None]))}
 

@@ -14,10 +14,11 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
+from pabee_fast.arguments import require_whole
 from pabee_fast.models import family_of
 from pabee_fast.models.family import check_weights
-from pabee_fast.models.heads import answer_kind, exit_heads_of, has_heads, heads_of
-from pabee_fast.policies import FullDepth, Policy, Rule, require_whole
+from pabee_fast.models.heads import answer_kind, exit_heads_of, has_heads, heads_of, inner_heads
+from pabee_fast.policies import FullDepth, Policy, Rule, require_policy
 from pabee_fast.runtime import ops
 from pabee_fast.runtime.layers import Layers
 from pabee_fast.runtime.packed import Layout, PackedBatch, cumulative
@@ -64,12 +65,7 @@ class Engine:
     ) -> None:
         self.model, self.family = model, family_of(model)
         self.layers = Layers(model, self.family, layers)
-        self.heads = exit_heads_of(model)
-        self.kind = answer_kind(model)
-        self.classes: int = model.config.num_labels
-        self.first_head = len(self.layers) - len(self.heads) + 1  # the first layer that has one
-        own = self.heads[-1].linear.weight
-        self.device, self.dtype = own.device, own.dtype
+        self._look()
         self.token_budget = token_budget if token_budget is not None else TOKEN_BUDGETS.get(self.device.type, 4_096)
         require_whole("token_budget", self.token_budget, at_least=1)
         self.longest_row = token_budget if token_budget is not None else sys.maxsize
@@ -78,12 +74,28 @@ class Engine:
         self.lanes = lanes if lanes is not None else LANES.get(self.device.type, 1)
         require_whole("lanes", self.lanes, at_least=1)
 
+    def _look(self) -> None:
+        """Notes what the model is now, beside its layers and heads."""
+        self.kind = answer_kind(self.model)
+        self.classes: int = self.model.config.num_labels
+        own = self.family.classifier(self.model).weight
+        self.device, self.dtype = own.device, own.dtype
+        self.first_head = len(self.layers) - inner_heads(self.model)  # the first layer that has one
+
+    def _bind_heads(self) -> None:
+        """Every run does so, for a model is its owner's between runs."""
+        self._look()
+        self.heads = exit_heads_of(self.model)
+
     def check(self, policy: Policy) -> Policy:
         """The policy as this model runs it: tests begin where its heads do. Meant for the moment a policy is chosen.
 
         Raises InputError where the policy does not fit the model or needs heads that it lacks, UnsupportedError where
-        its weights are elsewhere or quantised; warns where it is of no use."""
+        its weights are elsewhere or quantised, or what stands around its layers was changed; warns where it is of no
+        use."""
+        require_policy(policy)
         check_weights(self.model)
+        exit_heads_of(self.model)
         if policy.needs_heads and not has_heads(self.model):
             heads_of(self.model)  # says how to add them
         policy = policy.from_layer(self.first_head)
@@ -99,6 +111,7 @@ class Engine:
         Raises:
             InputError: the policy does not fit the model or the rows, or a row is longer than the budget asked for.
         """
+        self._bind_heads()
         rows, policy = len(batch.lengths), policy.from_layer(self.first_head)
         policy.check(len(self.layers), self.kind, rows)
         results = Results.empty(rows, self.classes, self.device)
@@ -125,6 +138,7 @@ class Engine:
     def every_head(self, batch: PackedBatch) -> Tensor:
         """What every head says of every row, [layers, rows, classes] float32, in the order of `batch`; NaN in layers
         without one."""
+        self._bind_heads()
         rows, layers = len(batch.lengths), len(self.layers)
         logits = torch.full((layers, rows, self.classes), float("nan"), device=self.device)
         exits = torch.empty(rows, dtype=torch.int64, device=self.device)
@@ -145,6 +159,7 @@ class Engine:
             [layers, rows, hidden_size], dtype of the layers, after those from `first_layer` to the last but one, and
             the logits at full depth, [rows, classes] float32.
         """
+        self._bind_heads()
         rows, last = len(batch.lengths), len(self.layers)
         shape = (last - first_layer, rows, self.model.config.hidden_size)
         features = torch.full(shape, float("nan"), dtype=self.dtype, device=self.device)

@@ -11,8 +11,8 @@ from transformers.loss.loss_utils import ForSequenceClassificationLoss
 from transformers.modeling_outputs import SequenceClassifierOutput
 
 from pabee_fast.errors import InputError, UnsupportedError
-from pabee_fast.models.heads import EarlyExitModel, Model, early_exit_class, has_heads, named_arguments, stock_class
-from pabee_fast.policies import Policy
+from pabee_fast.models.heads import EarlyExitModel, Model, become_early_exit, has_heads, named_arguments, stock_class
+from pabee_fast.policies import Policy, require_policy
 from pabee_fast.runtime.engine import Engine
 from pabee_fast.runtime.layers import separate_weights
 from pabee_fast.runtime.packed import pack
@@ -37,17 +37,16 @@ def accelerate(model: Model, policy: Policy, *, token_budget: int | None = None)
         token_budget: the most tokens computed at once, and of a row; None: by device, and rows of any length.
 
     Returns:
-        The same object; its outputs carry `exit_layers` [rows] int64.
+        The same object; its outputs carry `exit_layers` [rows] int64. Threads that call it take turns.
 
     Raises:
         InputError: the policy does not fit the model, or needs heads that it lacks.
         UnsupportedError: no supported family, or a model that is wrapped.
     """
-    if not isinstance(policy, Policy):
-        raise InputError(f"policy={policy!r}: give a policy, pf.Patience(6) for instance")
+    require_policy(policy)
     policy = Engine(model, token_budget=token_budget).check(policy)
-    model.__class__ = early_exit_class(type(model))
-    model.exit_policy, model.token_budget = policy, token_budget
+    become_early_exit(model)
+    model.exit_policy, model.token_budget, model.lowered_budget = policy, token_budget, None
     if IGNORED_BY_TRAINER not in (ignored := _ignored(model.config)):  # or Trainer's predictions become a tuple
         model.config.keys_to_ignore_at_inference = [*ignored, IGNORED_BY_TRAINER]
     return model
@@ -63,6 +62,7 @@ def restore(model: Model) -> Model:
         return model
     model.__dict__.pop("exit_policy", None)
     model.__dict__.pop("token_budget", None)
+    model.__dict__.pop("lowered_budget", None)
     before = [key for key in _ignored(model.config) if key != IGNORED_BY_TRAINER]
     model.config.__dict__.pop("keys_to_ignore_at_inference", None)
     if before != _ignored(model.config):
@@ -106,8 +106,9 @@ def _early_exit(
     return_dict: bool | None = None,
     **unsupported: Any,
 ) -> EarlyExitOutput | tuple[Tensor, ...]:
-    _refuse(model, unsupported)
+    _refuse(model, unsupported, labels)
     engine = Engine(model, token_budget=model.token_budget)
+    engine.token_budget = min(engine.token_budget, model.lowered_budget or engine.token_budget)
     batch = pack(
         model,
         attention_mask=attention_mask,
@@ -118,14 +119,28 @@ def _early_exit(
         pixel_values=pixel_values,
     )
     results = engine.run(batch, model.exit_policy)
+    if engine.token_budget < engine.first_budget:
+        model.lowered_budget = engine.token_budget  # the next call need not run out of memory again
     logits = results.logits.to(engine.dtype)
     loss = None if labels is None else ForSequenceClassificationLoss(labels, logits, model.config)
     out = EarlyExitOutput(loss=loss, logits=logits, exit_layers=results.exit_layers)
     return out if (model.config.return_dict if return_dict is None else return_dict) else out.to_tuple()
 
 
-def _refuse(model: PreTrainedModel, unsupported: dict[str, Any]) -> None:
+def _refuse(model: PreTrainedModel, unsupported: dict[str, Any], labels: Tensor | None) -> None:
     """Raises for whatever early exit cannot honour; ignoring it would change the answer without a word."""
+    if getattr(model, "_is_replica", False):
+        raise UnsupportedError(
+            "nn.DataParallel: its replicas share one config, by which early exit routes their attention. Show one GPU "
+            "to each process (CUDA_VISIBLE_DEVICES), or score by pabee-fast score --devices all"
+        )
+    config = model.config
+    if labels is not None and config.num_labels > 1 and config.problem_type is None and labels.is_floating_point():
+        raise InputError(
+            f"labels are {labels.dtype} and config.problem_type is None: their loss would make the model one of label "
+            "sets, after its policy was chosen; set model.config.problem_type = 'multi_label_classification' before "
+            "pf.accelerate, or give class numbers"
+        )
     for name in ("output_attentions", "output_hidden_states"):
         if unsupported.pop(name, None) or getattr(model.config, name, False):
             raise UnsupportedError(

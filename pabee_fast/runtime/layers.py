@@ -10,13 +10,15 @@ normal inputs by 8.5e-5 in the mean, where rounding to bfloat16 costs 5.6e-4. Tw
 import contextlib
 import functools
 import logging
+import threading
+import weakref
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from transformers import PreTrainedModel
+from transformers import PretrainedConfig, PreTrainedModel
 
 from pabee_fast.errors import InputError, UnsupportedError
 from pabee_fast.models import family_of
@@ -89,24 +91,26 @@ class Layers:
 
     @contextlib.contextmanager
     def ready(self) -> Iterator[None]:
-        """Binds the layers to the weights as they are now; meanwhile the stock modules attend within packed rows.
+        """Binds the layers to the weights as they are now; meanwhile the stock modules attend within packed rows, and
+        other threads wait that would run the model too.
 
         Raises:
             UnsupportedError: the variant asked for cannot serve a layer, or not under autocast.
         """
-        variant, _ = self._choose()
-        runs: dict[nn.Module, Run] = {}
-        for module in self.modules:
-            if module not in runs:
-                runs[module] = self._bind(module, variant)
-        self._runs = [runs[module] for module in self.modules]
         config = self.model.config
-        chunked = self.modules if getattr(config, "chunk_size_feed_forward", 0) else ()
-        try:
-            with packed_attention_in(config), _unchunked(chunked), _in_one_pass(self._slow_activations()):
-                yield
-        finally:
-            self._runs = []  # so that weights which move later are not held here
+        with _turn(config):
+            variant, _ = self._choose()
+            runs: dict[nn.Module, Run] = {}
+            for module in self.modules:
+                if module not in runs:
+                    runs[module] = self._bind(module, variant)
+            self._runs = [runs[module] for module in self.modules]
+            chunked = self.modules if getattr(config, "chunk_size_feed_forward", 0) else ()
+            try:
+                with packed_attention_in(config), _unchunked(chunked), _in_one_pass(self._slow_activations()):
+                    yield
+            finally:
+                self._runs = []  # so that weights which move later are not held here
 
     def describe(self) -> str:
         """In words: which variant runs, and why; layers that it cannot serve by number, with the reason."""
@@ -159,7 +163,8 @@ class Layers:
         stock layers were asked for, or autocast rounds between the passes: those stay as they are."""
         if self.variant is not None or self._has_blocks or self._has_autocast:
             return []
-        return [part for module in dict.fromkeys(self.modules) for part in module.modules() if in_many_passes(part)]
+        parts = (part for module in dict.fromkeys(self.modules) for part in module.modules() if in_many_passes(part))
+        return list(dict.fromkeys(parts))
 
     def _bind(self, module: nn.Module, variant: str) -> Run:
         stock = functools.partial(self.family.run_layer, self.model, module)
@@ -168,7 +173,7 @@ class Layers:
         if isinstance(blocks := self._blocks(module), str):
             if self.variant is not None:
                 raise UnsupportedError(f"layers={variant!r}: {blocks}; give 'stock', or None for what can be served")
-            _say_stock(blocks)
+            _say_stock(self.model, blocks)
             return stock
         weights = [Weights.of(each, str(activation_of(each.activation))) for each in blocks]
         if variant == "fused_tanh":
@@ -239,9 +244,26 @@ def _in_one_pass(activations: Sequence[nn.Module]) -> Iterator[None]:
             del part.forward
 
 
-@functools.cache
-def _say_stock(why: str) -> None:
-    logger.warning("layers run as transformers' own modules: %s", why)
+_locks: dict[int, threading.RLock] = {}
+
+
+def _turn(config: PretrainedConfig) -> threading.RLock:
+    """What a thread holds while it runs a model of this config, whose attention is rerouted meanwhile."""
+    lock = _locks.get(key := id(config))  # a config equals others of its content, and has no hash
+    if lock is None:
+        lock = _locks.setdefault(key, threading.RLock())
+        weakref.finalize(config, _locks.pop, key, None)
+    return lock
+
+
+_said: weakref.WeakKeyDictionary[PreTrainedModel, set[str]] = weakref.WeakKeyDictionary()
+
+
+def _say_stock(model: PreTrainedModel, why: str) -> None:
+    said = _said.setdefault(model, set())
+    if why not in said:
+        said.add(why)
+        logger.warning("layers run as transformers' own modules: %s", why)
 
 
 def _numbers(numbers: list[int]) -> str:

@@ -28,6 +28,8 @@ __all__ = [
 
 logger = logging.getLogger(__name__)
 
+_INT32_MAX = 2**31 - 1
+
 FUSED_POOLER_ROWS = 2048
 """Up to so many rows the pooler runs inside the exit step. Each 16 rows read its weights anew (1.2 MB for BERT-base,
 some 12 us for one multiprocessor), and 128 programs fill a large GPU once; with more rows they queue, and a library
@@ -95,7 +97,7 @@ def exit_step(
     if step is not reference.exit_step and weight.shape[-2] > MAX_CLASSES:
         _say_too_many_classes(weight.shape[-2])
         step = reference.exit_step
-    if norm is not None or not _fuses(step, features, cu_seqlens, pooling, pooler):
+    if norm is not None or not _fuses(step, features, weight, cu_seqlens, pooling, pooler):
         if cu_seqlens is not None and pooling is not None:
             features = pool(features, cu_seqlens, pooling=pooling, key_mask=key_mask, norm=norm)
         features = through_pooler(pooler, features)
@@ -108,13 +110,20 @@ def exit_step(
 
 
 def _fuses(
-    step: Callable[..., Any], features: Tensor, cu_seqlens: Tensor | None, pooling: str | None, pooler: Any
+    step: Callable[..., Any],
+    features: Tensor,
+    weight: Tensor,
+    cu_seqlens: Tensor | None,
+    pooling: str | None,
+    pooler: Any,
 ) -> bool:
-    """Whether the exit step reads tokens itself: always without a pooler; with one where rows are few, in half
-    precision, and each reads one token."""
+    """Whether the exit step reads tokens itself: where all is of one dtype. Always without a pooler; with one where
+    rows are few, in half precision, and each reads one token."""
+    if features.dtype != weight.dtype:
+        return False
     if pooler is None:
         return True
-    if not isinstance(pooler, Pooler):
+    if not isinstance(pooler, Pooler) or pooler.weight.dtype != weight.dtype:
         return False
     if step is reference.exit_step or features.dtype == torch.float32 or cu_seqlens is None or pooling == "mean":
         return False
@@ -152,6 +161,7 @@ def through_pooler(pooler: Pooler | Callable[[Tensor], Tensor] | None, tokens: T
     if pooler is None:
         return tokens
     if isinstance(pooler, Pooler):
+        tokens = tokens.to(pooler.weight.dtype)  # heads may be kept in another precision than layers
         return ACTIVATIONS[pooler.activation](linear(tokens, pooler.weight, pooler.bias))
     return pooler(tokens)
 
@@ -243,8 +253,8 @@ def attention(
     Raises:
         ValueError: a shape, dtype, device or layout does not fit.
     """
-    if window is not None and layout.positions is None and window >= layout.max_seqlen:
-        window = None
+    if window is not None and (window > _INT32_MAX or (layout.positions is None and window >= layout.max_seqlen)):
+        window = None  # it hides nothing: places are int32
     # Only windows measure by places of the padded layout: order is the same in both.
     positions = None if window is None else layout.positions
     options: dict[str, Any] = {"scaling": scaling, "is_causal": is_causal, "window": window}
@@ -289,7 +299,8 @@ class ReadBack:
             self._host = torch.empty_like(counts, device="cpu", pin_memory=True)
             self._host.copy_(counts, non_blocking=True)
             self._copied = torch.cuda.Event()
-            self._copied.record()
+            # Of the counts' device, which need not be the current one.
+            self._copied.record(torch.cuda.current_stream(counts.device))
 
     def wait(self) -> list[int]:
         """The integers, once they are here."""

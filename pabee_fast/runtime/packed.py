@@ -60,6 +60,7 @@ class PaddedRows:
     where: Tensor  # [rows, length] int64: a place's token in the packed batch; padding repeats the row's last one
     is_token: Tensor  # [rows, length] bool: places that are not padding
     is_visible: Tensor  # [rows, length] bool: of these, the ones that others attend to
+    back: Tensor  # [tokens] int64: a token's place among all, rows laid end to end
     memo: dict[str, Tensor] = field(default_factory=dict)
     """For what a family computes once for all layers."""
 
@@ -69,9 +70,11 @@ class PaddedRows:
         starts, lengths = np.array(ends[:-1]), np.diff(ends)
         places = np.arange(lengths.max())
         sources = starts[:, None] + np.minimum(places, lengths[:, None] - 1)
-        where, is_token = ops.to_device((sources.astype(np.int64), places < lengths[:, None]), device)
+        real = places < lengths[:, None]
+        # Found on the host: where tokens stand is known there, and a mask as an index would wait for the device.
+        where, is_token, back = ops.to_device((sources.astype(np.int64), real, np.flatnonzero(real)), device)
         is_visible = is_token if key_mask is None else is_token & key_mask[where]
-        return cls(slice(ends[0], ends[-1]), where, is_token, is_visible)
+        return cls(slice(ends[0], ends[-1]), where, is_token, is_visible, back)
 
 
 @dataclass(frozen=True)
@@ -132,7 +135,8 @@ def pack(model: PreTrainedModel, *, attention_mask: Tensor | None = None, **padd
             pixel_values [rows, channels, height, width] alone.
 
     Raises:
-        InputError: no input, an input that the family does not have, or a row whose mask hides everything.
+        InputError: no input, an input that the family does not have or of another shape, a row whose mask hides
+            everything, or one that is longer than the model has positions for.
         UnsupportedError: a mask of another rank.
     """
     family: Any = family_of(model)
@@ -146,15 +150,17 @@ def pack(model: PreTrainedModel, *, attention_mask: Tensor | None = None, **padd
     if ("input_ids" in given) == ("inputs_embeds" in given):
         raise InputError("give exactly one of input_ids and inputs_embeds")
     main = given["input_ids" if "input_ids" in given else "inputs_embeds"]
-    shape = (main.shape[0], main.shape[1])
+    shape = _shape(given)
     if "position_ids" not in given:
         given["position_ids"] = family.position_ids(model, given.get("input_ids"), shape).to(main.device)
     given = {name: tensor.expand(shape) if tensor.ndim == 2 else tensor for name, tensor in given.items()}
     visible = _visible(attention_mask, main)
     kept = family.kept(model, given.get("input_ids"), visible)
+    if shape[1] > family.max_length(model) and family.has_position_table(model):
+        _check_positions(model, given["position_ids"], kept)
     if bool(kept.all()) and bool(visible.all()):
         lengths = np.full(shape[0], shape[1], dtype=np.int64)
-        return PackedBatch({name: tensor.flatten(0, 1) for name, tensor in given.items()}, lengths)
+        return PackedBatch({name: tensor.flatten(0, 1).contiguous() for name, tensor in given.items()}, lengths)
     where = kept.flatten().nonzero().flatten()
     lengths = kept.sum(dim=1).cpu().numpy()
     shown = visible.flatten()[where]
@@ -163,6 +169,33 @@ def pack(model: PreTrainedModel, *, attention_mask: Tensor | None = None, **padd
     has_holes = bool((kept[:, 1:] & ~kept[:, :-1] & is_inside[:, :-1]).any())
     positions = (where % shape[1]).int() if has_holes else None
     return PackedBatch({name: t.flatten(0, 1)[where] for name, t in given.items()}, lengths, key_mask, positions)
+
+
+def _shape(given: Mapping[str, Tensor]) -> tuple[int, int]:
+    """Rows and length of a call's inputs, the main one among them."""
+    for name, dims in (("input_ids", 2), ("inputs_embeds", 3)):
+        if name in given:
+            found = list(given[name].shape)
+            if len(found) != dims or 0 in found[1:]:
+                wanted = "[rows, length]" if dims == 2 else "[rows, length, hidden_size]"
+                raise InputError(f"{name} is {found}: give {wanted}, of at least one token")
+            rows, length = found[:2]
+    for name in ("token_type_ids", "position_ids"):
+        if name in given and list(given[name].shape) not in ([rows, length], [1, length]):
+            raise InputError(f"{name} is {list(given[name].shape)}: give [rows, length], here {[rows, length]}")
+    return rows, length
+
+
+def _check_positions(model: Any, position_ids: Tensor, kept: Tensor) -> None:
+    """Raises InputError for a position that the model's table lacks; on CUDA the look-up would end the process."""
+    places = model.config.max_position_embeddings
+    beyond = (kept & (position_ids >= places)).any(dim=1).nonzero().flatten().tolist()
+    if beyond:
+        tokens = int(kept[beyond[0]].sum())
+        raise InputError(
+            f"row {beyond[0]} has {tokens} tokens and positions above {places - 1}, the last that the model has: "
+            "truncate it (truncation=True, max_length=... for the tokenizer)"
+        )
 
 
 def _visible(attention_mask: Tensor | None, main: Tensor) -> Tensor:

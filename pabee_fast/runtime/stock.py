@@ -13,6 +13,7 @@ import torch
 from torch import nn
 
 from pabee_fast.kernels.checks import FEATURE_DTYPES
+from pabee_fast.models.around import why_not_original
 from pabee_fast.models.block import Block
 
 _module: ModuleType = torch.nn.modules.module
@@ -30,8 +31,6 @@ _ACTIVATIONS = {
 # Written out in torch's operators: eight passes over their input.
 _MANY_PASSES = frozenset({"NewGELUActivation", "FastGELUActivation", "AccurateGELUActivation"})
 _FUNCTIONS: dict[Any, str] = {nn.functional.gelu: "gelu", nn.functional.relu: "relu", torch.relu: "relu"}
-# transformers leaves these behind at the first stock forward that returns hidden states; they act only within one.
-_IDLE_HOOKS = "transformers.utils.output_capturing"
 
 
 def activation_of(activation: nn.Module | Callable[..., Any]) -> str | None:
@@ -95,11 +94,8 @@ def _why_not_own(module: nn.Module, package: str) -> str | None:
     cls, state = type(module), vars(module)
     if not _is_of(cls.__module__, package):
         return f"is a {cls.__module__}.{cls.__qualname__}"
-    if "forward" in state or not _is_original(cls.forward):
-        return f"has another forward than {cls.__name__}'s own"
-    for hooks in (module._forward_hooks, module._forward_pre_hooks):
-        if hooks and any(getattr(hook, "__module__", None) != _IDLE_HOOKS for hook in hooks.values()):
-            return "has hooks"
+    if wrong := why_not_original(module):
+        return wrong
     if state.get("_compiled_call_impl") is not None:
         return "was compiled by its owner"
     if module.training:
@@ -110,13 +106,6 @@ def _why_not_own(module: nn.Module, package: str) -> str | None:
 @functools.cache
 def _is_of(defined_in: str, package: str) -> bool:
     return defined_in.startswith((f"{package}.", "torch.nn.modules.", "transformers.activations"))
-
-
-@functools.lru_cache(maxsize=1024)
-def _is_original(forward: Callable[..., Any]) -> bool:
-    # Decorators copy a function's name and module, but not where its code looks up names.
-    where: str = getattr(forward, "__globals__", {}).get("__name__", "")
-    return where.startswith(("transformers.", "torch.nn."))
 
 
 def _why_not_block(block: Block, kinds: set[tuple[torch.dtype, torch.device]]) -> str | None:
@@ -133,6 +122,8 @@ def _why_not_block(block: Block, kinds: set[tuple[torch.dtype, torch.device]]) -
             if type(tensor) is not nn.Parameter or not tensor.is_contiguous():
                 return f"a {cls.__name__} lacks a contiguous parameter of torch's own class"
             kinds.add((tensor.dtype, tensor.device))
+    if len({id(part.weight) for part in projections}) < len(projections):
+        return "query, key and value share a weight"
     first = block.query
     for part in projections:
         if (part.bias is None) != (first.bias is None) or part.weight.shape != first.weight.shape:

@@ -72,4 +72,4 @@ def _at_most(events: int, trials: int) -> Callable[[float], float]:
     """P(X <= events) of a binomial X, as a function of its probability between 0 and 1."""
     k = np.arange(events + 1)
     log_choose = np.concatenate([[0.0], np.cumsum(np.log((trials - k[1:] + 1) / k[1:]))])
-    return lambda p: min(1.0, math.fsum(np.exp(log_choose + k * math.log(p) + (trials - k) * math.log1p(-p))))
+    return lambda p: min(1.0, float(np.exp(log_choose + k * math.log(p) + (trials - k) * math.log1p(-p)).sum()))

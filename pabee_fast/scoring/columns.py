@@ -5,12 +5,17 @@ from collections.abc import Sequence
 import numpy as np
 import pyarrow as pa
 
+from pabee_fast.errors import InputError
 from pabee_fast.policies import AnswerKind
 from pabee_fast.scoring.answers import Answers, named
 
 
 def result_schema(names: Sequence[str], kind: AnswerKind, *, all_scores: bool = False) -> pa.Schema:
-    """The result columns: prediction, score, exit_layer, error, and with `all_scores` one for each label."""
+    """The result columns: prediction, score, exit_layer, error, and with `all_scores` one for each label.
+
+    Raises:
+        InputError: two labels of one name, whose columns nobody could tell apart.
+    """
     fields = [
         pa.field("prediction", pa.float32() if kind == "value" else pa.string()),
         pa.field("score", pa.float32()),
@@ -18,6 +23,11 @@ def result_schema(names: Sequence[str], kind: AnswerKind, *, all_scores: bool = 
         pa.field("error", pa.string()),
     ]
     if all_scores and kind != "value":
+        if twice := sorted({name for name in names if list(names).count(name) > 1}):
+            raise InputError(
+                f"all_scores: the model has several labels named {', '.join(twice)}; name them apart in its config "
+                "(id2label), or leave the option out"
+            )
         fields += [pa.field(f"score_{name}", pa.float32()) for name in names]
     return pa.schema(fields)
 

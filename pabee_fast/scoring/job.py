@@ -123,7 +123,7 @@ class Job:
 
     def __init__(self, inputs: Sequence[str], output: str, columns: Columns, options: JobOptions | None = None) -> None:
         self.columns, self.options = columns, options or JobOptions()
-        paths = find_files(inputs)
+        paths = find_files(inputs, output)
         self.output = Output.choose(output, paths, self.options.format, overwrite=self.options.overwrite)
         if self.options.retry_errors and not self.output.is_begun:
             raise InputError(
@@ -141,8 +141,11 @@ class Job:
             with Manifest(self.output.directory, discard_damaged=self.options.overwrite) as manifest:
                 record = manifest.job
             if record is not None and record["scan"] is not None:
-                quick = [(path.resolve(), path.stat().st_size) for path in paths]
-                before = [((self.output.directory / one["path"]).resolve(), one["size"]) for one in record["inputs"]]
+                quick = [(path.resolve(), path.stat().st_size, path.stat().st_mtime_ns) for path in paths]
+                before = [
+                    ((self.output.directory / one["path"]).resolve(), one["size"], one.get("modified"))
+                    for one in record["inputs"]
+                ]
                 scan = record["scan"] if quick == before and record["texts"] == list(self.columns.texts) else None
         return Source(paths, self.columns.texts, scan)
 
@@ -167,6 +170,7 @@ class Job:
             replace = self._begin_or_resume(manifest, about, part_rows)
             progress = self.progress = self._progress(manifest)
             on_part(progress)
+            self._check_errors(progress.tally)  # parts of an earlier run may have too many already
 
             def commit(part: Part, chunk: Chunk, scored: Scored) -> None:
                 named = pa.RecordBatch.from_arrays(scored.results.columns, schema=results)
@@ -270,10 +274,17 @@ def _differences(before: dict[str, Any], now: dict[str, Any]) -> list[str]:
     told += [f"the input {path} is gone" for path in files if path not in others]
     told += [f"the input {path} is new" for path in others if path not in files]
     for path in files.keys() & others.keys():
-        if files[path]["size"] != others[path]["size"]:
-            told.append(_changed(f"the size of the input {path}", files[path]["size"], others[path]["size"]))
-        elif files[path] != others[path]:
+        one, other = files[path], others[path]
+        if one["size"] != other["size"]:
+            told.append(_changed(f"the size of the input {path}", one["size"], other["size"]))
+        elif one["sample"] != other["sample"]:
             told.append(f"the input {path} has other content")
+        elif one.get("modified", other["modified"]) != other["modified"]:
+            seconds, rest = divmod(one["modified"], 10**9)
+            told.append(
+                f"the input {path} was written again meanwhile, and may hold other rows (if it does not, give it back "
+                f"its time: touch -d @{seconds}.{rest:09d} FILE)"
+            )
     if not told and list(files) != list(others):
         told.append("the inputs are in another order")
     return told

@@ -1,9 +1,12 @@
 """A scorer from a model directory, and in words what it runs on."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
+from safetensors import SafetensorError
 from transformers import AutoConfig, AutoModelForSequenceClassification, AutoTokenizer
 
 from pabee_fast.errors import InputError
@@ -68,6 +71,22 @@ DEFAULT_POLICY = Patience(6)
 """Where a model brings none: the one of the published tables."""
 
 
+@contextmanager
+def readable_weights(what: str) -> Iterator[None]:
+    """Turns what broken weights raise into an InputError; `what` names the model in it."""
+    try:
+        yield
+    except SafetensorError as error:
+        raise InputError(
+            f"{what} has weights that are no safetensors ({error}): a download that was cut, or a pointer of git LFS "
+            "(git lfs pull); fetch them anew"
+        ) from error
+    except RuntimeError as error:
+        if "size" not in str(error):
+            raise
+        raise InputError(f"{what} has weights that are not those of its config: {error}") from error
+
+
 def load_scorer(
     model: str,
     policy: Policy | None,
@@ -105,7 +124,8 @@ def load_scorer(
         )
     load = from_pretrained if hasattr(config, CONFIG_ENTRY) else AutoModelForSequenceClassification.from_pretrained
     try:
-        loaded = load(model, dtype=setting.dtype, use_safetensors=True).eval()
+        with readable_weights(f"model {model!r}"):
+            loaded = load(model, dtype=setting.dtype, use_safetensors=True).eval()
     except OSError as error:
         raise InputError(
             f"model {model!r} has no weights as safetensors, and none else are read, since reading them can run code: "

@@ -48,6 +48,8 @@ class Output:
         Raises:
             InputError: a suffix that names no format, an output that exists, or is the input, or holds other files.
         """
+        if not path:
+            raise InputError("output is empty, as an unset variable gives it: name a table, or a directory for parts")
         if path.endswith(("/", os.sep)) or Path(path).is_dir():
             kind = format or "parquet"
             if kind not in WRITTEN_FORMATS:

@@ -10,8 +10,9 @@ import numpy as np
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from pabee_fast.arguments import require_whole
 from pabee_fast.errors import InputError
-from pabee_fast.policies import FullDepth, Policy, require_whole
+from pabee_fast.policies import FullDepth, Policy
 from pabee_fast.runtime.engine import Engine
 from pabee_fast.runtime.packed import PackedBatch
 from pabee_fast.runtime.schedule import plan_waves

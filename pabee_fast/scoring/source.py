@@ -8,6 +8,7 @@ import glob
 import hashlib
 import json
 import os
+from collections import Counter
 from collections.abc import Generator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -67,8 +68,9 @@ class Source:
                     f"{table.path} has the columns {_told(table.schema)}, and {self.tables[0].path} has "
                     f"{_told(self.schema)}: the files of a job must have the same"
                 )
-        parent = os.path.commonpath([path.parent for path in self.paths])
-        self.names = [Path(os.path.relpath(path, parent)).as_posix() for path in self.paths]
+        whole = [path.absolute() for path in self.paths]
+        parent = os.path.commonpath([path.parent for path in whole])
+        self.names = [Path(os.path.relpath(path, parent)).as_posix() for path in whole]
 
     @property
     def rows(self) -> int | None:
@@ -85,12 +87,14 @@ class Source:
         return {"columns": columns, "rows": [table.rows for table in self.tables]}
 
     def identity(self, directory: Path) -> list[dict[str, Any]]:
-        """What tells these inputs from others: paths relative to `directory`, sizes, and a hash of three samples."""
+        """What tells these inputs from others: paths relative to `directory`, sizes, a hash of three samples, and when
+        they were last written, since samples do not see all of a large file."""
         return [
             {
                 "path": Path(os.path.relpath(path.resolve(), directory.resolve())).as_posix(),
                 "size": path.stat().st_size,
                 "sample": _sample(path),
+                "modified": path.stat().st_mtime_ns,
             }
             for path in self.paths
         ]
@@ -121,53 +125,100 @@ class Source:
                     break
 
 
-def find_files(arguments: Sequence[str]) -> list[Path]:
+def find_files(arguments: Sequence[str], output: str | None = None) -> list[Path]:
     """The files that arguments name: files, directories (read whole, by name), globs, datasets saved by Hugging Face.
 
     In directories, names that begin with "." or "_" are passed over, as Spark and pyarrow do.
 
+    Args:
+        output: where results go: what lies there is no input, unless it is named itself.
+
     Raises:
-        InputError: nothing is there, a directory without tables, or a dataset of several splits.
+        InputError: nothing is there, a directory without tables, a link to nowhere, or a dataset of several splits.
     """
-    found = [path for argument in arguments for path in _files_of(argument)]
-    real = [os.path.realpath(path) for path in found]
-    twice = sorted({path for path in real if real.count(path) > 1})
-    if twice:
+    own = None if output is None else os.path.realpath(output)
+    found: list[Path] = []
+    for argument in arguments:
+        files = _files_of(argument)
+        if files != [Path(argument)]:
+            files = [path for path in files if not _lies_in(path, own)]
+            if not files:
+                raise InputError(f"{argument} holds nothing but what lies in {output}, where the results go")
+        found += files
+    counts = Counter(os.path.realpath(path) for path in found)
+    if twice := sorted(path for path, count in counts.items() if count > 1):
         raise InputError(f"the input names {quoted(twice)} more than once")
     return found
 
 
+def _lies_in(path: Path, output: str | None) -> bool:
+    """Whether a file is an output, or lies in it or among its parts."""
+    real = os.path.realpath(path)
+    return output is not None and (real == output or real.startswith((f"{output}{os.sep}", f"{output}.parts{os.sep}")))
+
+
 def _files_of(argument: str) -> list[Path]:
+    if not argument:
+        raise InputError("an input is empty, as an unset variable gives it: name a file or a directory, . for this one")
     path = Path(argument)
     if path.is_dir():
-        if (path / "dataset_dict.json").is_file():
-            splits = json.loads((path / "dataset_dict.json").read_text(encoding="utf-8")).get("splits", [])
+        if splits := _json_list(path / "dataset_dict.json", "splits"):
             raise InputError(f"{path} is a dataset of several splits: name one, of {quoted(splits)}: {path}/SPLIT")
-        if (path / "state.json").is_file():
-            return _saved_dataset(path)
-        return _tables_in(path)
+        return _saved_dataset(path) or _tables_in(path)
     if not path.exists() and glob.has_magic(argument):
         matches = sorted(Path(match) for match in glob.glob(argument, recursive=True))
         if not matches:
             raise InputError(f"{argument}: no file has such a name")
-        return [file for match in matches for file in (_tables_in(match) if match.is_dir() else [match])]
+        files = [file for match in matches for file in (_tables_in(match) if match.is_dir() else [match])]
+        return list(dict.fromkeys(files))  # `**` finds a directory, and what lies in it
     return [path]
 
 
 def _tables_in(directory: Path) -> list[Path]:
-    files = (path for path in directory.rglob("*") if path.is_file())
-    hidden = (".", "_")
-    seen = [p for p in files if not any(part.startswith(hidden) for part in p.relative_to(directory).parts)]
-    tables = sorted(path for path in seen if (path.with_suffix("") if compression(path) else path).suffix in FORMATS)
+    tables: list[Path] = []
+    seen: set[str] = set()
+    for parent, inside, names in os.walk(directory, followlinks=True):
+        seen.add(os.path.realpath(parent))
+        inside[:] = [name for name in inside if not _is_hidden(name) and _is_new(Path(parent, name), seen)]
+        tables += [Path(parent, name) for name in names if not _is_hidden(name) and _is_table(name)]
     if not tables:
         raise InputError(f"{directory} holds no table: files that end with {', '.join(FORMATS)}")
-    return tables
+    if nowhere := [path for path in tables if not path.exists()]:
+        raise InputError(f"{nowhere[0]} is a link to {os.path.realpath(nowhere[0])}, which does not exist")
+    return sorted(tables)
+
+
+def _is_hidden(name: str) -> bool:
+    return name.startswith((".", "_"))
+
+
+def _is_new(directory: Path, seen: set[str]) -> bool:
+    """Whether a directory is none that the walk has been in, as a link to one above it is."""
+    return not directory.is_symlink() or os.path.realpath(directory) not in seen
+
+
+def _is_table(name: str) -> bool:
+    path = Path(name)
+    return (path.with_suffix("") if compression(path) else path).suffix.lower() in FORMATS
+
+
+def _json_list(path: Path, key: str) -> list[Any]:
+    """What a file of Hugging Face's datasets lists under `key`; empty where it is no such file."""
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return []
+    listed = found.get(key) if isinstance(found, dict) else None
+    return listed if isinstance(listed, list) else []
 
 
 def _saved_dataset(directory: Path) -> list[Path]:
-    """The files of what `datasets.Dataset.save_to_disk` wrote."""
+    """The files of what `datasets.Dataset.save_to_disk` wrote; empty where it is no such directory."""
+    entries = _json_list(directory / "state.json", "_data_files")
+    if not entries:
+        return []
     state = json.loads((directory / "state.json").read_text(encoding="utf-8"))
-    names = [entry["filename"] for entry in state["_data_files"]]
+    names = [entry["filename"] for entry in entries]
     if state.get("_indices_data_files"):
         raise InputError(f"{directory} selects rows by an index: save it once more after dataset.flatten_indices()")
     if any(Path(name).name != name for name in names):
@@ -203,4 +254,4 @@ def _sample(path: Path) -> str:
 
 
 def _told(schema: pa.Schema) -> str:
-    return ", ".join(f"{field.name} ({field.type})" for field in schema)
+    return ", ".join(f"{field.name} ({field.type}{'' if field.nullable else ' not null'})" for field in schema)

@@ -1,5 +1,6 @@
 """Standard input to standard output: JSON Lines that are scored as they come, each line with its results at its end."""
 
+import codecs
 import io
 import queue
 import select
@@ -11,7 +12,7 @@ from typing import BinaryIO
 
 import pyarrow as pa
 
-from pabee_fast.errors import InputError
+from pabee_fast.errors import InputError, JobError
 from pabee_fast.scoring.columns import prefixed
 from pabee_fast.scoring.executors import Executor
 from pabee_fast.scoring.job import Columns
@@ -28,14 +29,20 @@ PATIENCE = 0.05  # seconds
 _Group = tuple[list[str], Future[Scored]]
 
 
-def score_stream(source: BinaryIO, target: BinaryIO, columns: Columns, executor: Executor) -> Tally:
+def score_stream(
+    source: BinaryIO, target: BinaryIO, columns: Columns, executor: Executor, max_errors: int | None = None
+) -> Tally:
     """Scores JSON Lines from a stream into another, in order; memory holds a few groups of `ROWS` rows.
 
     A line that cannot be scored comes out with its `error`; one that is no JSON object, with its results alone. Blank
     lines are no rows. Nothing is kept to resume from.
 
+    Args:
+        max_errors: it stops when more rows than these have errors, after the group that they are in; None: never.
+
     Raises:
         InputError: an object has a result column's name already, or a line is 64 MiB or longer.
+        JobError: more rows have errors than `max_errors`.
     """
     results = prefixed(executor.about.schema, columns.prefix)
     groups: queue.Queue[_Group | BaseException | None] = queue.Queue(executor.slots)
@@ -76,6 +83,10 @@ def score_stream(source: BinaryIO, target: BinaryIO, columns: Columns, executor:
             target.write("".join(f"{{{', '.join(filter(None, row))}}}\n" for row in rows).encode())
             target.flush()
             tally.merge(scored.tally)
+            if max_errors is not None and tally.errors > max_errors:
+                raise JobError(
+                    f"stopped: {tally.errors} of {tally.rows} rows have errors, more than max_errors={max_errors}"
+                )
     finally:
         stopped.set()
     return tally
@@ -90,6 +101,8 @@ def _task(
     errors: list[str | None] = []
     for raw in lines:
         number = next(numbers)
+        if number == 1:
+            raw = raw.removeprefix(codecs.BOM_UTF8)
         if not (raw := raw.strip()):
             continue
         line, value, error = parse_line(number, raw)

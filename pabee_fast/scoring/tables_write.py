@@ -41,7 +41,10 @@ def check_names(schema: pa.Schema, result_names: Sequence[str], prefix: str = ""
 
 def output_format(path: str | os.PathLike[str]) -> str:
     """The format that a path's suffix names, where tables can be written in it; raises InputError otherwise."""
-    kind = table_format(path)
+    try:
+        kind = table_format(path)
+    except InputError:
+        kind = ""
     if kind not in WRITTEN_FORMATS or compression(path):
         names = ", ".join(f".{name}" for name in WRITTEN_FORMATS)
         raise InputError(f"{path}: tables are written as {names}; choose one of these suffixes")
@@ -283,6 +286,8 @@ def _texts(column: pa.Array) -> tuple[list[str | None], bool]:
         lengths = pc.list_value_length(column).to_pylist()
         return [None if length is None else f"[{', '.join(islice(items, length))}]" for length in lengths], False
     if _is(kind, "struct"):
+        if not kind.num_fields:
+            return [None if value is None else "{}" for value in column.to_pylist()], False
         bodies = json_bodies(pa.RecordBatch.from_arrays(column.flatten(), names=[field.name for field in kind]))
         valid = column.is_valid().to_pylist()
         return [f"{{{body}}}" if real else None for body, real in zip(bodies, valid, strict=True)], False

@@ -15,9 +15,10 @@ from transformers import (
     PreTrainedTokenizerBase,
 )
 
-from pabee_fast.errors import InputError
+from pabee_fast.errors import InputError, PabeeFastError
 from pabee_fast.models.heads import CONFIG_ENTRY, from_pretrained
 from pabee_fast.scoring.durable import check_writable
+from pabee_fast.scoring.load import readable_weights
 from pabee_fast.scoring.tokens import check_vocabulary
 
 TUNING = "tuning"
@@ -55,10 +56,13 @@ def load_classifier(
             is what it was stored in.
         **config_entries: what a new classifier's config says.
     """
-    if hasattr(AutoConfig.from_pretrained(path), CONFIG_ENTRY):
-        return from_pretrained(path, dtype=dtype)
     try:
-        return AutoModelForSequenceClassification.from_pretrained(path, dtype=dtype, **config_entries)
+        with readable_weights(f"{what} {path}"):
+            if hasattr(AutoConfig.from_pretrained(path), CONFIG_ENTRY):
+                return from_pretrained(path, dtype=dtype)
+            return AutoModelForSequenceClassification.from_pretrained(path, dtype=dtype, **config_entries)
+    except PabeeFastError:
+        raise
     except (OSError, ValueError) as error:
         raise InputError(f"{what} {path} cannot be loaded: {str(error).splitlines()[0]}") from error
 

@@ -10,6 +10,9 @@ from pabee_fast.errors import InputError
 REGRESSION, SINGLE, MULTI = "regression", "single_label_classification", "multi_label_classification"
 PROBLEM_TYPES = (SINGLE, MULTI, REGRESSION)
 
+MOST_WHOLE_VALUES = 20
+"""Up to so many different labels, whole but written as floats, may be class ids: pandas writes them so beside a gap."""
+
 
 @dataclass(frozen=True)
 class Column:
@@ -60,6 +63,13 @@ class Labels:
     def __post_init__(self) -> None:
         object.__setattr__(self, "ids", {name: i for i, name in enumerate(self.names)})
 
+    def __str__(self) -> str:
+        if not self.names:
+            return "a number (regression)"
+        shown = ", ".join(self.names[:8]) + (", ..." if len(self.names) > 8 else "")
+        what = "classes" if self.problem_type == SINGLE else "labels, of which a row has a set"
+        return f"{len(self.names)} {what}: {shown}"
+
     @property
     def outputs(self) -> int:
         """The model's `num_labels`."""
@@ -80,10 +90,22 @@ class Labels:
         values = column.values(self.names)
         if self.problem_type == MULTI and multi_hot_length(values) == len(self.names):
             return [None if value is None else [float(item) for item in value] for value in values]
+        self._check_one_reading(values, column.where)
         return [
             None if value is None else self._encode(value, f"{column.where}, row {row}")
             for row, value in enumerate(values, 1)
         ]
+
+    def _check_one_reading(self, values: Sequence[Any], where: str) -> None:
+        """Raises InputError for numbers that are ids of some labels and names of others, such as stars from 1 to 5."""
+        items = [item for value in values for item in (value if isinstance(value, list) else [value])]
+        numbers = {int(n) for n in items if type(n) is int or (type(n) is float and n.is_integer())}
+        if numbers and all(self.ids.get(str(n), n) != n for n in numbers):
+            shown = ", ".join(map(str, sorted(numbers)[:8]))
+            raise InputError(
+                f"{where}: {shown} are names of the model's labels and ids of others ({', '.join(self.names)}); write "
+                "them as names, that is as strings"
+            )
 
     def _encode(self, value: Any, where: str) -> Any:
         if self.problem_type == REGRESSION:
@@ -166,6 +188,12 @@ def labels_of_column(column: Column, problem_type: str | None = None) -> Labels:
     numeric = all(isinstance(v, int | float) for v in values)
     if problem_type is None:
         fractional = numeric and any(isinstance(v, float) for v in values)
+        distinct = set(values) if fractional else set()
+        if 0 < len(distinct) <= MOST_WHOLE_VALUES and all(float(v).is_integer() for v in distinct):
+            raise InputError(
+                f"{where} holds {', '.join(map(str, sorted(distinct)))}, and nothing between: are these classes or "
+                f"values? say --problem-type {SINGLE} or {REGRESSION}"
+            )
         problem_type = MULTI if kinds == {"list"} else REGRESSION if fractional else SINGLE
     if problem_type == REGRESSION:
         return Labels(REGRESSION)

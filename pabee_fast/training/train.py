@@ -22,9 +22,9 @@ from transformers import (
     set_seed,
 )
 
+from pabee_fast.arguments import require_seed, require_whole
 from pabee_fast.errors import InputError, PabeeFastError
 from pabee_fast.models.heads import CONFIG_ENTRY, FIT, attach_heads, has_heads, is_classifier, spec_of
-from pabee_fast.policies import require_whole
 from pabee_fast.training.directory import check_output, load_classifier, load_config_and_tokenizer, save
 from pabee_fast.training.evaluate import LayerScores, as_table, evaluate_layers
 from pabee_fast.training.examples import Examples, Features, read_examples
@@ -83,6 +83,9 @@ class TrainSettings:
         for name in ("learning_rate", "temperature"):
             if not 0 < getattr(self, name) < math.inf:
                 raise InputError(f"{name}={getattr(self, name)}: give a positive number")
+        require_seed(self.seed)
+        if self.bf16 and torch.cuda.is_available() and not torch.cuda.is_bf16_supported():
+            raise InputError("bf16: this GPU has no bfloat16; leave --bf16 out")
         if self.objective not in OBJECTIVES:
             raise InputError(f"objective={self.objective!r}: give {' or '.join(OBJECTIVES)}")
         if self.schedule not in ("linear", "cosine", "constant"):
@@ -123,6 +126,7 @@ def train(settings: TrainSettings, console: Console) -> PreTrainedModel:
     set_seed(settings.seed)
     model, tokenizer = _load(settings, examples)
     labels = labels_of_config(model.config)
+    console.print(f"labels: {labels}", highlight=False)
     features = examples.features(tokenizer, settings.max_length, labels.encode(examples.column))
     eval_features = None
     if held_out is not None:
@@ -216,10 +220,11 @@ def _load(settings: TrainSettings, examples: Examples) -> tuple[PreTrainedModel,
         labels = labels_of_column(examples.column, settings.problem_type)
         model = load_classifier("model", settings.model, **labels.config_entries())
     model.config.problem_type = labels.problem_type
+    model = _with_heads(settings, model)  # says first if the family is none of ours
     longest = getattr(config, "max_position_embeddings", settings.max_length)
     if settings.max_length > longest:
         raise InputError(f"max_length={settings.max_length}: the model has {longest} positions; give at most that")
-    return _with_heads(settings, model), tokenizer
+    return model, tokenizer
 
 
 def _with_heads(settings: TrainSettings, model: PreTrainedModel) -> PreTrainedModel:
@@ -270,6 +275,7 @@ def _arguments(settings: TrainSettings, *, steps: int) -> TrainingArguments:
         warmup_steps=math.ceil(settings.warmup * steps),
         weight_decay=settings.weight_decay,
         bf16=settings.bf16,
+        use_cpu=settings.bf16 and not torch.cuda.is_available(),  # where Trainer would refuse bfloat16 otherwise
         seed=settings.seed,
         train_sampling_strategy="group_by_length",
         remove_unused_columns=False,  # the objective takes teacher_logits, which no stock signature names

@@ -259,3 +259,28 @@ def test_without_a_candidate_full_depth_is_chosen() -> None:
     for given in ({}, {"candidates": []}):
         found = pf.calibrate(one_layer, epsilon=0.01, **given)  # type: ignore[arg-type]
         assert (found.policy, found.tested, found.guarantee.cost) == (pf.FullDepth(), (), 1.0)
+
+
+def test_copies_of_rows_are_no_evidence() -> None:
+    rows = made_up(rows=60, seed=3)
+    copied = rows.select(torch.arange(60).repeat(20))
+    with pytest.raises(pf.InputError, match=r"900 rows to test with are copies of 60, and .* needs 299 different ones"):
+        pf.calibrate(copied, epsilon=0.01, delta=0.05)
+
+
+def test_rows_that_come_often_are_said_to(caplog: pytest.LogCaptureFixture) -> None:
+    rows = made_up(rows=400, seed=3)
+    pf.calibrate(rows, epsilon=0.1, delta=0.1)
+    assert not caplog.records
+    pf.calibrate(rows.select(torch.arange(400).repeat(3)), epsilon=0.1, delta=0.1)
+    assert "900 rows to test with are copies of" in caplog.text
+
+
+def test_what_is_no_policy_is_named() -> None:
+    rows = made_up(rows=100)
+    with pytest.raises(pf.InputError, match=r"candidates holds patience:3: give chains"):
+        pf.calibrate(rows, epsilon=0.2, delta=0.2, candidates=[pf.Patience(3)])  # type: ignore[list-item]
+    with pytest.raises(pf.InputError, match=r"candidates='patience:3': give a policy"):
+        pf.calibrate(rows, epsilon=0.2, delta=0.2, candidates=[["patience:3"]])  # type: ignore[list-item]
+    with pytest.raises(pf.InputError, match=r"policy='patience:3': give a policy"):
+        pf.replay(rows, "patience:3")  # type: ignore[arg-type]

@@ -6,6 +6,7 @@ import json
 import math
 import random
 import re
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -282,12 +283,38 @@ def test_seeds_that_number_their_labels_otherwise_are_read_by_name(folder: Path,
         (["--truncated", "SEED"], "has 6 layers, the model 6"),
     ],
 )
-def test_what_the_command_cannot_use_names_the_fix(options: list[str], says: str, folder: Path, tmp_path: Path) -> None:
+def test_what_the_command_cannot_use_names_the_fix(
+    options: list[str], says: str, folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delattr("pabee_fast.runtime.engine.Engine.every_head")  # it is said before the model runs
     options = [str(folder / "seed-0") if word == "SEED" else word for word in options]
     result = run(folder, tmp_path / "report.html", *options)
     assert isinstance(result.exception, pf.InputError), result.output
     assert says in str(result.exception)
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_page_whose_directory_is_absent_is_refused_before_any_work(folder: Path, tmp_path: Path) -> None:
+    assert "there is no directory" in str(run(folder, tmp_path / "absent" / "report.html").exception)
+
+
+@pytest.mark.parametrize("max_length", [None, 8])
+def test_a_stored_policy_is_shown_with_what_its_promise_is_worth_here(
+    max_length: int | None, folder: Path, tmp_path: Path
+) -> None:
+    tuned = Path(shutil.copytree(folder / "seed-0", tmp_path / "tuned"))
+    texts = [f"good film {' '.join(['very'] * (i % 7))} {['bad', 'is', 'a'][i % 3]} {i}" for i in range(300)]
+    table = tmp_path / "texts.jsonl"
+    table.write_text("".join(json.dumps({"text": text}) + "\n" for text in texts))
+    words = ["tune", table, "--model", tuned, "--epsilon", 0.5, "--delta", 0.4, "--dtype", "float32", "--device", "cpu"]
+    assert CliRunner().invoke(app, [str(word) for word in words]).exit_code == 0
+    more = [] if max_length is None else ["--max-length", max_length]
+    words = ["report", folder / "dev.jsonl", "--model", tuned, "--output", tmp_path / "report.html", "--device", "cpu"]
+    result = CliRunner().invoke(app, [str(word) for word in [*words, "--dtype", "float32", *more]])
+    assert result.exit_code == 0, result.output
+    said = " ".join(read((tmp_path / "report.html").read_text(encoding="utf-8")).words)
+    assert ("void here: " in said) == (max_length is not None)
+    assert ("with probability at least" in said) == (max_length is None)
 
 
 def test_an_output_is_html_and_never_replaced_unasked(folder: Path, tmp_path: Path) -> None:

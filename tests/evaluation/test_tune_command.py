@@ -294,9 +294,15 @@ def test_nothing_is_stored_unless_wanted(model: Path, tmp_path: Path) -> None:
         (["--trace", "x.safetensors"], "either a table"),
         (["--risk", "accuracy-loss", "--label-column", "label"], "no label column 'label'"),
         (["--text-column", "review"], "'review'"),
+        (["--tolerance", "3"], "tolerance=3.0: it belongs to the risk 'distance'"),
+        (["--risk", "distance", "--tolerance", "3"], "on a model that answers with labels"),
+        (["--seed", "99999999999999999999"], "seed=99999999999999999999: give a whole number from 0"),
     ],
 )
-def test_bad_input_names_the_fix_and_stores_nothing(options: list[str], says: str, model: Path, tmp_path: Path) -> None:
+def test_bad_input_names_the_fix_runs_and_stores_nothing(
+    options: list[str], says: str, model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delattr("pabee_fast.runtime.engine.Engine.every_head")
     before = sorted(path.name for path in model.iterdir())
     table = write(tmp_path / "in.jsonl", texts(60))
     options = [str(table) if word == "TABLE" else word for word in options]
@@ -309,3 +315,18 @@ def test_a_model_that_cannot_keep_a_guarantee_is_refused_before_any_work(tiny_to
     assert "no model directory" in error_of(run("tune", table, "--model", "somebody/model"))
     tiny_stock("bert").save_pretrained(tmp_path / "stock")
     assert "has no heads" in error_of(run("tune", table, "--model", tmp_path / "stock"))
+
+
+def test_labels_that_are_all_the_same_are_refused_before_the_model_runs(
+    model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delattr("pabee_fast.runtime.engine.Engine.every_head")
+    table = write(tmp_path / "in.jsonl", texts(60), [1] * 60)
+    words = ("--risk", "accuracy-loss", "--label-column", "label")
+    assert "the labels of all rows are the same" in error_of(run("tune", table, "--model", model, *OPTIONS, *words))
+
+
+def test_a_config_that_was_cut_is_named(model: Path, tmp_path: Path) -> None:
+    (model / "config.json").write_text('{"pabee_fast": {')
+    table = write(tmp_path / "in.jsonl", texts(60))
+    assert "config.json is no JSON" in error_of(run("tune", table, "--model", model, *OPTIONS))

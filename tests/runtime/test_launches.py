@@ -14,6 +14,7 @@ from transformers import PreTrainedModel
 import pabee_fast as pf
 from pabee_fast.kernels import reference
 from pabee_fast.kernels.launch import Launch
+from pabee_fast.models.heads import exit_heads_of
 from pabee_fast.runtime import ops
 from pabee_fast.runtime.engine import Engine
 from pabee_fast.runtime.packed import pack
@@ -93,7 +94,7 @@ def launch_all(
     """Runs rows under each policy, in all the ways that choose other kernels."""
     engine = Engine(model, gather_cost=0.0)
     padded = [rows]
-    if engine.heads[0].pooling == "mean":  # which needs a mask where left padding hides first tokens
+    if exit_heads_of(model)[0].pooling == "mean":  # which needs a mask where left padding hides first tokens
         padded.append({name: values.flip(1) for name, values in rows.items()})
     for inputs in padded:
         batch = pack(model, **inputs)

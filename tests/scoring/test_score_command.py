@@ -1,8 +1,10 @@
 """`pabee-fast score` as a user runs it: tables in, tables out, and a clear line where it cannot."""
 
 import csv
+import errno
 import json
 import re
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -247,6 +249,39 @@ def test_a_file_that_cannot_be_written_is_one_line_too(monkeypatch: pytest.Monke
     assert capsys.readouterr().err == (
         "pabee-fast: /there/out.csv.parts cannot be read or written: Permission denied\n"
     )
+
+
+def test_a_full_disk_is_one_line_too(monkeypatch: pytest.MonkeyPatch, capsys: Any) -> None:
+    def full() -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr("pabee_fast.cli.app", full)
+    with pytest.raises(SystemExit, match="2"):
+        main()
+    assert capsys.readouterr().err == (
+        "pabee-fast: No space left on device: make room, and run the same command again\n"
+    )
+
+
+@pytest.mark.parametrize("command", ["score", "fit", "tune"])
+def test_weights_that_are_a_pointer_or_cut_are_named(command: str, model_dir: Path, tmp_path: Path) -> None:
+    broken = Path(shutil.copytree(model_dir, tmp_path / "model"))
+    (broken / "model.safetensors").write_text("version https://git-lfs.github.com/spec/v1\n")
+    table = write(tmp_path / "in.jsonl", [{"text": f"good film {i}"} for i in range(500)])
+    words = ["--model", broken, *(["--output", tmp_path / "out.csv"] if command == "score" else [])]
+    words += ["--output", tmp_path / "fitted"] if command == "fit" else []
+    result = CliRunner().invoke(app, [command, str(table), *map(str, words)])
+    assert "has weights that are no safetensors" in error_of(result) and "git lfs pull" in error_of(result)
+
+
+def test_labels_of_one_name_have_no_scores_of_their_own(model_dir: Path, tmp_path: Path) -> None:
+    twins = Path(shutil.copytree(model_dir, tmp_path / "model"))
+    config = json.loads((twins / "config.json").read_text())
+    config["id2label"] = {label: "same" for label in config["id2label"]}
+    (twins / "config.json").write_text(json.dumps(config))
+    table = write(tmp_path / "in.jsonl", [{"text": "good film"}])
+    result = score(table, "--model", twins, "--output", tmp_path / "out.csv", "--all-scores")
+    assert "several labels named same" in error_of(result)
 
 
 def test_rows_none_of_which_could_be_scored_are_said_so(model_dir: Path, tmp_path: Path) -> None:

@@ -4,6 +4,7 @@ import io
 import json
 import os
 import re
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -145,6 +146,10 @@ def test_a_pipe_answers_before_its_input_ends(small_model: Path) -> None:
         (["-", "--output", "out.csv"], "", "standard input goes to standard output"),
         (["in.csv", "--output", "-"], "", "standard input goes to standard output"),
         (["-", "--output", "-"], '{"text": "a", "score": 1}\n', "--prefix"),
+        (["-", "--output", "-", "--overwrite", "--part-rows", 3], "", "--part-rows, --overwrite: standard input"),
+        (["-", "--output", "-", "--log-format", "json"], "", "--log-format json: standard input"),
+        (["", "--output", "out.csv"], "", "an input is empty"),
+        (["in.csv", "--output", ""], "", "output is empty"),
     ],
 )
 def test_pipes_that_cannot_be_are_refused(arguments: list[str], text: str, says: str, small_model: Path) -> None:
@@ -194,3 +199,37 @@ def test_a_bar_is_for_terminals_only_and_shows_rows_mean_exit_layer_and_time_lef
         bar._bar.refresh()
     shown = console.export_text()
     assert "60/100 rows" in shown and "mean exit layer 4.00" in shown and "rows/s" in shown
+
+
+def test_a_pipe_is_audited_and_stops_at_too_many_errors(small_model: Path) -> None:
+    lines = "".join(f'{{"text": {json.dumps(text_of(row))}}}\n' for row in range(40))
+    result = score("-", "--model", small_model, "--output", "-", "--audit", "1", input=lines)
+    assert "rows disagree with full depth" in result.stderr and "of 40 rows" in result.stderr
+    words = ("-", "--model", small_model, "--output", "-", "--max-errors", 1)
+    result = score(*words, input='{"text": 1}\n{"text": 2}\n' + lines)
+    assert isinstance(result.exception, pf.PabeeFastError)
+    assert "2 of 42 rows have errors, more than max_errors=1" in str(result.exception)
+    assert score(*words, input='{"text": 1}\n' + lines).exit_code == 0
+
+
+def test_a_mark_of_byte_order_in_front_of_a_pipe_is_no_part_of_its_first_line(small_model: Path) -> None:
+    result = score("-", "--model", small_model, "--output", "-", input=b'\xef\xbb\xbf{"text": "good film"}\n')
+    assert json.loads(result.stdout)["error"] is None
+
+
+def test_ctrl_c_ends_a_pipe_that_waits(small_model: Path) -> None:
+    fixed = ["--device", "cpu", "--dtype", "float32", "--policy", "patience:1"]
+    command = [sys.executable, "-m", "pabee_fast.cli", "score", "-", "--model", str(small_model), "--output", "-"]
+    pipe = subprocess.PIPE
+    with subprocess.Popen(
+        [*command, *fixed], cwd=ROOT, env=QUIET, stdin=pipe, stdout=pipe, stderr=pipe, text=True
+    ) as job:
+        assert job.stdin is not None and job.stdout is not None
+        job.stdin.write('{"text": "good film"}\n')
+        job.stdin.flush()
+        assert json.loads(job.stdout.readline())["text"] == "good film"
+        job.send_signal(signal.SIGTERM)
+        assert job.wait(timeout=60) == 130
+        assert job.stderr is not None
+        said = job.stderr.read()
+    assert said.endswith("pabee-fast: stopped\n") and "Fatal" not in said

@@ -132,3 +132,64 @@ def test_what_tells_inputs_from_others_is_relative_and_sees_content(tmp_path: Pa
     path.write_bytes(content)
     after = Source([path], ["text"]).identity(tmp_path / "job")
     assert after[0]["size"] == before[0]["size"] and after != before
+
+
+def test_a_directory_leaves_no_table_out_without_a_word(tmp_path: Path) -> None:
+    folder, elsewhere = tmp_path / "in", tmp_path / "elsewhere"
+    for path in (folder / "a.csv", folder / "B.CSV", folder / "C.Csv.gz", elsewhere / "d.csv"):
+        path.parent.mkdir(exist_ok=True)
+        path.write_text("text\n")
+    (folder / "linked").symlink_to(elsewhere)
+    (elsewhere / "back").symlink_to(folder)  # no end without a look at where links lead
+    assert names_of(folder) == ["B.CSV", "C.Csv.gz", "a.csv", "d.csv"]
+    (folder / "gone.csv").symlink_to(tmp_path / "nowhere.csv")
+    with pytest.raises(InputError, match=r"gone\.csv is a link to .*nowhere\.csv, which does not exist"):
+        names_of(folder)
+
+
+def test_what_a_job_writes_is_no_input_of_it(tmp_path: Path) -> None:
+    for name in ("a.csv", "out.csv", "out.csv.parts/part-000000.csv", "parts/part-000000.csv"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_text("text\n")
+    every = sorted(path.name for path in find_files([str(tmp_path)]))
+    assert every == ["a.csv", "out.csv", "part-000000.csv", "part-000000.csv"]
+    assert [p.name for p in find_files([str(tmp_path)], str(tmp_path / "out.csv"))] == ["a.csv", "part-000000.csv"]
+    assert [p.name for p in find_files([f"{tmp_path}/*.csv"], f"{tmp_path}/out.csv")] == ["a.csv"]
+    assert [p.name for p in find_files([f"{tmp_path}/out.csv"], f"{tmp_path}/out.csv")] == ["out.csv"]  # named itself
+    with pytest.raises(InputError, match="nothing but what lies in"):
+        find_files([f"{tmp_path}/parts"], f"{tmp_path}/parts")
+
+
+def test_an_input_without_a_name_is_refused() -> None:
+    with pytest.raises(InputError, match="an input is empty, as an unset variable gives it"):
+        names_of("")
+
+
+def test_a_glob_that_finds_a_directory_and_its_files_names_them_once(tmp_path: Path) -> None:
+    for name in ("a.csv", "sub/b.csv"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_text("text\n")
+    assert names_of(f"{tmp_path}/**") == ["a.csv", "b.csv"]
+
+
+@pytest.mark.parametrize(("name", "text"), [("state.json", '{"epoch": 3}'), ("dataset_dict.json", "{")])
+def test_a_file_that_is_called_as_those_of_datasets_are_does_not_make_one(name: str, text: str, tmp_path: Path) -> None:
+    (tmp_path / name).write_text(text)
+    (tmp_path / "a.csv").write_text("text\n")
+    assert names_of(tmp_path) == ["a.csv"]
+
+
+def test_relative_and_absolute_names_go_together(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    for name in ("a.csv", "sub/b.csv"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_text("text\nx\n")
+    assert Source(find_files(["a.csv", str(tmp_path / "sub" / "b.csv")]), ["text"]).names == ["a.csv", "sub/b.csv"]
+
+
+def test_columns_that_differ_only_in_being_nullable_are_told_apart(tmp_path: Path) -> None:
+    for name, nullable in (("a", True), ("b", False)):
+        schema = pa.schema([pa.field("text", pa.string(), nullable=nullable)])
+        pq.write_table(pa.table([["x"]], schema=schema), tmp_path / f"{name}.parquet")
+    with pytest.raises(InputError, match=r"b.parquet has the columns text \(string not null\), and .* text \(string\)"):
+        Source(find_files([str(tmp_path)]), ["text"])

@@ -67,3 +67,32 @@ def test_what_is_neither_number_nor_name_is_refused(values: Any) -> None:
         labels_of_column(column(*values))
     with pytest.raises(InputError, match=r"row 1: label .* is a dict"):
         (SET if isinstance(values[0], list) else STARS).encode(column(*values))
+
+
+@pytest.mark.parametrize("given", [[1, 4], [1.0, 4.0], [5, 4, 2]])
+def test_numbers_that_are_names_of_some_labels_and_ids_of_others_are_refused(given: list[Any]) -> None:
+    with pytest.raises(InputError, match=r"are names of the model's labels and ids of others.*as strings"):
+        STARS.encode(column(*given))
+    names = [str(int(number)) for number in given]
+    for is_text in (True, False):
+        assert STARS.encode(column(*names, is_text=is_text)) == [int(number) - 1 for number in given]
+    assert STARS.encode(column(0, 4)) == [0, 4]  # no name is 0, so these are ids
+
+
+def test_numbers_that_are_both_the_name_and_the_id_of_a_label_are_taken() -> None:
+    assert Labels(SINGLE, ("0", "1")).encode(column(1, 0)) == [1, 0]
+
+
+def test_whole_numbers_written_with_a_point_are_no_regression_without_a_word() -> None:
+    with pytest.raises(InputError, match=r"0.0, 1.0, and nothing between: .*problem-type single_label.* or regression"):
+        labels_of_column(column(0.0, 1.0, 1.0))
+    assert labels_of_column(column(0.0, 1.0, 1.0), REGRESSION) == Labels(REGRESSION)
+    assert labels_of_column(column(0.0, 1.0, 1.0), SINGLE).names == ("LABEL_0", "LABEL_1")
+    assert labels_of_column(column(0.0, 0.5, 1.0)) == Labels(REGRESSION)
+    assert labels_of_column(column(*map(float, range(30)))) == Labels(REGRESSION)
+
+
+def test_labels_say_what_they_are() -> None:
+    assert str(Labels(REGRESSION)) == "a number (regression)"
+    assert str(Labels(SINGLE, ("bad", "good"))) == "2 classes: bad, good"
+    assert str(Labels(MULTI, tuple("abcdefghij"))).endswith("a set: a, b, c, d, e, f, g, h, ...")

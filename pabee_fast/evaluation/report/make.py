@@ -10,10 +10,11 @@ import transformers
 from torch import Tensor
 
 from pabee_fast.errors import InputError
+from pabee_fast.evaluation.conditions import Conditions
 from pabee_fast.evaluation.extras import require
-from pabee_fast.evaluation.guarantee import guarantee_of
+from pabee_fast.evaluation.guarantee import Guarantee, guarantee_of
 from pabee_fast.evaluation.report.sections import report
-from pabee_fast.evaluation.report.study import Study
+from pabee_fast.evaluation.report.study import Study, check_measures, check_shallower
 from pabee_fast.evaluation.risks import answers
 from pabee_fast.evaluation.trace import Trace, checked_labels, trace
 from pabee_fast.policies import FullDepth
@@ -53,6 +54,8 @@ class ReportSettings:
             raise InputError(f"{output}: a report is one HTML file; name it .html")
         if output.exists() and not self.overwrite:
             raise InputError(f"{output} exists: name another file, or give --overwrite")
+        if not output.absolute().parent.is_dir():
+            raise InputError(f"{output} cannot be written: there is no directory {output.absolute().parent}")
         check_writable(output)
 
 
@@ -70,7 +73,10 @@ def make_report(settings: ReportSettings) -> str:
     setting = Setting.choose(settings.device, settings.dtype)
     examples = [read_examples(table, settings.text_columns, settings.label_column) for table in settings.tables]
     scorers = [_load(settings, setting, path) for path in settings.models]
+    for scorer in scorers:  # rather than after the models have run
+        check_measures(scorer.engine.kind, settings.metric, settings.tolerance)
     rivals = [_load(settings, setting, path) for path in settings.truncated]
+    check_shallower((len(rival.engine.layers) for rival in rivals), len(scorers[0].engine.layers))
     studies = [
         _study(settings, setting, scorers, rivals, table, rows)
         for table, rows in zip(settings.tables, examples, strict=True)
@@ -117,11 +123,20 @@ def _study(
             "dtype": f"{setting.dtype_name} ({setting.dtype_reason})",
             "rows cut at": f"{scorers[0].max_length} tokens",
             "torch, transformers": f"{torch.__version__}, {transformers.__version__}",
+            **({} if guarantee is None else {"stored policy": _promise(guarantee, scorers[0], settings)}),
         },
         metric=settings.metric,
         tolerance=settings.tolerance,
         stored=guarantee.policy if guarantee is not None and guarantee.policy.needs_heads else None,
     )
+
+
+def _promise(guarantee: Guarantee, scorer: Scorer, settings: ReportSettings) -> str:
+    """What `tune` stored with the first model, and whether it holds for what this report ran."""
+    here = Conditions.of(scorer.model, scorer.tokenizer, scorer.max_length, len(settings.text_columns))
+    void = guarantee.why_void(here)
+    holds = f"void here: {'; '.join(void)}" if void else guarantee.statement()
+    return f"{guarantee.policy}; {holds}"
 
 
 def _trace(

@@ -7,7 +7,7 @@ to choose the setting that answers it, and curves and tests are not flattered by
 
 import math
 import statistics
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -20,7 +20,7 @@ from pabee_fast.evaluation.metrics import METRICS, ensemble, evaluate, head_answ
 from pabee_fast.evaluation.replay import Replayer
 from pabee_fast.evaluation.risks import answers
 from pabee_fast.evaluation.trace import Trace
-from pabee_fast.policies import FixedDepth, Patience, Policy
+from pabee_fast.policies import AnswerKind, FixedDepth, Patience, Policy
 
 Answers = tuple[Tensor, ...]
 """Of all rows, one tensor for each seed."""
@@ -57,13 +57,8 @@ class Study:
                 raise InputError("the seeds differ in layers, heads or rows: give models of one recipe")
         if len(self.texts) != len(first):
             raise InputError(f"{len(self.texts)} texts for {len(first)} rows: give one for each")
-        if (first.kind == "value") != (self.tolerance is not None):
-            raise InputError("give tolerance where answers are values, and only there: what counts as right")
-        deep = [depth for depth in self.truncated if not 0 < depth < first.layers]
-        if deep:
-            raise InputError(f"a truncated model has {deep[0]} layers, the model {first.layers}: give shallower ones")
-        if self.metric is not None and self.metric not in metrics_for(first.kind):
-            raise InputError(f"metric={self.metric!r}: for these answers give {', '.join(metrics_for(first.kind))}")
+        check_measures(first.kind, self.metric, self.tolerance)
+        check_shallower(self.truncated, first.layers)
         if any(math.isnan(evaluate(self.main_metric, answered, self.labels)) for answered in self.full_depth):
             raise InputError(
                 f"full depth has no {self.main_metric}: its answers are the same for all rows, or not finite; give "
@@ -110,6 +105,21 @@ class Study:
     def score(self, answered: Answers, metric: str | None = None) -> tuple[float, float]:
         """Mean and standard deviation of a metric over the seeds; 0 where there is one."""
         return mean_sd([METRICS[metric or self.main_metric](one, self.labels) for one in answered])
+
+
+def check_measures(kind: AnswerKind, metric: str | None, tolerance: float | None) -> None:
+    """Raises InputError where answers of this kind have no such metric, or lack a tolerance."""
+    if (kind == "value") != (tolerance is not None):
+        raise InputError("give a tolerance where answers are values and only there (--tolerance): what counts as right")
+    if metric is not None and metric not in metrics_for(kind):
+        raise InputError(f"metric={metric!r}: for these answers give {', '.join(metrics_for(kind))}")
+
+
+def check_shallower(truncated: Iterable[int], layers: int) -> None:
+    """Raises InputError for a truncated model that is none, by its layers."""
+    for depth in truncated:
+        if not 0 < depth < layers:
+            raise InputError(f"a truncated model has {depth} layers, the model {layers}: give shallower ones")
 
 
 def mean_sd(values: Sequence[float]) -> tuple[float, float]:

@@ -1,0 +1,78 @@
+"""The modules around layers and heads, whose parts the runtime reads without calling them: are they transformers' own?
+
+Whatever is called runs as its owner made it. What is not called would be passed over without a word.
+"""
+
+import functools
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Any
+
+from torch import nn
+
+from pabee_fast.errors import UnsupportedError
+from pabee_fast.runtime.ops import Pooler
+
+if TYPE_CHECKING:
+    from pabee_fast.models.family import Head
+
+# transformers leaves these behind at the first stock forward that returns hidden states; they act only within one.
+_IDLE_HOOKS = "transformers.utils.output_capturing"
+# PEFT's; its attributes are those of the module that it would call.
+_DELEGATES = frozenset({"ModulesToSaveWrapper"})
+
+
+def why_not_original(module: nn.Module) -> str | None:
+    """In words, what makes a call of `module` something else than a method of transformers or torch; None: nothing."""
+    cls = type(module)
+    if "forward" in vars(module) or not is_original(cls.forward):
+        return f"has another forward than {cls.__name__}'s own"
+    for hooks in (module._forward_hooks, module._forward_pre_hooks):
+        if hooks and any(getattr(hook, "__module__", None) != _IDLE_HOOKS for hook in hooks.values()):
+            return "has hooks"
+    return None
+
+
+@functools.lru_cache(maxsize=1024)
+def is_original(forward: Callable[..., Any]) -> bool:
+    """Whether a forward is from the code of transformers or torch."""
+    # Decorators copy a function's name and module, but not where its code looks up names.
+    where: str = getattr(forward, "__globals__", {}).get("__name__", "")
+    return where.startswith(("transformers.", "torch.nn."))
+
+
+def check_around(model: nn.Module, layers: Sequence[nn.Module], heads: "Sequence[Head]") -> None:
+    """Raises UnsupportedError where a head's linear, or a module that holds layers or heads, was changed.
+
+    The model itself is its class's affair: hooks on it are run by whoever calls it.
+    """
+    for head in heads:
+        if wrong := why_not_original(head.linear):
+            raise UnsupportedError(f"a head of the model {wrong}: the exit step reads its weights; {_WAY_OUT}")
+    called = {*layers, *(head.linear for head in heads)}
+    called |= {part for head in heads for part in (head.pooler, getattr(head.pooler, "dense", None))
+               if isinstance(part, nn.Module)}  # fmt: skip
+    poolers = {id(head.pooler.weight) for head in heads if isinstance(head.pooler, Pooler)}
+    for name, module in _holders(model, called, poolers):
+        if name and type(module).__name__ not in _DELEGATES and (wrong := why_not_original(module)):
+            raise UnsupportedError(f"{name} {wrong}: early exit reads its parts and never calls it; {_WAY_OUT}")
+
+
+_WAY_OUT = (
+    "take hooks off and merge adapters (merge_and_unload), or teach pabee_fast what this model does by "
+    "pf.register_family"
+)
+
+
+def _holders(
+    module: nn.Module, called: set[nn.Module], poolers: set[int], name: str = ""
+) -> list[tuple[str, nn.Module]]:
+    """`module` and what is inside it, by name, as far as it holds something that the runtime takes out of it."""
+    holds, found = False, []
+    for key, child in module._modules.items():
+        if child is None:
+            continue
+        if child in called or id(child._parameters.get("weight")) in poolers:
+            holds = True
+        else:
+            found += _holders(child, called, poolers, f"{name}.{key}".lstrip("."))
+    return [(name, module), *found] if holds or found else []
