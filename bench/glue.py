@@ -90,6 +90,7 @@ def run_one(steps: Steps, run: Run, heads: Sequence[str], depths: Sequence[int])
         "model": run.model,
         "seed": run.seed,
         "averaged": run.averaged,
+        "taught": run.taught,
         "budget": run.budget.name,
         "not_comparable": why_not_comparable(steps, run, splits),
         "metric": run.task.metric,
@@ -139,6 +140,7 @@ def add_places(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--budget", choices=BUDGETS, default="small")
     parser.add_argument("--data", type=Path, default=DATA)
     parser.add_argument("--encoder", type=Path, default=glue_models.default_encoder())
+    parser.add_argument("--teacher", type=Path, help="a larger encoder's directory: what it answers is learned too")
     parser.add_argument("--work", type=Path, default=Path("build/glue"))
     parser.add_argument("--device", default="auto")
 
@@ -148,7 +150,7 @@ def steps_of(parser: argparse.ArgumentParser, args: argparse.Namespace) -> Steps
     if args.encoder is None:
         parser.error(f"name the encoder's directory by --encoder ({glue_models.PACKAGE} is not installed)")
     try:
-        return Steps(args.work, args.encoder, args.data, choose_device(args.device))
+        return Steps(args.work, args.encoder, args.data, choose_device(args.device), args.teacher)
     except ValueError as error:
         parser.error(str(error))
 
@@ -176,7 +178,7 @@ def main() -> None:
     for seed, averaged in [*((seed, ()) for seed in args.seeds), *together]:
         for model in args.model:
             for task in args.tasks:
-                run = Run(TASKS[task], model, seed, BUDGETS[args.budget], averaged)
+                run = Run(TASKS[task], model, seed, BUDGETS[args.budget], averaged, args.teacher is not None)
                 depths = DEPTHS[model] if args.depths is None else args.depths
                 figures = run_one(steps, run, args.heads, depths)
                 (args.results / f"{run.name}.json").write_text(json.dumps(figures, indent=1) + "\n")

@@ -38,11 +38,12 @@ def load_tokenizer(encoder: Path) -> PreTrainedTokenizerBase:
 
 
 def new_classifier(
-    encoder: Path, task: Task, name: str, seed: int, probe: Mapping[str, Tensor], layers: int | None = None
+    encoder: Path, task: Task, copies: int, seed: int, probe: Mapping[str, Tensor], layers: int | None = None
 ) -> PreTrainedModel:
-    """An untrained classifier for a task on the first `layers` layers (None: all) of a backbone of COPIES.
+    """An untrained classifier for a task on the first `layers` layers (None: all) of an encoder.
 
     Args:
+        copies: how often each of the encoder's layers stands in the model, 1 or, of a BERT, 2.
         probe: some rows, padded, as the model takes them; a doubled backbone is scaled by them.
     """
     torch.manual_seed(seed)
@@ -53,7 +54,7 @@ def new_classifier(
         problem_type=task.problem_type,
         attn_implementation="eager",  # in training as fast as sdpa on a CPU (measured), and deterministic
     )
-    if COPIES[name] == 2:
+    if copies == 2:
         double_layers(model, probe)
     if layers is not None:
         _set_layers(model, list(model.base_model.encoder.layer)[:layers])

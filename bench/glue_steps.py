@@ -33,6 +33,10 @@ PROBE_ROWS = 64
 FIT_ROWS = 20_000
 FIT: dict[str, Any] = {"head": "linear", "pooling": "mean"}
 
+TEACHER_ROWS = 15_000
+TEACHER: dict[str, Any] = {"epochs": 2, "batch_size": 64, "learning_rate": 4e-5}
+"""How a larger encoder becomes a teacher: what two CPU cores do in a quarter of an hour for one of BERT-base's size."""
+
 JOINT: dict[str, dict[str, Any]] = {
     "pabee": {"head": "pabee"},
     "self-distilled": {"head": "own-pooler", "pooling": "mean"},
@@ -77,6 +81,7 @@ class Run:
     Args:
         averaged: the seeds whose models' weights are averaged ("Model soups", Wortsman et al., ICML 2022: uniform, so
             no label chooses among them); (): the model of `seed` itself.
+        taught: whether its models learn the answers of a larger fine-tuned encoder beside the labels.
     """
 
     task: Task
@@ -84,6 +89,7 @@ class Run:
     seed: int
     budget: Budget
     averaged: tuple[int, ...] = ()
+    taught: bool = False
 
     @property
     def seeds(self) -> str:
@@ -94,7 +100,7 @@ class Run:
     def name(self) -> str:
         """What its files are called."""
         whole = "" if self.budget.name == "full" else f"-{self.budget.name}"
-        return f"{self.task.name}-{self.model}-{self.seeds}{whole}"
+        return f"{self.task.name}-{self.model}-{self.seeds}{whole}{'-taught' if self.taught else ''}"
 
 
 class Steps:
@@ -105,13 +111,16 @@ class Steps:
         encoder: the pretrained encoder's directory.
         data: the folder of tasks.
         device: where models are trained and run.
+        teacher: the larger encoder's directory, of runs that are `taught`; None: there is none.
 
     Raises:
         ValueError: `work` holds steps of another encoder or other data, which no step's settings tell apart.
     """
 
-    def __init__(self, work: Path, encoder: Path, data: Path, device: torch.device) -> None:
-        self.work, self.encoder, self.data, self.device = work, encoder, data, device
+    def __init__(
+        self, work: Path, encoder: Path, data: Path, device: torch.device, teacher: Path | None = None
+    ) -> None:
+        self.work, self.encoder, self.data, self.device, self.teacher = work, encoder, data, device, teacher
         made_from = work / "made_from.json"
         inputs = json.dumps({"encoder": _digest(encoder), "data": _digest(data, "*.jsonl.gz")}, indent=1) + "\n"
         if not made_from.is_file():
@@ -158,16 +167,20 @@ class Steps:
             "heads": heads and {"recipe": heads, **JOINT[heads]},
             "train_rows": len(self.train_rows(run)),
             "recipe": asdict(recipe),
+            **({"taught_by": self.taught_by(run).name} if run.taught else {}),
         }
 
         def make(place: Path) -> None:
             tokenizer, rows = glue_models.load_tokenizer(self.encoder), self.train_rows(run)
             probe = padded(encode(tokenizer, rows.rows[:PROBE_ROWS], MAX_LENGTH), tokenizer.pad_token_id)
-            model = glue_models.new_classifier(self.encoder, run.task, run.model, run.seed, probe, layers)
+            copies = glue_models.COPIES[run.model]
+            model = glue_models.new_classifier(self.encoder, run.task, copies, run.seed, probe, layers)
             objective: dict[str, Any] = {}
             if heads is not None:
                 pf.attach_heads(model, **JOINT[heads])
                 objective = {"self_distillation": SELF_DISTILLATION} if heads == "self-distilled" else {}
+            if run.taught:
+                objective["teacher_logits"] = load_file(self.taught_by(run) / "logits")["logits"]
             model.to(self.device)
             say, checkpoint = f"{run.name} {what}", place.with_suffix(".checkpoint")
             finetune(model, tokenizer, rows, recipe, say=say, checkpoint=checkpoint, **objective)
@@ -177,6 +190,37 @@ class Steps:
             tokenizer.save_pretrained(place)
 
         return self._once(f"{run.task.name}-{run.model}-{what}-s{run.seed}", settings, make)
+
+    def taught_by(self, run: Run) -> Path:
+        """The folder of a teacher's logits of a run's train rows: the larger encoder's, fine-tuned on a sample of them.
+
+        It is one teacher for all seeds, trained by TEACHER, which nobody tuned.
+        """
+        assert self.teacher is not None
+        rows = self.train_rows(run)
+        sample = rows.sample(TEACHER_ROWS)
+        recipe = Recipe(**TEACHER, max_length=MAX_LENGTH)
+        settings = {
+            "step": "teacher",
+            "task": run.task.name,
+            "encoder": _digest(self.teacher),
+            "rows": [len(sample), len(rows)],
+            "recipe": asdict(recipe),
+        }
+
+        def make(place: Path) -> None:
+            assert self.teacher is not None
+            tokenizer = glue_models.load_tokenizer(self.teacher)
+            model = glue_models.new_classifier(self.teacher, run.task, 1, recipe.seed, {}).to(self.device)
+            checkpoint = place.with_suffix(".checkpoint")
+            finetune(model, tokenizer, sample, recipe, say=f"{run.task.name} teacher", checkpoint=checkpoint)
+            model.save_pretrained(place)
+            tokenizer.save_pretrained(place)
+            logits = full_depth_logits(model.bfloat16(), tokenizer, rows.rows, max_length=MAX_LENGTH)
+            save_file({"logits": logits}, place / "logits")
+            checkpoint.unlink(missing_ok=True)
+
+        return self._once(f"{run.task.name}-teacher", settings, make)
 
     def _mean(self, run: Run, what: str, parts: list[Path]) -> Path:
         """The directory of the model whose weights are the mean of those of `parts`."""

@@ -17,6 +17,8 @@ from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from bench.glue_tasks import Split
+from pabee_fast.models.heads import answer_kind, has_heads
+from pabee_fast.training.objective import Distillation
 
 POOL = 50
 """Batches whose rows are sorted by length together: 5 % of the tokens are padding then, and batches stay mixed."""
@@ -43,6 +45,7 @@ def finetune(
     *,
     say: str = "",
     checkpoint: Path | None = None,
+    teacher_logits: Tensor | None = None,
     **objective: Any,
 ) -> PreTrainedModel:
     """Trains in place, in bfloat16 mixed precision, and returns the model in evaluation mode.
@@ -54,6 +57,8 @@ def finetune(
         say: what progress is printed under; "": none is printed.
         checkpoint: a file that holds the state after the last whole epoch; training that was cut goes on from there,
             to the same weights.
+        teacher_logits: [rows, classes] of a fine-tuned model, learned beside the labels as `pabee-fast train --teacher`
+            does by default; None: there is no teacher.
         **objective: passed to every forward: `self_distillation` of a model with heads.
     """
     device = model.device
@@ -80,9 +85,15 @@ def finetune(
     for epoch in range(done, recipe.epochs):
         for members in length_grouped(lengths, recipe.batch_size, rng):
             batch = padded([encoded[i] for i in members], tokenizer.pad_token_id or 0)
-            labels = torch.tensor([split.labels[i] for i in members], dtype=dtype)
+            batch["labels"] = torch.tensor([split.labels[i] for i in members], dtype=dtype)
+            taught = None if teacher_logits is None else teacher_logits[members].to(device)
+            if taught is not None and has_heads(model):  # whose loss takes them itself
+                objective["teacher_logits"] = taught
             with torch.autocast(device.type, torch.bfloat16):
-                loss = model(**{k: v.to(device) for k, v in batch.items()}, labels=labels.to(device), **objective).loss
+                out = model(**{k: v.to(device) for k, v in batch.items()}, **objective)
+            loss = out.loss
+            if taught is not None and not has_heads(model):
+                loss = Distillation().loss(loss, out.logits.float(), taught, answer_kind(model))
             loss.backward()
             torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
             optimizer.step()

@@ -1,5 +1,6 @@
 """The evaluation on tasks: the whole pipeline on made-up rows and a tiny encoder, and its parts that can mislead."""
 
+import dataclasses
 import gzip
 import json
 import shutil
@@ -13,6 +14,7 @@ import torch
 from safetensors.torch import load_file
 from transformers import BertConfig, BertModel, PreTrainedTokenizerFast
 
+import pabee_fast as pf
 from bench import (
     glue,
     glue_choose,
@@ -29,6 +31,7 @@ from bench.glue_tasks import TASKS
 from pabee_fast.evaluation.conditions import Conditions
 from pabee_fast.evaluation.replay import Replay, Replayer
 from pabee_fast.evaluation.trace import Trace
+from pabee_fast.training.teacher import full_depth_logits
 from tests.tolerances import assert_close
 
 WORDS = ["a", "and", "film", "is", "long", "the", "this", "was", "what", "very", "it"]
@@ -252,14 +255,15 @@ def test_twelve_layers_start_near_the_six_they_are_made_from(encoder: Path) -> N
     rows = [("the film was good",), ("a very long film , it is bad",)]
     probe = glue_train.padded(glue_train.encode(tokenizer, rows, 48), tokenizer.pad_token_id)
     models = {
-        name: glue_models.new_classifier(encoder, TASKS["sst2"], name, 0, probe).eval() for name in glue_models.COPIES
+        name: glue_models.new_classifier(encoder, TASKS["sst2"], copies, 0, probe).eval()
+        for name, copies in glue_models.COPIES.items()
     }
     assert len(models["minilm12"].bert.encoder.layer) == 2 * len(models["minilm"].bert.encoder.layer)
     visible = probe["attention_mask"].bool()
     with torch.no_grad():
         six, twelve = (model.bert(**probe).last_hidden_state[visible] for model in models.values())
     assert torch.cosine_similarity(six, twelve, dim=-1).min() > 0.9
-    shallow = glue_models.new_classifier(encoder, TASKS["sst2"], "minilm12", 0, probe, layers=5)
+    shallow = glue_models.new_classifier(encoder, TASKS["sst2"], 2, 0, probe, layers=5)
     assert len(shallow.bert.encoder.layer) == shallow.config.num_hidden_layers == 5
 
 
@@ -270,7 +274,7 @@ def test_training_that_was_cut_ends_with_the_same_weights(
     recipe = glue_train.Recipe(epochs=3, batch_size=32)
 
     def train(checkpoint: Path | None) -> dict[str, torch.Tensor]:
-        model = glue_models.new_classifier(encoder, TASKS["sst2"], "minilm", 0, {})
+        model = glue_models.new_classifier(encoder, TASKS["sst2"], 1, 0, {})
         return glue_train.finetune(model, tokenizer, split, recipe, checkpoint=checkpoint).state_dict()
 
     whole, save = train(None), glue_train._save
@@ -293,3 +297,34 @@ def test_batches_hold_every_row_once_and_rows_of_like_length() -> None:
     assert sorted(np.concatenate(batches)) == list(range(1_000))
     padding = sum(len(batch) * lengths[batch].max() for batch in batches) / lengths.sum() - 1
     assert padding < 0.06
+
+
+@pytest.mark.parametrize("heads", [None, "linear"])
+def test_a_taught_model_learns_what_its_teacher_says(heads: str | None, encoder: Path, data: Path) -> None:
+    tokenizer, split = glue_models.load_tokenizer(encoder), glue_tasks.read_split(data, TASKS["sst2"], "train")
+    recipe = glue_train.Recipe(epochs=12, batch_size=16, learning_rate=2e-3)
+    labels = torch.tensor([int(label) for label in split.labels])
+    reversed_logits = 20.0 * torch.nn.functional.one_hot(1 - labels, 2)
+
+    def share_right(teacher_logits: torch.Tensor | None) -> float:
+        model = glue_models.new_classifier(encoder, TASKS["sst2"], 1, 0, {})
+        if heads is not None:
+            pf.attach_heads(model, heads, pooling="mean")
+        glue_train.finetune(model, tokenizer, split, recipe, teacher_logits=teacher_logits)
+        answers = full_depth_logits(model, tokenizer, split.rows, max_length=48).argmax(dim=1)
+        return float((answers == labels).double().mean())
+
+    assert share_right(None) > 0.8
+    assert share_right(reversed_logits) < 0.2
+
+
+def test_one_teacher_teaches_all_seeds_and_models_and_runs_say_so(encoder: Path, data: Path, tmp_path: Path) -> None:
+    steps = glue_steps.Steps(tmp_path, encoder, data, torch.device("cpu"), encoder)
+    plain = glue_steps.Run(TASKS["sst2"], "minilm", 0, glue.BUDGETS["small"])
+    taught = [dataclasses.replace(plain, taught=True, seed=seed) for seed in (0, 1)]
+    assert taught[0].name == f"{plain.name}-taught"
+    logits = load_file(steps.taught_by(taught[0]) / "logits")["logits"]
+    assert logits.shape == (len(steps.train_rows(plain)), 2) and logits.isfinite().all()
+    assert steps.taught_by(taught[1]) == steps.taught_by(taught[0])
+    assert steps.classifier(taught[0]) != steps.classifier(plain)
+    assert len(list(tmp_path.glob("*teacher*"))) == 1
