@@ -20,6 +20,11 @@ _IDLE_HOOKS = "transformers.utils.output_capturing"
 # PEFT's; its attributes are those of the module that it would call.
 _DELEGATES = frozenset({"ModulesToSaveWrapper"})
 
+_WAY_OUT = (
+    "take hooks off and merge adapters (merge_and_unload), or teach pabee_fast what this model does by "
+    "pf.register_family"
+)
+
 
 def why_not_original(module: nn.Module) -> str | None:
     """In words, what makes a call of `module` something else than a method of transformers or torch; None: nothing."""
@@ -49,18 +54,13 @@ def check_around(model: nn.Module, layers: Sequence[nn.Module], heads: "Sequence
         if wrong := why_not_original(head.linear):
             raise UnsupportedError(f"a head of the model {wrong}: the exit step reads its weights; {_WAY_OUT}")
     called = {*layers, *(head.linear for head in heads)}
-    called |= {part for head in heads for part in (head.pooler, getattr(head.pooler, "dense", None))
-               if isinstance(part, nn.Module)}  # fmt: skip
+    for head in heads:
+        parts = (head.pooler, getattr(head.pooler, "dense", None))
+        called.update(part for part in parts if isinstance(part, nn.Module))
     poolers = {id(head.pooler.weight) for head in heads if isinstance(head.pooler, Pooler)}
     for name, module in _holders(model, called, poolers):
         if name and type(module).__name__ not in _DELEGATES and (wrong := why_not_original(module)):
             raise UnsupportedError(f"{name} {wrong}: early exit reads its parts and never calls it; {_WAY_OUT}")
-
-
-_WAY_OUT = (
-    "take hooks off and merge adapters (merge_and_unload), or teach pabee_fast what this model does by "
-    "pf.register_family"
-)
 
 
 def _holders(

@@ -185,7 +185,9 @@ def _tables_in(directory: Path) -> list[Path]:
         raise InputError(f"{directory} holds no table: files that end with {', '.join(FORMATS)}")
     if nowhere := [path for path in tables if not path.exists()]:
         raise InputError(f"{nowhere[0]} is a link to {os.path.realpath(nowhere[0])}, which does not exist")
-    return sorted(tables)
+    # A file that links lead to as well is read once, under its own name.
+    by_own_name = sorted(tables, key=lambda path: (os.path.realpath(path) != os.path.abspath(path), path))
+    return sorted({os.path.realpath(path): path for path in reversed(by_own_name)}.values())
 
 
 def _is_hidden(name: str) -> bool:

@@ -142,6 +142,11 @@ def test_a_directory_leaves_no_table_out_without_a_word(tmp_path: Path) -> None:
     (folder / "linked").symlink_to(elsewhere)
     (elsewhere / "back").symlink_to(folder)  # no end without a look at where links lead
     assert names_of(folder) == ["B.CSV", "C.Csv.gz", "a.csv", "d.csv"]
+    (folder / "2026-11").mkdir()
+    (folder / "2026-11" / "e.csv").write_text("text\n")
+    (folder / "0-latest").symlink_to(folder / "2026-11")  # its file is there once
+    found = find_files([str(folder)])
+    assert [path.relative_to(folder).as_posix() for path in found if path.name == "e.csv"] == ["2026-11/e.csv"]
     (folder / "gone.csv").symlink_to(tmp_path / "nowhere.csv")
     with pytest.raises(InputError, match=r"gone\.csv is a link to .*nowhere\.csv, which does not exist"):
         names_of(folder)
