@@ -52,6 +52,7 @@ def compare(steps: Steps, run: Run, fitted: int, judged: int) -> dict[str, Any]:
         "model": run.model,
         "seed": run.seed,
         "averaged": run.averaged,
+        "taught": run.taught,
         "budget": run.budget.name,
         "stock": stock.name,
         "metric": "Pearson" if full.is_floating_point() else "same answer",
