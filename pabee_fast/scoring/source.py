@@ -162,7 +162,7 @@ def _files_of(argument: str) -> list[Path]:
         raise InputError("an input is empty, as an unset variable gives it: name a file or a directory, . for this one")
     path = Path(argument)
     if path.is_dir():
-        if splits := _json_list(path / "dataset_dict.json", "splits"):
+        if splits := _json(path / "dataset_dict.json").get("splits"):
             raise InputError(f"{path} is a dataset of several splits: name one, of {quoted(splits)}: {path}/SPLIT")
         return _saved_dataset(path) or _tables_in(path)
     if not path.exists() and glob.has_magic(argument):
@@ -204,23 +204,19 @@ def _is_table(name: str) -> bool:
     return (path.with_suffix("") if compression(path) else path).suffix.lower() in FORMATS
 
 
-def _json_list(path: Path, key: str) -> list[Any]:
-    """What a file of Hugging Face's datasets lists under `key`; empty where it is no such file."""
+def _json(path: Path) -> dict[str, Any]:
+    """What a file of Hugging Face's datasets says; empty where it is absent, or another program's of that name."""
     try:
         found = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError):
-        return []
-    listed = found.get(key) if isinstance(found, dict) else None
-    return listed if isinstance(listed, list) else []
+        return {}
+    return found if isinstance(found, dict) else {}
 
 
 def _saved_dataset(directory: Path) -> list[Path]:
     """The files of what `datasets.Dataset.save_to_disk` wrote; empty where it is no such directory."""
-    entries = _json_list(directory / "state.json", "_data_files")
-    if not entries:
-        return []
-    state = json.loads((directory / "state.json").read_text(encoding="utf-8"))
-    names = [entry["filename"] for entry in entries]
+    state = _json(directory / "state.json")
+    names = [entry["filename"] for entry in state.get("_data_files", [])]
     if state.get("_indices_data_files"):
         raise InputError(f"{directory} selects rows by an index: save it once more after dataset.flatten_indices()")
     if any(Path(name).name != name for name in names):

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 import pabee_fast as pf
-from pabee_fast.evaluation import metrics
+from pabee_fast.evaluation import metrics, significance
 from pabee_fast.evaluation.significance import holm, mcnemar, paired_bootstrap
 from tests.evaluation.traces import CONDITIONS, made_up
 
@@ -155,3 +155,16 @@ def test_holms_adjustment_keeps_the_order_and_is_between_the_value_and_bonferron
     pairs = sorted(zip(p_values, adjusted, strict=True))
     assert all(low[1] <= high[1] for low, high in itertools.pairwise(pairs))
     assert adjusted[p_values.index(min(p_values))] == min(1.0, len(p_values) * min(p_values))
+
+
+def test_a_bootstrap_of_few_rows_gives_no_p_value(monkeypatch: pytest.MonkeyPatch) -> None:
+    labels = torch.ones(20, dtype=torch.int64)
+    answered = torch.cat([torch.zeros(3, dtype=torch.int64), labels[3:]])
+    for metric in ("accuracy", "F1"):
+        few = paired_bootstrap(metric, [labels[:19]], [answered[:19]], labels[:19], resamples=200)
+        assert math.isnan(few.p_value) and few.low <= few.difference <= few.high
+        assert 0 < paired_bootstrap(metric, [labels], [answered], labels, resamples=200).p_value <= 1
+    monkeypatch.setattr(significance, "LEAST_ROWS", 1)
+    too_sure = paired_bootstrap("accuracy", [labels[:4]], [1 - labels[:4]], labels[:4])
+    assert too_sure.p_value == pytest.approx(0.002, rel=0.01)
+    assert mcnemar(labels[:4] > 0, labels[:4] == 0).p_value == 0.125

@@ -1,0 +1,50 @@
+"""What a job reads, and what it is told when that is not what it was."""
+
+import json
+import os
+from pathlib import Path
+
+import pyarrow as pa
+import pytest
+
+from pabee_fast.errors import InputError
+from pabee_fast.scoring.executors import Executor
+from tests.scoring.conftest import RunJob, put_rows
+from tests.scoring.test_job import begin
+
+
+def test_an_input_that_was_written_again_is_refused_unless_it_gets_its_time_back(
+    local: Executor, run_job: RunJob, tmp_path: Path
+) -> None:
+    source, target = put_rows(tmp_path / "in.jsonl", 9_000), tmp_path / "out.csv"
+    begin(source, target, local, parts=2)
+    before, content = source.stat(), source.read_bytes()
+    middle = len(content) // 3  # which no sample sees
+    source.write_bytes(content[:middle] + content[middle : middle + 9].swapcase() + content[middle + 9 :])
+    with pytest.raises(InputError, match=r"in.jsonl was written again meanwhile.*touch -d @\d+\.\d{9} FILE"):
+        run_job(source, target, part_rows=10)
+    source.write_bytes(content)
+    os.utime(source, ns=(before.st_atime_ns, before.st_mtime_ns))
+    begin(source, target, local, parts=3)  # it goes on
+
+
+def test_a_directory_that_holds_the_output_is_scored_stopped_and_resumed(
+    local: Executor, run_job: RunJob, tmp_path: Path
+) -> None:
+    folder, apart = tmp_path / "in", tmp_path / "apart.csv"
+    folder.mkdir()
+    put_rows(folder / "a.jsonl", 40)
+    run_job(folder, apart, part_rows=10)
+    begin(folder, folder / "out.csv", local, parts=2)
+    assert run_job(folder, folder / "out.csv", part_rows=10).resumed == 20
+    assert (folder / "out.csv").read_bytes() == apart.read_bytes()
+    assert run_job(folder, folder / "out.csv", part_rows=10, overwrite=True).rows == 40
+
+
+def test_a_struct_without_fields_is_written_as_one(run_job: RunJob, tmp_path: Path) -> None:
+    table = pa.table({"text": ["good film", "bad"], "meta": pa.array([{}, None], pa.struct([]))})
+    with pa.ipc.new_file(tmp_path / "in.arrow", table.schema) as writer:
+        writer.write_table(table)
+    run_job(tmp_path / "in.arrow", tmp_path / "out.jsonl")
+    rows = [json.loads(line) for line in (tmp_path / "out.jsonl").read_text().splitlines()]
+    assert [row["meta"] for row in rows] == [{}, None]
