@@ -21,8 +21,9 @@ from transformers import AutoModelForSequenceClassification, PreTrainedModel, Pr
 import pabee_fast as pf
 from bench import glue_models
 from bench.glue_tasks import Split, Task, read_split
-from bench.glue_train import Recipe, encode, finetune, padded
+from bench.glue_train import Recipe, choose_training_dtype, encode, finetune, padded
 from pabee_fast.evaluation.trace import Trace
+from pabee_fast.runtime.device import DTYPES
 from pabee_fast.training.objective import SELF_DISTILLATION
 from pabee_fast.training.teacher import full_depth_logits
 
@@ -121,6 +122,7 @@ class Steps:
         self, work: Path, encoder: Path, data: Path, device: torch.device, teacher: Path | None = None
     ) -> None:
         self.work, self.encoder, self.data, self.device, self.teacher = work, encoder, data, device, teacher
+        self.training_dtype = choose_training_dtype(device)
         made_from = work / "made_from.json"
         inputs = json.dumps({"encoder": _digest(encoder), "data": _digest(data, "*.jsonl.gz")}, indent=1) + "\n"
         if not made_from.is_file():
@@ -145,6 +147,7 @@ class Steps:
             learning_rate=run.task.learning_rate,
             max_length=MAX_LENGTH,
             seed=run.seed,
+            dtype=self.training_dtype,
         )
 
     def classifier(self, run: Run, layers: int | None = None, heads: str | None = None) -> Path:
@@ -199,7 +202,7 @@ class Steps:
         assert self.teacher is not None
         rows = self.train_rows(run)
         sample = rows.sample(TEACHER_ROWS)
-        recipe = Recipe(**TEACHER, max_length=MAX_LENGTH)
+        recipe = Recipe(**TEACHER, max_length=MAX_LENGTH, dtype=self.training_dtype)
         settings = {
             "step": "teacher",
             "task": run.task.name,
@@ -216,7 +219,7 @@ class Steps:
             finetune(model, tokenizer, sample, recipe, say=f"{run.task.name} teacher", checkpoint=checkpoint)
             model.save_pretrained(place)
             tokenizer.save_pretrained(place)
-            logits = full_depth_logits(model.bfloat16(), tokenizer, rows.rows, max_length=MAX_LENGTH)
+            logits = full_depth_logits(model.to(DTYPES[recipe.dtype]), tokenizer, rows.rows, max_length=MAX_LENGTH)
             save_file({"logits": logits}, place / "logits")
             checkpoint.unlink(missing_ok=True)
 

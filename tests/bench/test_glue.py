@@ -8,13 +8,10 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
-import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file
-from transformers import BertConfig, BertModel, PreTrainedTokenizerFast
 
-import pabee_fast as pf
 from bench import (
     glue,
     glue_choose,
@@ -31,52 +28,7 @@ from bench.glue_tasks import TASKS
 from pabee_fast.evaluation.conditions import Conditions
 from pabee_fast.evaluation.replay import Replay, Replayer
 from pabee_fast.evaluation.trace import Trace
-from pabee_fast.training.teacher import full_depth_logits
 from tests.tolerances import assert_close
-
-WORDS = ["a", "and", "film", "is", "long", "the", "this", "was", "what", "very", "it"]
-
-
-@pytest.fixture(scope="module")
-def encoder(tmp_path_factory: pytest.TempPathFactory, tiny_tokenizer: PreTrainedTokenizerFast) -> Path:
-    """A BERT of six small layers with random weights, and its tokenizer."""
-    place = tmp_path_factory.mktemp("encoder")
-    torch.manual_seed(0)
-    config = BertConfig(
-        vocab_size=len(tiny_tokenizer),
-        hidden_size=32,
-        num_hidden_layers=6,
-        num_attention_heads=4,
-        intermediate_size=48,
-        max_position_embeddings=128,
-        initializer_range=0.1,
-    )
-    BertModel(config).save_pretrained(place)
-    tiny_tokenizer.save_pretrained(place)
-    return place
-
-
-@pytest.fixture(scope="module")
-def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """sst2, whose label is whether "good" or "bad" stands in the row, and cola without a labelled test."""
-    place, rng = tmp_path_factory.mktemp("data"), np.random.default_rng(0)
-    sizes = {"sst2": {"train": 96, "dev": 40, "test": 40}, "cola": {"train": 96, "dev": 60}}
-    sizes["stsb"] = sizes["sst2"]
-    for task, splits in sizes.items():
-        (place / task).mkdir()
-        for split, rows in splits.items():
-            lines = [_row(task, rng) for _ in range(rows)]
-            with gzip.open(place / task / f"{split}.jsonl.gz", "wt") as file:
-                file.write("".join(json.dumps(line) + "\n" for line in lines))
-    return place
-
-
-def _row(task: str, rng: np.random.Generator) -> dict[str, object]:
-    label, words = int(rng.integers(2)), rng.choice(WORDS, size=rng.integers(2, 9)).tolist()
-    words.insert(int(rng.integers(len(words))), ("bad", "good")[label])
-    if task == "stsb":
-        return {"text_a": " ".join(words), "text_b": "it was good", "label": 5.0 * label}
-    return {"text": " ".join(words), "label": label}
 
 
 def run(monkeypatch: pytest.MonkeyPatch, *options: object, main: Callable[[], None] = glue.main) -> None:
@@ -265,57 +217,6 @@ def test_twelve_layers_start_near_the_six_they_are_made_from(encoder: Path) -> N
     assert torch.cosine_similarity(six, twelve, dim=-1).min() > 0.9
     shallow = glue_models.new_classifier(encoder, TASKS["sst2"], 2, 0, probe, layers=5)
     assert len(shallow.bert.encoder.layer) == shallow.config.num_hidden_layers == 5
-
-
-def test_training_that_was_cut_ends_with_the_same_weights(
-    encoder: Path, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    tokenizer, split = glue_models.load_tokenizer(encoder), glue_tasks.read_split(data, TASKS["sst2"], "train")
-    recipe = glue_train.Recipe(epochs=3, batch_size=32)
-
-    def train(checkpoint: Path | None) -> dict[str, torch.Tensor]:
-        model = glue_models.new_classifier(encoder, TASKS["sst2"], 1, 0, {})
-        return glue_train.finetune(model, tokenizer, split, recipe, checkpoint=checkpoint).state_dict()
-
-    whole, save = train(None), glue_train._save
-
-    def save_and_stop(path: Path, epochs: int, *state: object) -> None:
-        save(path, epochs, *state)
-        raise KeyboardInterrupt
-
-    monkeypatch.setattr(glue_train, "_save", save_and_stop)
-    for _ in range(2):
-        with pytest.raises(KeyboardInterrupt):
-            train(tmp_path / "cut")
-    again = train(tmp_path / "cut")
-    assert all(torch.equal(whole[name], again[name]) for name in whole)
-
-
-def test_batches_hold_every_row_once_and_rows_of_like_length() -> None:
-    lengths = np.random.default_rng(0).integers(3, 60, size=1_000)
-    batches = glue_train.length_grouped(lengths, 8, np.random.default_rng(0))
-    assert sorted(np.concatenate(batches)) == list(range(1_000))
-    padding = sum(len(batch) * lengths[batch].max() for batch in batches) / lengths.sum() - 1
-    assert padding < 0.06
-
-
-@pytest.mark.parametrize("heads", [None, "linear"])
-def test_a_taught_model_learns_what_its_teacher_says(heads: str | None, encoder: Path, data: Path) -> None:
-    tokenizer, split = glue_models.load_tokenizer(encoder), glue_tasks.read_split(data, TASKS["sst2"], "train")
-    recipe = glue_train.Recipe(epochs=12, batch_size=16, learning_rate=2e-3)
-    labels = torch.tensor([int(label) for label in split.labels])
-    reversed_logits = 20.0 * torch.nn.functional.one_hot(1 - labels, 2)
-
-    def share_right(teacher_logits: torch.Tensor | None) -> float:
-        model = glue_models.new_classifier(encoder, TASKS["sst2"], 1, 0, {})
-        if heads is not None:
-            pf.attach_heads(model, heads, pooling="mean")
-        glue_train.finetune(model, tokenizer, split, recipe, teacher_logits=teacher_logits)
-        answers = full_depth_logits(model, tokenizer, split.rows, max_length=48).argmax(dim=1)
-        return float((answers == labels).double().mean())
-
-    assert share_right(None) > 0.8
-    assert share_right(reversed_logits) < 0.2
 
 
 def test_one_teacher_teaches_all_seeds_and_models_and_runs_say_so(encoder: Path, data: Path, tmp_path: Path) -> None:
