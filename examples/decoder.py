@@ -4,9 +4,9 @@ The directory holds a `*ForSequenceClassification` with heads and its tokenizer.
 padding token, so the config must name one: `model.config.pad_token_id = tokenizer.pad_token_id` before it is saved.
 """
 
-import sys
 import time
 
+import typer
 from transformers import AutoTokenizer
 
 import pabee_fast as pf
@@ -29,4 +29,4 @@ def main(directory: str) -> None:
 
 
 if __name__ == "__main__":
-    main(*sys.argv[1:])
+    typer.run(main)

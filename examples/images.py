@@ -3,9 +3,10 @@
 The directory holds a `ViTForImageClassification` with heads and its image processor. Without images, two are made up.
 """
 
-import sys
+from typing import Annotated
 
 import numpy as np
+import typer
 from PIL import Image
 from transformers import AutoImageProcessor, pipeline
 
@@ -19,8 +20,8 @@ def made_up(count: int = 8, size: int = 32) -> list[Image.Image]:
     return [Image.fromarray((255 * c * rng.random((size, size, 1))).astype(np.uint8)) for c in colours]
 
 
-def main(directory: str, *paths: str) -> None:
-    images = [Image.open(path).convert("RGB") for path in paths] or made_up()
+def main(directory: str, image: Annotated[list[str] | None, typer.Argument()] = None) -> None:
+    images = [Image.open(path).convert("RGB") for path in image or ()] or made_up()
     model = pf.from_pretrained(directory, policy=pf.Patience(2))
     processor = AutoImageProcessor.from_pretrained(directory)
     classify = pipeline("image-classification", model=model, image_processor=processor, batch_size=8)
@@ -31,4 +32,4 @@ def main(directory: str, *paths: str) -> None:
 
 
 if __name__ == "__main__":
-    main(*sys.argv[1:])
+    typer.run(main)

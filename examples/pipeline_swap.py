@@ -5,9 +5,10 @@ model that lies beside this script is taken.
 """
 
 import csv
-import sys
 from pathlib import Path
+from typing import Annotated
 
+import typer
 from transformers import AutoTokenizer, pipeline
 
 import pabee_fast as pf
@@ -15,7 +16,7 @@ import pabee_fast as pf
 HERE = Path(__file__).parent
 
 
-def main(directory: str = str(HERE / "sample-model")) -> None:
+def main(directory: Annotated[str, typer.Argument()] = str(HERE / "sample-model")) -> None:
     with (HERE / "sample.csv").open(newline="", encoding="utf-8") as file:
         texts = [row["text"] for row in csv.DictReader(file)][:64]
     model, tokenizer = pf.from_pretrained(directory), AutoTokenizer.from_pretrained(directory)
@@ -30,4 +31,4 @@ def main(directory: str = str(HERE / "sample-model")) -> None:
 
 
 if __name__ == "__main__":
-    main(*sys.argv[1:])
+    typer.run(main)

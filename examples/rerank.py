@@ -1,11 +1,10 @@
-"""A sentence-transformers CrossEncoder that leaves early: `python examples/rerank.py MODEL_DIRECTORY`.
+"""A sentence-transformers CrossEncoder that leaves early: `python examples/rerank.py MODEL_DIRECTORY [--threshold T]`.
 
 The directory holds a cross-encoder of one output with heads (`pabee-fast fit` adds them to a reranker). What early exit
 costs a ranking is printed: the rank correlation with full depth, and how many of its ten best are found again.
 """
 
-import sys
-
+import typer
 from scipy.stats import spearmanr
 from sentence_transformers import CrossEncoder
 
@@ -16,14 +15,14 @@ WORDS = ["the film was", "very", "not", "good", "bad", "long", "and", "what", "t
 DOCUMENTS = [f"{a} {b} {c}" for a in WORDS[:4] for b in WORDS[2:7] for c in WORDS[5:]]
 
 
-def main(directory: str, threshold: str = "0.05") -> None:
+def main(directory: str, threshold: float = 0.05) -> None:
     reranker = CrossEncoder(directory)
     pairs = [(QUERY, document) for document in DOCUMENTS]
     full = reranker.predict(pairs)
 
     # sentence-transformers loaded the model without its heads, so that it is replaced; with a live model that has them
     # already, pf.accelerate(reranker.model, policy) is all.
-    model = pf.from_pretrained(directory, policy=pf.Patience(2, threshold=float(threshold)))
+    model = pf.from_pretrained(directory, policy=pf.Patience(2, threshold=threshold))
     reranker[0].model = model.to(reranker.device)
     early = reranker.predict(pairs)
 
@@ -36,4 +35,4 @@ def main(directory: str, threshold: str = "0.05") -> None:
 
 
 if __name__ == "__main__":
-    main(*sys.argv[1:])
+    typer.run(main)

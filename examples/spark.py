@@ -1,13 +1,13 @@
-"""Score a column of a Spark DataFrame: `python examples/spark.py MODEL_DIRECTORY TABLE.parquet`.
+"""Score a column of a Spark DataFrame: `python examples/spark.py MODEL_DIRECTORY TABLE.parquet [--policy P]`.
 
 Spark's `predict_batch_udf` loads the model once for each Python worker and hands it batches of texts; every executor
 must have this package and see the model under the same name. Needs pyspark 4 and Java 17.
 """
 
-import sys
 from collections.abc import Callable
 
 import numpy as np
+import typer
 from pyspark.ml.functions import predict_batch_udf
 from pyspark.sql import SparkSession
 from pyspark.sql.types import DoubleType, IntegerType, StringType, StructField, StructType
@@ -54,4 +54,4 @@ def main(model: str, table: str, policy: str = "patience:1") -> None:
 
 
 if __name__ == "__main__":
-    main(*sys.argv[1:])
+    typer.run(main)

@@ -3,6 +3,7 @@
 import importlib.util
 import os
 import re
+import runpy
 import shutil
 import subprocess
 import sys
@@ -82,6 +83,17 @@ def test_a_custom_family_is_taught_trained_and_leaves_early(run_example: Callabl
     assert float(figures["full depth"]) > 0.85
     assert float(figures["leaving early"]) > float(figures["full depth"]) - 0.05
     assert float(figures["exit layer"]) < 5
+
+
+@pytest.mark.parametrize("name", ["decoder", "images", "rerank"])
+def test_a_script_that_is_not_told_its_model_says_how_it_is_run(
+    name: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(sys, "argv", [f"{name}.py"])
+    with pytest.raises(SystemExit) as ended:
+        runpy.run_path(str(EXAMPLES / f"{name}.py"), run_name="__main__")
+    assert ended.value.code == 2
+    assert re.search("missing argument .*directory", capsys.readouterr().err.lower())
 
 
 @pytest.mark.skipif(find_spec("pyspark") is None or shutil.which("java") is None, reason="needs pyspark and Java")
