@@ -37,7 +37,7 @@ DEFAULT_TASKS = ("sst2", "mrpc", "ag_news_subset", "stsb")
 BUDGETS = {
     budget.name: budget
     for budget in (
-        Budget("small", train_rows=2_000, epochs=2, judged_rows=2_000, clock_rows=250),
+        Budget("small", train_rows=1_600, epochs=2, judged_rows=2_000, clock_rows=250),
         Budget("medium", train_rows=10_000),
         Budget("full"),
         Budget("long", times=3),
