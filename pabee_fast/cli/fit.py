@@ -7,12 +7,12 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
-from pabee_fast.cli.options import Device, MaxLength, TextColumn, TextPairColumn, TokenBudget
+from pabee_fast.cli.options import TABLES, Device, MaxLength, RememberRows, TextColumn, TextPairColumn, TokenBudget
 from pabee_fast.cli.show import progress_bar, quieten_transformers
 
 
 def fit_command(
-    table: Annotated[Path, typer.Argument(metavar="TABLE", help="Table of texts: csv, tsv, jsonl or parquet.")],
+    table: Annotated[str, typer.Argument(metavar="TABLE", help=f"Texts: {TABLES}.")],
     model: Annotated[str, typer.Option(help="Model directory or hub id of a fine-tuned classifier.")],
     output: Annotated[Path, typer.Option(help="Directory for the model with heads.")],
     text_column: TextColumn = "text",
@@ -32,6 +32,7 @@ def fit_command(
     dtype: Annotated[str, typer.Option(help="Precision of the one run: auto, float32, bfloat16 or float16.")] = "auto",
     device: Device = "auto",
     seed: Annotated[int, typer.Option(help="Seed of the rows held out.")] = 0,
+    remember_rows: RememberRows = True,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Write into a directory that has files.")] = False,
 ) -> None:
     """Give a fine-tuned classifier exits by texts alone; its backbone and its full-depth answers stay as they are."""
@@ -39,7 +40,7 @@ def fit_command(
 
     quieten_transformers()
     settings = FitSettings(
-        table=str(table),
+        table=table,
         model=model,
         output=str(output),
         text_column=text_column,
@@ -55,6 +56,7 @@ def fit_command(
         device=device,
         dtype=dtype,
         seed=seed,
+        remember_rows=remember_rows,
         overwrite=overwrite,
     )
     with progress_bar(Console(stderr=True)) as bar:

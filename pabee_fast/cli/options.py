@@ -4,6 +4,9 @@ from typing import Annotated
 
 import typer
 
+TABLES = "csv, tsv, jsonl, parquet, arrow; a directory or glob of them, or a dataset saved by Hugging Face"
+"""What a command takes that reads its tables whole."""
+
 TextColumn = Annotated[str, typer.Option(help="Column of the texts.")]
 TextPairColumn = Annotated[str | None, typer.Option(help="Column of the second texts, for pairs.")]
 MaxLength = Annotated[
@@ -13,3 +16,10 @@ TokenBudget = Annotated[
     int | None, typer.Option(help="The most tokens computed at once, and of a text; default: by device.")
 ]
 Device = Annotated[str, typer.Option(help="auto, cpu or cuda.")]
+RememberRows = Annotated[
+    bool,
+    typer.Option(
+        help="Keep hashes of at most 1,024 rows in the model's config, so that tune can tell whether it is given rows "
+        "that the model knows."
+    ),
+]

@@ -6,12 +6,12 @@ from typing import Annotated
 import typer
 from rich.console import Console
 
-from pabee_fast.cli.options import Device, MaxLength, TextColumn, TextPairColumn, TokenBudget
+from pabee_fast.cli.options import TABLES, Device, MaxLength, TextColumn, TextPairColumn, TokenBudget
 from pabee_fast.cli.show import quieten_transformers
 
 
 def report_command(
-    tables: Annotated[list[Path], typer.Argument(metavar="TABLE...", help="Labelled tables; a section each.")],
+    tables: Annotated[list[str], typer.Argument(metavar="TABLE...", help=f"Labelled texts, a section each: {TABLES}.")],
     model: Annotated[
         list[str], typer.Option(help="Model directory with heads; give it again for other seeds of the same recipe.")
     ],

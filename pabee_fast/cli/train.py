@@ -6,15 +6,16 @@ from typing import Annotated
 import typer
 from rich.console import Console
 
+from pabee_fast.cli.options import TABLES, RememberRows
 from pabee_fast.cli.show import quieten_transformers
 
 
 def train_command(
-    table: Annotated[Path, typer.Argument(metavar="TRAIN", help="Table of labelled texts: csv, tsv, jsonl, parquet.")],
+    table: Annotated[str, typer.Argument(metavar="TRAIN", help=f"Labelled texts: {TABLES}.")],
     model: Annotated[str, typer.Option(help="Model directory or hub id: an encoder, a classifier, or one with heads.")],
     output: Annotated[Path, typer.Option(help="Directory for the trained model; written after every epoch.")],
     eval_table: Annotated[
-        Path | None, typer.Option("--eval", help="Table on which every layer is evaluated after every epoch.")
+        str | None, typer.Option("--eval", help="Such texts; every layer is evaluated on them after every epoch.")
     ] = None,
     text_column: Annotated[str, typer.Option(help="Column of the texts.")] = "text",
     text_pair_column: Annotated[str | None, typer.Option(help="Column of the second texts, for pairs.")] = None,
@@ -54,6 +55,7 @@ def train_command(
     max_length: Annotated[int, typer.Option(help="Tokens at which a text is cut.")] = 128,
     bf16: Annotated[bool, typer.Option("--bf16", help="Compute in bfloat16 mixed precision.")] = False,
     seed: Annotated[int, typer.Option(help="Seed of new heads, dropout and the order of rows.")] = 0,
+    remember_rows: RememberRows = True,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Write into a directory that has files.")] = False,
 ) -> None:
     """Fine-tune a classifier together with the heads through which rows leave early (PABEE's joint loss)."""
@@ -61,10 +63,10 @@ def train_command(
 
     quieten_transformers()
     settings = TrainSettings(
-        train=str(table),
+        train=table,
         model=model,
         output=str(output),
-        eval=str(eval_table) if eval_table else None,
+        eval=eval_table,
         text_column=text_column,
         text_pair_column=text_pair_column,
         label_column=label_column,
@@ -86,6 +88,7 @@ def train_command(
         max_length=max_length,
         bf16=bf16,
         seed=seed,
+        remember_rows=remember_rows,
         overwrite=overwrite,
     )
     console = Console()

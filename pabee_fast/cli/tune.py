@@ -8,7 +8,7 @@ import typer
 from rich.console import Console
 from rich.table import Column, Table
 
-from pabee_fast.cli.options import Device, MaxLength, TextColumn, TextPairColumn, TokenBudget
+from pabee_fast.cli.options import TABLES, Device, MaxLength, TextColumn, TextPairColumn, TokenBudget
 from pabee_fast.cli.show import quieten_transformers
 
 if TYPE_CHECKING:
@@ -24,8 +24,8 @@ SHOWN = 24
 def tune_command(
     model: Annotated[str, typer.Option(help="Model directory with heads; the chosen policy is stored in its config.")],
     table: Annotated[
-        Path | None,
-        typer.Argument(metavar="TABLE", help="Table of calibration texts: csv, tsv, jsonl, parquet; needs no labels."),
+        str | None,
+        typer.Argument(metavar="TABLE", help=f"Calibration texts, without labels: {TABLES}."),
     ] = None,
     risk: Annotated[
         str | None,
@@ -42,7 +42,7 @@ def tune_command(
         float, typer.Option(help="Share of the rows, drawn by --seed, that choose what is tested and do not test it.")
     ] = 0.25,
     order_table: Annotated[
-        Path | None, typer.Option("--order", help="Table of other texts that choose what is tested, instead.")
+        str | None, typer.Option("--order", help="Other texts, that choose what is tested, instead.")
     ] = None,
     text_column: TextColumn = "text",
     text_pair_column: TextPairColumn = None,
@@ -72,9 +72,9 @@ def tune_command(
     quieten_transformers()
     settings = TuneSettings(
         model=model,
-        table=str(table) if table else None,
+        table=table,
         trace=str(trace) if trace else None,
-        order_table=str(order_table) if order_table else None,
+        order_table=order_table,
         order_share=order_share,
         risk=risk,
         tolerance=tolerance,
@@ -146,6 +146,7 @@ def _print_choice(console: Console, tuned: "Tuned", stored_in: str | None) -> No
         f"{tuned.layers}); heads are not counted; measured on {setting.device_name}, {setting.dtype_name}",
         highlight=False,
     )
+    console.print(tuned.calibration.known, highlight=False)
     for file in tuned.files:
         console.print(f"wrote {file}", highlight=False, soft_wrap=True)
     if stored_in is not None:

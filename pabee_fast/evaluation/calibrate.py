@@ -28,12 +28,16 @@ from pabee_fast.evaluation.replay import Replayer
 from pabee_fast.evaluation.risks import Risk
 from pabee_fast.evaluation.trace import Trace
 from pabee_fast.policies import FullDepth, Policy, require_policy
+from pabee_fast.training.learned_rows import LEARNED, UNSEEN
 
 logger = logging.getLogger(__name__)
 
 ORDER_SHARE = 0.25
 MOST_SHARED = 0.5
 """Of ordering and testing rows, the share that may be the same: some texts occur often, but a copy shares them all."""
+
+WORTH_SAYING = 0.1
+"""Of the testing rows, the share that the model may have learned from without a word."""
 
 WALKS = 2
 """Chains that are walked, each at its share of delta, where there are rows enough."""
@@ -61,12 +65,29 @@ class Tested:
 
 
 @dataclass(frozen=True)
+class Known:
+    """Of the testing rows that differ, those of which it is known whether the model has learned from them.
+
+    See `training.learned_rows`; there are none where a model's config says nothing of its rows.
+    """
+
+    rows: int
+    learned: int
+
+    def __str__(self) -> str:
+        if not self.rows:
+            return "whether the model has learned from rows to test with is known of none of them"
+        return f"the model has learned from {self.learned:,} of {self.rows:,} rows to test with that could be looked up"
+
+
+@dataclass(frozen=True)
 class Calibration:
     """What `calibrate` found."""
 
     guarantee: Guarantee
     tested: tuple[Tested, ...]
     frontier: tuple[Estimate, ...]  # no other candidate was cheaper and safer on the ordering rows; safest first
+    known: Known
 
     @property
     def policy(self) -> Policy:
@@ -123,6 +144,7 @@ def calibrate(
             judged.check(rows.kind, rows.labels)
     ordering, testing = _split(trace, order, seed)
     _check_distinct(testing, epsilon, delta)
+    known = _check_unseen(testing)
     replayer = Replayer(ordering)
     chains = chains_for(replayer) if candidates is None else _given(candidates)
     estimates = [[_estimate(replayer, policy, judged) for policy in chain] for chain in chains]
@@ -148,7 +170,7 @@ def calibrate(
         cost=best.cost if best else 1.0,
         conditions=trace.conditions,
     )
-    return Calibration(guarantee, tuple(tested), _frontier(estimates))
+    return Calibration(guarantee, tuple(tested), _frontier(estimates), known)
 
 
 def _given(candidates: Sequence[Sequence[Policy]]) -> list[Chain]:
@@ -229,6 +251,26 @@ def _check_distinct(testing: Trace, epsilon: float, delta: float) -> None:
             len(testing),
             distinct,
         )
+
+
+def _check_unseen(testing: Trace) -> Known:
+    """Rows that a model has learned from are no draw of those promised for: it is surer of them.
+
+    Texts that occur often are among both, so a few are let pass; refused is what is significantly more than half of the
+    rows (one-sided exact binomial test, 5 %).
+    """
+    if testing.learned is None:
+        return Known(0, 0)
+    learned, unseen = (len(_distinct(testing.select(testing.learned == flag))) for flag in (LEARNED, UNSEEN))
+    known = Known(learned + unseen, learned)
+    if known.rows and require("scipy.stats").binom.sf(learned - 1, known.rows, MOST_SHARED) <= 0.05:
+        raise InputError(
+            f"{known}: no promise can be tested on those, since the model is surer of them; give rows that neither "
+            "training nor fit has seen"
+        )
+    if learned > WORTH_SAYING * known.rows:
+        logger.warning("%s; the promise is tested on rows that are easier than those it is for", known)
+    return known
 
 
 def _estimate(replayer: Replayer, policy: Policy, risk: Risk) -> Estimate:

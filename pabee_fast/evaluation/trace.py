@@ -2,7 +2,7 @@
 
 import json
 from collections.abc import Iterable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -18,8 +18,11 @@ from pabee_fast.evaluation.conditions import Conditions, model_fingerprint
 from pabee_fast.models.heads import has_heads, heads_of
 from pabee_fast.policies import AnswerKind, FullDepth
 from pabee_fast.scoring.scorer import Row, Scorer, row_source
+from pabee_fast.training.learned_rows import LearnedRows
 
 FORMAT = "1"
+TENSORS = ("logits", "lengths", "labels", "learned")
+"""Of a `Trace`; a file holds those that are not None."""
 
 
 @dataclass(frozen=True)
@@ -32,6 +35,7 @@ class Trace:
     conditions: Conditions
     labels: Tensor | None = None  # [rows] int64 or float32, or [rows, classes] of a label set
     first_layer: int = 1  # the first with a head; logits of layers before it are NaN
+    learned: Tensor | None = None  # [rows] int8, flags of training.learned_rows: whether the model has learned from it
 
     @property
     def layers(self) -> int:
@@ -52,14 +56,12 @@ class Trace:
 
     def select(self, rows: Tensor) -> "Trace":
         """The trace of some of the rows: int64 indices, or bool flags."""
-        labels = None if self.labels is None else self.labels[rows]
-        return Trace(self.logits[:, rows], self.lengths[rows], self.kind, self.conditions, labels, self.first_layer)
+        labels, learned = (None if of_rows is None else of_rows[rows] for of_rows in (self.labels, self.learned))
+        return replace(self, logits=self.logits[:, rows], lengths=self.lengths[rows], labels=labels, learned=learned)
 
     def save(self, path: str | Path) -> None:
         """Writes the trace as one safetensors file."""
-        tensors = {"logits": self.logits.contiguous(), "lengths": self.lengths.contiguous()}
-        if self.labels is not None:
-            tensors["labels"] = self.labels.contiguous()
+        tensors = {name: of_rows.contiguous() for name in TENSORS if (of_rows := getattr(self, name)) is not None}
         about = {"format": FORMAT, "kind": self.kind, "conditions": json.dumps(asdict(self.conditions))}
         save_file(tensors, path, about | {"first_layer": str(self.first_layer)})
 
@@ -84,7 +86,8 @@ class Trace:
         kind: Any = about["kind"]
         conditions = Conditions(**json.loads(about["conditions"]))
         first_layer = int(about.get("first_layer", 1))
-        return cls(tensors["logits"], tensors["lengths"], kind, conditions, tensors.get("labels"), first_layer)
+        found: dict[str, Any] = {name: tensors.get(name) for name in TENSORS}
+        return cls(**found, kind=kind, conditions=conditions, first_layer=first_layer)
 
     def check_model(self, model: PreTrainedModel) -> None:
         """Raises InputError unless the trace was made with this very model, in this precision."""
@@ -124,7 +127,7 @@ def trace(
         model, tokenizer, policy=FullDepth(), max_length=max_length, token_budget=token_budget, window=window
     )
     engine, source, parts, lengths, done = scorer.engine, row_source(rows), [], [], 0
-    texts = set()
+    sketch, flags, texts = LearnedRows.of(model.config), [], set()
     while taken := list(islice(source, window)):
         parts.append(torch.empty(len(engine.layers), len(taken), engine.classes))
         lengths.append(torch.empty(len(taken), dtype=torch.int64))
@@ -132,13 +135,16 @@ def trace(
             parts[-1][:, wave] = engine.every_head(batch).cpu()
             lengths[-1][wave] = torch.from_numpy(batch.lengths)
         done += len(taken)
+        if sketch is not None:
+            flags.append(torch.from_numpy(sketch.flags(taken)))
         texts |= {1 if isinstance(row, str) else len(row or ()) for row in taken}
     if not parts:
         raise InputError("rows is empty: a trace needs at least one row")
     logits = torch.cat(parts, dim=1)
     found = checked_labels(labels, logits, engine.kind)
     conditions = Conditions.of(model, tokenizer, scorer.max_length, texts.pop() if len(texts) == 1 else None)
-    return Trace(logits, torch.cat(lengths), engine.kind, conditions, found, engine.first_head)
+    learned = torch.cat(flags) if flags else None
+    return Trace(logits, torch.cat(lengths), engine.kind, conditions, found, engine.first_head, learned)
 
 
 def checked_labels(given: Sequence[int] | Sequence[float] | Tensor | None, logits: Tensor, kind: str) -> Tensor | None:

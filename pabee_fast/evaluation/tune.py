@@ -1,7 +1,7 @@
 """From a table to a stored guarantee: what `pabee-fast tune` does, without the terminal."""
 
 import json
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -189,6 +189,7 @@ def figures(settings: TuneSettings, found: Calibration, rows: Trace, setting: Se
         "device": setting.device_name,
         "cost": "tokens x layers of the policy / tokens x layers of full depth",
         "seed": settings.seed,
+        "looked_up": asdict(found.known),
         "guarantee": found.guarantee.entry(),
         "frontier": [
             {"policy": str(p.policy), "cost": p.cost, "layer_ratio": 1 / p.cost, "risk": p.risk} for p in found.frontier

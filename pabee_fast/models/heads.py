@@ -36,6 +36,8 @@ from pabee_fast.policies import AnswerKind, Policy
 CONFIG_ENTRY = "pabee_fast"
 FIT = "fit"
 """The key of the entry under which `fit` says what it did."""
+LEARNED_ROWS = "learned_rows"
+"""The key of the entry under which `training.learned_rows` keeps which rows the model has learned from."""
 HEADS = "exit_heads"
 FORMATS = (1, 2)
 """Entries that this version reads; it writes the last. Format 1 knew the published heads alone."""

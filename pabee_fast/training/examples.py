@@ -1,15 +1,17 @@
-"""Examples of a table, labelled or not, and their tokens."""
+"""Examples of tables, labelled or not, and their tokens."""
 
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
 from typing import Any, cast
 
 from transformers import PreTrainedTokenizerBase
 
 from pabee_fast.errors import InputError
-from pabee_fast.scoring.tables import Table, open_table, table_format
+from pabee_fast.scoring.source import Source, find_files
+from pabee_fast.scoring.tables import Table, table_format
 from pabee_fast.training.labels import Column
 
 Features = list[dict[str, Any]]
@@ -20,7 +22,7 @@ TEXT_FORMATS = ("csv", "tsv")
 
 @dataclass(frozen=True)
 class Examples:
-    """A table's texts and its label column, in input order; the column is empty where none was asked for."""
+    """The texts of tables and their label column, in input order; the column is empty where none was asked for."""
 
     texts: list[tuple[str, ...]]
     column: Column
@@ -33,49 +35,74 @@ class Examples:
         return [dict(zip([*encoded, "labels"], row, strict=True)) for row in rows]
 
 
-def read_examples(path: str | Path, text_columns: Sequence[str], label_column: str | None) -> Examples:
-    """Reads a csv, tsv, jsonl or parquet table whole.
+def open_tables(named: str | Path, text_columns: Sequence[str]) -> list[Table]:
+    """The tables of a file, a directory, a glob or a saved dataset, all of one format and the same columns.
+
+    Raises:
+        InputError: nothing is there, or it cannot be read as that.
+    """
+    return Source(find_files([str(named)]), text_columns).tables
+
+
+def read_examples(named: str | Path, text_columns: Sequence[str], label_column: str | None) -> Examples:
+    """Reads the tables of a file, a directory, a glob or a saved dataset whole.
 
     Raises:
         InputError: no rows, a missing column, or a row with an error or without a label; it names the row, from 1.
     """
-    table = open_table(path, text_columns)
-    if label_column is not None and label_column not in table.schema.names:
-        raise InputError(
-            f"{path} has no label column {label_column!r}; its columns are {', '.join(table.schema.names)}: "
-            "name one by --label-column"
-        )
+    tables = open_tables(named, text_columns)
+    if label_column is not None:
+        _check_label_column(tables, label_column)
     texts: list[Any] = []
     column: list[Any] = []
-    where = f"{path}, column {label_column!r}" if label_column is not None else str(path)
-    for chunk in table:
-        for row, error in enumerate(chunk.errors, len(texts) + 1):
-            if error is not None:
-                raise InputError(f"{path}, row {row}: {error}; correct the row or leave it out")
-        if label_column is not None:
-            values = chunk.batch.column(label_column).to_pylist()
-            for row, value in enumerate(values, len(texts) + 1):
-                if value is None or value == "" or (isinstance(value, float) and not math.isfinite(value)):
-                    raise InputError(f"{where}, row {row}: no label ({value!r}); correct the row or leave it out")
-            column += values
-        texts += chunk.texts
+    for table in tables:
+        first = len(texts)
+        for chunk in table:
+            start = len(texts) - first + 1
+            for row, error in enumerate(chunk.errors, start):
+                if error is not None:
+                    raise InputError(f"{table.path}, row {row}: {error}; correct the row or leave it out")
+            if label_column is not None:
+                values = chunk.batch.column(label_column).to_pylist()
+                for row, value in enumerate(values, start):
+                    if value is None or value == "" or (isinstance(value, float) and not math.isfinite(value)):
+                        raise InputError(
+                            f"{table.path}, column {label_column!r}, row {row}: no label ({value!r}); correct the row "
+                            "or leave it out"
+                        )
+                column += values
+            texts += chunk.texts
     if not texts:
-        raise InputError(f"{path} has no rows")
-    return Examples(texts, Column(column, where, is_text=table_format(path) in TEXT_FORMATS))
+        raise InputError(f"{named} has no rows")
+    return Examples(texts, _column(named, tables, label_column, column))
+
+
+def _column(named: str | Path, tables: Sequence[Table], name: str | None, values: list[Any]) -> Column:
+    where = str(named) if name is None else f"{named}, column {name!r}"
+    return Column(values, where, is_text=table_format(tables[0].path) in TEXT_FORMATS)
+
+
+def _check_label_column(tables: Sequence[Table], name: str, instead: str = "") -> None:
+    """Raises InputError where there is no such column."""
+    if name not in (columns := tables[0].schema.names):
+        raise InputError(
+            f"{tables[0].path} has no label column {name!r}; its columns are {', '.join(columns)}: name one by "
+            f"--label-column{instead}"
+        )
 
 
 class Scorable:
-    """The texts of a table's rows that can be scored, in input order; iterating reads it anew, a chunk at a time.
+    """The texts of tables' rows that can be scored, in input order; iterating reads them anew, a chunk at a time.
 
     `left_out` counts the others, once all has been read.
     """
 
-    def __init__(self, table: Table) -> None:
-        self.table, self.left_out = table, 0
+    def __init__(self, tables: Sequence[Table]) -> None:
+        self.tables, self.left_out = tables, 0
 
     def __iter__(self) -> Iterator[tuple[str, ...]]:
         self.left_out = 0
-        for chunk in self.table:
+        for chunk in chain.from_iterable(self.tables):
             for text, error in zip(chunk.texts, chunk.errors, strict=True):
                 if is_scorable(text, error):
                     yield cast(tuple[str, ...], text)
@@ -88,24 +115,20 @@ def is_scorable(text: tuple[str | None, ...], error: str | None) -> bool:
     return error is None and None not in text
 
 
-def labels_where_given(table: Table, label_column: str) -> Column:
+def labels_where_given(named: str | Path, tables: Sequence[Table], label_column: str) -> Column:
     """The labels of the rows that are scorable, None where a row has none (null, empty or NaN).
 
     Raises:
         InputError: no such column.
     """
+    _check_label_column(tables, label_column, ", or leave the option out")
     column: list[Any] = []
-    is_text = table_format(table.path) in TEXT_FORMATS
-    for chunk in table:
-        if label_column not in chunk.batch.schema.names:
-            raise InputError(
-                f"{table.path} has no label column {label_column!r}; its columns are "
-                f"{', '.join(table.schema.names)}: name one by --label-column, or leave the option out"
-            )
+    is_text = table_format(tables[0].path) in TEXT_FORMATS
+    for chunk in chain.from_iterable(tables):
         values = chunk.batch.column(label_column).to_pylist()
         for text, value, error in zip(chunk.texts, values, chunk.errors, strict=True):
             if is_scorable(text, error):
                 is_nan = str(value).lower() == "nan" and (is_text or isinstance(value, float))
                 is_missing = value == "" or is_nan
                 column.append(None if is_missing else value)
-    return Column(column, f"{table.path}, column {label_column!r}", is_text)
+    return _column(named, tables, label_column, column)

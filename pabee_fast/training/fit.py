@@ -17,9 +17,10 @@ from pabee_fast.models.head_kinds import HeadSpec
 from pabee_fast.models.heads import CONFIG_ENTRY, FIT, HEADS, Model, answer_kind, replace_heads
 from pabee_fast.policies import AnswerKind
 from pabee_fast.runtime.ops import ACTIVATIONS, Pooler
-from pabee_fast.scoring.scorer import Row
+from pabee_fast.scoring.scorer import Row, row_source
 from pabee_fast.training.features import FeatureStore, run_once
 from pabee_fast.training.fit_head import Targets, asked, fit_linear, fit_pooled, rescale
+from pabee_fast.training.learned_rows import LearnedRows
 
 LEAST_ROWS = 20
 
@@ -39,6 +40,7 @@ def fit(
     max_length: int | None = None,
     token_budget: int | None = None,
     folder: str | Path | None = None,
+    remember_rows: bool = True,
     onto: Model | None = None,
     on_window: Callable[[int], None] = lambda rows: None,
     on_head: Callable[[int], None] = lambda layer: None,
@@ -64,6 +66,8 @@ def fit(
         seed: of the choice of these rows, and of heads with a pooler of their own.
         max_length, token_budget: as for `Scorer`.
         folder: where the features are kept meanwhile; None: where temporary files go (TMPDIR).
+        remember_rows: whether the config keeps hashes of at most 1,024 rows, so that `calibrate` can tell whether it is
+            given rows that the heads know. Who has a text can tell by them that it was among the rows.
         onto: what is given the heads in place of `model`: the same model in a higher precision, which keeps theirs.
         on_window, on_head: told how many rows have been run, and which layer's head is done.
 
@@ -83,12 +87,14 @@ def fit(
         if not 0 <= share <= 1 or (name == "held_out" and share in (0, 1)):
             raise InputError(f"{name}={share!r}: give a number between 0 and 1")
     known = None if labels is None else _as_targets(labels, model.config.num_labels, kind)
+    target = model if onto is None else onto
+    learned = LearnedRows.of(target.config) or LearnedRows()
     with FeatureStore(first_layer, folder) as store:
         run_once(
             store,
             model,
             tokenizer,
-            rows,
+            learned.watch(row_source(rows)),
             pooling=spec.pooling,
             max_length=max_length,
             token_budget=token_budget,
@@ -99,10 +105,8 @@ def fit(
         if known is not None and len(known) != store.rows:
             raise InputError(f"labels has {len(known)} entries for {store.rows} rows: give one for each, or None")
         aside = _choose(store.rows, held_out, seed)
-        if (learned := store.rows - int(aside.sum())) < LEAST_ROWS // 2:
-            raise InputError(
-                f"held_out={held_out!r} leaves {learned} of {store.rows} rows to learn from: hold out fewer"
-            )
+        if (left := store.rows - int(aside.sum())) < LEAST_ROWS // 2:
+            raise InputError(f"held_out={held_out!r} leaves {left} of {store.rows} rows to learn from: hold out fewer")
         targets = Targets.of(kind, store.logits, known, alpha=alpha, held_out=aside).to(model.device)
         heads, found = [], []
         for layer in range(first_layer, model.config.num_hidden_layers):
@@ -111,14 +115,16 @@ def fit(
             found.append({"layer": layer, **figures})
             on_head(layer)
     labelled = 0 if known is None else int((~known.isnan()).all(dim=1).sum())
-    given = replace_heads(model if onto is None else onto, spec)
+    replace_heads(target, spec)
     with torch.no_grad():
-        for new, fitted in zip(getattr(given, HEADS), heads, strict=True):
+        for new, fitted in zip(getattr(target, HEADS), heads, strict=True):
             new.load_state_dict(fitted.state_dict())
-    getattr(given.config, CONFIG_ENTRY)[FIT] = {
+    getattr(target.config, CONFIG_ENTRY)[FIT] = {
         "rows": len(aside), "labelled": labelled, "held_out": int(aside.sum()), "heads": found,
     }  # fmt: skip
-    return given
+    if remember_rows:
+        learned.store(target.config)
+    return target
 
 
 def _choose(rows: int, share: float, seed: int) -> Tensor:

@@ -12,9 +12,8 @@ from transformers import PreTrainedModel
 from pabee_fast.errors import InputError
 from pabee_fast.models.heads import CONFIG_ENTRY, FIT, is_classifier
 from pabee_fast.scoring.load import Setting
-from pabee_fast.scoring.tables import open_table
 from pabee_fast.training.directory import check_output, load_classifier, load_config_and_tokenizer, save
-from pabee_fast.training.examples import Scorable, labels_where_given
+from pabee_fast.training.examples import Scorable, labels_where_given, open_tables
 from pabee_fast.training.fit import fit
 from pabee_fast.training.labels import labels_of_config
 
@@ -39,6 +38,7 @@ class FitSettings:
     device: str = "auto"
     dtype: str = "auto"
     seed: int = 0
+    remember_rows: bool = True
     overwrite: bool = False
 
     @property
@@ -74,7 +74,7 @@ def fit_table(
     output = Path(settings.output)
     check_output(output, overwrite=settings.overwrite)
     setting = Setting.choose(settings.device, settings.dtype)
-    table = open_table(settings.table, settings.text_columns)
+    tables = open_tables(settings.table, settings.text_columns)
     config, tokenizer = load_config_and_tokenizer("model", settings.model)
     if not is_classifier(config):
         raise InputError(
@@ -83,12 +83,12 @@ def fit_table(
         )
     labels = None
     if settings.label_column is not None:
-        column = labels_where_given(table, settings.label_column)
+        column = labels_where_given(settings.table, tables, settings.label_column)
         labels = labels_of_config(config).encode(column)
     stored = load_classifier("model", settings.model, "auto").eval()
     output.parent.mkdir(parents=True, exist_ok=True)  # the features lie beside the model meanwhile
     running = copy.deepcopy(stored).to(setting.device, setting.dtype)
-    texts, started = Scorable(table), time.perf_counter()
+    texts, started = Scorable(tables), time.perf_counter()
     passed = started
 
     def on_pass(rows: int) -> None:
@@ -110,6 +110,7 @@ def fit_table(
         max_length=settings.max_length,
         token_budget=settings.token_budget,
         folder=output.parent,
+        remember_rows=settings.remember_rows,
         onto=stored,
         on_window=on_pass,
         on_head=on_head,

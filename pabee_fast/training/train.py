@@ -29,6 +29,7 @@ from pabee_fast.training.directory import check_output, load_classifier, load_co
 from pabee_fast.training.evaluate import LayerScores, as_table, evaluate_layers
 from pabee_fast.training.examples import Examples, Features, read_examples
 from pabee_fast.training.labels import Labels, labels_of_column, labels_of_config
+from pabee_fast.training.learned_rows import LearnedRows
 from pabee_fast.training.objective import SELF_DISTILLATION, Distillation
 from pabee_fast.training.teacher import full_depth_logits, in_order_of
 
@@ -67,6 +68,7 @@ class TrainSettings:
     max_length: int = 128
     bf16: bool = False
     seed: int = 0
+    remember_rows: bool = True
     overwrite: bool = False
 
     @property
@@ -122,9 +124,12 @@ def train(settings: TrainSettings, console: Console) -> PreTrainedModel:
         raise PabeeFastError("training needs accelerate: pip install 'pabee-fast[train]'")
     settings.check()
     examples = read_examples(settings.train, settings.text_columns, settings.label_column)
-    held_out = read_examples(settings.eval, settings.text_columns, settings.label_column) if settings.eval else None
+    held_out = None
+    if settings.eval is not None:
+        held_out = read_examples(settings.eval, settings.text_columns, settings.label_column)
     set_seed(settings.seed)
     model, tokenizer = _load(settings, examples)
+    _remember(settings, model, examples)
     labels = labels_of_config(model.config)
     console.print(f"labels: {labels}", highlight=False)
     features = examples.features(tokenizer, settings.max_length, labels.encode(examples.column))
@@ -242,6 +247,14 @@ def _with_heads(settings: TrainSettings, model: PreTrainedModel) -> PreTrainedMo
             )
     getattr(model.config, CONFIG_ENTRY).pop(FIT, None)  # what was fitted for these heads no longer holds
     return model
+
+
+def _remember(settings: TrainSettings, model: PreTrainedModel, examples: Examples) -> None:
+    """Keeps in the config which rows the model learns from, beside those it has learned from before."""
+    if settings.remember_rows:
+        learned = LearnedRows.of(model.config) or LearnedRows()
+        learned.add(examples.texts)
+        learned.store(model.config)
 
 
 def _add_teacher(

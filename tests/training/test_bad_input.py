@@ -18,7 +18,7 @@ def refused(
 ) -> Callable[..., str]:
     """Runs the command, which must fail without writing anything, and returns its message."""
 
-    def run(table: Path, *options: Any, model: Path | None = None) -> str:
+    def run(table: Path | str, *options: Any, model: Path | None = None) -> str:
         words = [
             "train",
             table,
@@ -85,6 +85,11 @@ def test_an_empty_table_is_refused(refused: Callable[..., str], tmp_path: Path) 
     path = tmp_path / "train.csv"
     path.write_text("text,label\n")
     assert "no rows" in refused(path)
+
+
+def test_an_unset_variable_names_no_directory(refused: Callable[..., str], table: Tables, reviews: Rows) -> None:
+    assert "an input is empty" in refused("")
+    assert "an input is empty" in refused(table("train.csv", reviews), "--eval", "")
 
 
 def test_an_output_that_has_files_is_kept(

@@ -56,6 +56,23 @@ def test_a_classifier_gets_exits_and_keeps_its_weights(
     assert pf.accelerate(ours, pf.FixedDepth(2))(**batch).logits.shape == (96, 2)
 
 
+@pytest.mark.parametrize("suffix", ["csv", "jsonl", "parquet"])
+def test_texts_in_a_directory_or_under_a_glob_count_as_one_table(
+    pabee_fast: Command, table: Tables, reviews: Rows, classifier: Classifier, tmp_path: Path, suffix: str
+) -> None:
+    start, parts = classifier(), tmp_path / "parts"
+    parts.mkdir()
+    for name, rows in (("a", reviews[:40]), ("b", reviews[40:])):
+        table(f"{name}.{suffix}", rows).rename(parts / f"{name}.{suffix}")
+    fitted = []
+    for i, place in enumerate((table(f"whole.{suffix}", reviews), parts, parts / "*")):
+        out = tmp_path / f"out{i}"
+        assert pabee_fast("fit", place, "--model", start, "--output", out, "--label-column", "label") == 0
+        fitted.append(entry(out))
+    assert fitted[0] == fitted[1] == fitted[2]
+    assert fitted[0]["fit"]["labelled"] == len(reviews)
+
+
 @pytest.mark.parametrize("name", ["texts.csv", "texts.jsonl", "texts.parquet"])
 def test_labels_count_where_rows_have_one_and_broken_rows_are_left_out(
     pabee_fast: Command,
