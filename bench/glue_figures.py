@@ -4,7 +4,7 @@ Everything is judged fold by fold, by rules chosen on the other fold (`glue_choo
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from typing import Any
 
 import torch
@@ -51,12 +51,7 @@ class Folds:
     def whole(self, heads: str) -> Trace:
         """The rows of both folds as one trace."""
         first, second = self.traces[heads]
-        return replace(
-            first,
-            logits=torch.cat([first.logits, second.logits], dim=1),
-            lengths=torch.cat([first.lengths, second.lengths]),
-            labels=self.labels(),
-        )
+        return first + second
 
     def labels(self, fold: int | None = None) -> Tensor:
         """[rows] of a fold; None: of both."""

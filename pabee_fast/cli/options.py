@@ -20,6 +20,6 @@ RememberRows = Annotated[
     bool,
     typer.Option(
         help="Keep hashes of at most 1,024 rows in the model's config, so that tune can tell whether it is given rows "
-        "that the model knows."
+        "that the model knows. Whoever has a text can tell by them whether it was among the rows."
     ),
 ]

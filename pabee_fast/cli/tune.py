@@ -53,6 +53,13 @@ def tune_command(
     dtype: Annotated[str, typer.Option(help="auto, float32, bfloat16 or float16; the promise holds in it.")] = "auto",
     device: Device = "auto",
     seed: Annotated[int, typer.Option(help="Of the split by --order-share.")] = 0,
+    allow_learned: Annotated[
+        bool,
+        typer.Option(
+            "--allow-learned",
+            help="Take rows although fit or train has learned from most: where texts recur as often in what is scored.",
+        ),
+    ] = False,
     output: Annotated[
         Path | None, typer.Option(help="Directory for frontier.json and the plot; default: tuning, in the model's.")
     ] = None,
@@ -87,6 +94,7 @@ def tune_command(
         dtype=dtype,
         device=device,
         seed=seed,
+        allow_learned=allow_learned,
         output=str(output) if output else None,
         plot=plot,
         store=store,
@@ -146,7 +154,7 @@ def _print_choice(console: Console, tuned: "Tuned", stored_in: str | None) -> No
         f"{tuned.layers}); heads are not counted; measured on {setting.device_name}, {setting.dtype_name}",
         highlight=False,
     )
-    console.print(tuned.calibration.known, highlight=False)
+    console.print(str(tuned.calibration.known), highlight=False)
     for file in tuned.files:
         console.print(f"wrote {file}", highlight=False, soft_wrap=True)
     if stored_in is not None:

@@ -37,7 +37,7 @@ MOST_SHARED = 0.5
 """Of ordering and testing rows, the share that may be the same: some texts occur often, but a copy shares them all."""
 
 WORTH_SAYING = 0.1
-"""Of the testing rows, the share that the model may have learned from without a word."""
+"""Of the calibration rows, the share that the model may have learned from without a word."""
 
 WALKS = 2
 """Chains that are walked, each at its share of delta, where there are rows enough."""
@@ -66,7 +66,7 @@ class Tested:
 
 @dataclass(frozen=True)
 class Known:
-    """Of the testing rows that differ, those of which it is known whether the model has learned from them.
+    """Of the calibration rows that differ, those that could be looked up among the rows that `fit` and `train` kept.
 
     See `training.learned_rows`; there are none where a model's config says nothing of its rows.
     """
@@ -76,8 +76,10 @@ class Known:
 
     def __str__(self) -> str:
         if not self.rows:
-            return "whether the model has learned from rows to test with is known of none of them"
-        return f"the model has learned from {self.learned:,} of {self.rows:,} rows to test with that could be looked up"
+            return "no calibration row could be looked up among those that fit or train has learned from"
+        return (
+            f"fit or train has learned from {self.learned:,} of {self.rows:,} calibration rows that could be looked up"
+        )
 
 
 @dataclass(frozen=True)
@@ -115,6 +117,7 @@ def calibrate(
     order: Trace | float = ORDER_SHARE,
     candidates: Sequence[Sequence[Policy]] | None = None,
     seed: int = 0,
+    allow_learned: bool = False,
 ) -> Calibration:
     """The policy of least cost whose risk is at most epsilon with probability at least 1 - delta.
 
@@ -131,10 +134,12 @@ def calibrate(
         order: the share of the rows that only decide what is tested, drawn by `seed`; or a trace of other rows.
         candidates: chains of policies, each the strictest first; None: those of `chains_for`.
         seed: of the split.
+        allow_learned: whether rows are taken of which most are known to be among those that `fit` or `train` has
+            learned from: right where texts recur as often in what is promised for.
 
     Raises:
         InputError: a number out of range, a risk or policy that does not fit, too few rows that differ (the message
-            says how many are needed), or an `order` of another model.
+            says how many are needed), rows that the model has learned from, or an `order` of another model.
     """
     share = None if isinstance(order, Trace) else order
     check_rows(len(trace), epsilon, delta, share)
@@ -144,7 +149,7 @@ def calibrate(
             judged.check(rows.kind, rows.labels)
     ordering, testing = _split(trace, order, seed)
     _check_distinct(testing, epsilon, delta)
-    known = _check_unseen(testing)
+    known = _check_unseen(trace, allow_learned)
     replayer = Replayer(ordering)
     chains = chains_for(replayer) if candidates is None else _given(candidates)
     estimates = [[_estimate(replayer, policy, judged) for policy in chain] for chain in chains]
@@ -253,23 +258,27 @@ def _check_distinct(testing: Trace, epsilon: float, delta: float) -> None:
         )
 
 
-def _check_unseen(testing: Trace) -> Known:
-    """Rows that a model has learned from are no draw of those promised for: it is surer of them.
+def _check_unseen(trace: Trace, allow_learned: bool) -> Known:
+    """Rows that a model has learned from are no draw of those promised for: its heads are surer of them.
 
-    Texts that occur often are among both, so a few are let pass; refused is what is significantly more than half of the
-    rows (one-sided exact binomial test, 5 %).
+    Texts that occur often are among both, so a few are let pass; what is significantly more than half of the rows is
+    refused (one-sided exact binomial test, 5 %).
     """
-    if testing.learned is None:
+    if trace.learned is None:
         return Known(0, 0)
-    learned, unseen = (len(_distinct(testing.select(testing.learned == flag))) for flag in (LEARNED, UNSEEN))
-    known = Known(learned + unseen, learned)
-    if known.rows and require("scipy.stats").binom.sf(learned - 1, known.rows, MOST_SHARED) <= 0.05:
+    learned, unseen = (_distinct(trace.select(trace.learned == flag)) for flag in (LEARNED, UNSEEN))
+    known = Known(len(learned | unseen), len(learned))
+
+    def are_more_than(share: float) -> bool:
+        return float(require("scipy.stats").binom.sf(known.learned - 1, known.rows, share)) <= 0.05
+
+    if not allow_learned and are_more_than(MOST_SHARED):
         raise InputError(
-            f"{known}: no promise can be tested on those, since the model is surer of them; give rows that neither "
-            "training nor fit has seen"
+            f"{known}, and a model is surer of such rows than of those promised for: give rows that neither has seen; "
+            "or, if texts recur as often in what will be scored, say so by allow_learned (--allow-learned)"
         )
-    if learned > WORTH_SAYING * known.rows:
-        logger.warning("%s; the promise is tested on rows that are easier than those it is for", known)
+    if are_more_than(WORTH_SAYING):
+        logger.warning("%s: they may be easier than those promised for", known)
     return known
 
 

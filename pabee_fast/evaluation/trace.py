@@ -59,6 +59,22 @@ class Trace:
         labels, learned = (None if of_rows is None else of_rows[rows] for of_rows in (self.labels, self.learned))
         return replace(self, logits=self.logits[:, rows], lengths=self.lengths[rows], labels=labels, learned=learned)
 
+    def __add__(self, other: "Trace") -> "Trace":
+        """The rows of both; what is not known of the rows of one (labels, whether they were learned from) is left out.
+
+        Raises:
+            InputError: the other is of another model, or was made otherwise.
+        """
+        differences = self.conditions.differences(other.conditions)
+        if differences or self.logits[:, :0].shape != other.logits[:, :0].shape:
+            raise InputError(f"traces made otherwise cannot be joined: {'; '.join(differences) or 'other heads'}")
+        found: dict[str, Any] = {}
+        for name in TENSORS:
+            one, more = getattr(self, name), getattr(other, name)
+            known = one is not None and more is not None
+            found[name] = torch.cat([one, more], dim=1 if name == "logits" else 0) if known else None
+        return replace(self, **found)
+
     def save(self, path: str | Path) -> None:
         """Writes the trace as one safetensors file."""
         tensors = {name: of_rows.contiguous() for name in TENSORS if (of_rows := getattr(self, name)) is not None}

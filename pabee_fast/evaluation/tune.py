@@ -50,6 +50,7 @@ class TuneSettings:
     dtype: str = "auto"
     device: str = "auto"
     seed: int = 0
+    allow_learned: bool = False
     output: str | None = None
     plot: str = "svg"
     store: bool = True
@@ -131,6 +132,7 @@ def tune(settings: TuneSettings) -> Tuned:
         tolerance=settings.tolerance,
         order=order,
         seed=settings.seed,
+        allow_learned=settings.allow_learned,
     )
     files = _write(settings, found, rows, setting)
     if settings.store:

@@ -37,7 +37,8 @@ CONFIG_ENTRY = "pabee_fast"
 FIT = "fit"
 """The key of the entry under which `fit` says what it did."""
 LEARNED_ROWS = "learned_rows"
-"""The key of the entry under which `training.learned_rows` keeps which rows the model has learned from."""
+"""The key of the entry under which `training.learned_rows` keeps which rows BACKBONE and HEADS have learned from."""
+BACKBONE = "backbone"
 HEADS = "exit_heads"
 FORMATS = (1, 2)
 """Entries that this version reads; it writes the last. Format 1 knew the published heads alone."""
@@ -229,7 +230,10 @@ def replace_heads(model: Model, spec: HeadSpec) -> Model:
     become_early_exit(model)
     setattr(model, HEADS, spec.new_heads(model))
     heads = getattr(model, HEADS).state_dict(prefix=f"{HEADS}.")
-    setattr(model.config, CONFIG_ENTRY, _config_entry(spec, heads))
+    learned = (getattr(model.config, CONFIG_ENTRY, None) or {}).get(LEARNED_ROWS, {})
+    setattr(model.config, CONFIG_ENTRY, entry := _config_entry(spec, heads))
+    if BACKBONE in learned:  # what heads have learned from goes with them
+        entry[LEARNED_ROWS] = {BACKBONE: learned[BACKBONE]}
     return model
 
 

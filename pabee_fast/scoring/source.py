@@ -66,7 +66,7 @@ class Source:
             if not table.schema.equals(self.schema):
                 raise InputError(
                     f"{table.path} has the columns {_told(table.schema)}, and {self.tables[0].path} has "
-                    f"{_told(self.schema)}: the files of a job must have the same"
+                    f"{_told(self.schema)}: files that are read as one table must have the same"
                 )
         whole = [path.absolute() for path in self.paths]
         parent = os.path.commonpath([path.parent for path in whole])

@@ -1,6 +1,7 @@
 """Examples of tables, labelled or not, and their tokens."""
 
 import math
+from array import array
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import chain
@@ -54,9 +55,11 @@ def read_examples(named: str | Path, text_columns: Sequence[str], label_column: 
     if label_column is not None:
         _check_label_column(tables, label_column)
     texts: list[Any] = []
-    column: list[Any] = []
+    labels: list[Any] = []
+    files: list[tuple[int, str]] = []
     for table in tables:
-        first = len(texts)
+        first, where = len(texts), _where(table.path, label_column)
+        files.append((first, where))
         for chunk in table:
             start = len(texts) - first + 1
             for row, error in enumerate(chunk.errors, start):
@@ -66,20 +69,21 @@ def read_examples(named: str | Path, text_columns: Sequence[str], label_column: 
                 values = chunk.batch.column(label_column).to_pylist()
                 for row, value in enumerate(values, start):
                     if value is None or value == "" or (isinstance(value, float) and not math.isfinite(value)):
-                        raise InputError(
-                            f"{table.path}, column {label_column!r}, row {row}: no label ({value!r}); correct the row "
-                            "or leave it out"
-                        )
-                column += values
+                        raise InputError(f"{where}, row {row}: no label ({value!r}); correct the row or leave it out")
+                labels += values
             texts += chunk.texts
     if not texts:
         raise InputError(f"{named} has no rows")
-    return Examples(texts, _column(named, tables, label_column, column))
+    return Examples(texts, Column(labels, _where(named, label_column), _is_text(tables), files))
 
 
-def _column(named: str | Path, tables: Sequence[Table], name: str | None, values: list[Any]) -> Column:
-    where = str(named) if name is None else f"{named}, column {name!r}"
-    return Column(values, where, is_text=table_format(tables[0].path) in TEXT_FORMATS)
+def _where(path: str | Path, label_column: str | None) -> str:
+    """What messages call a label column."""
+    return str(path) if label_column is None else f"{path}, column {label_column!r}"
+
+
+def _is_text(tables: Sequence[Table]) -> bool:
+    return table_format(tables[0].path) in TEXT_FORMATS
 
 
 def _check_label_column(tables: Sequence[Table], name: str, instead: str = "") -> None:
@@ -122,13 +126,21 @@ def labels_where_given(named: str | Path, tables: Sequence[Table], label_column:
         InputError: no such column.
     """
     _check_label_column(tables, label_column, ", or leave the option out")
+    is_text = _is_text(tables)
     column: list[Any] = []
-    is_text = table_format(tables[0].path) in TEXT_FORMATS
-    for chunk in chain.from_iterable(tables):
-        values = chunk.batch.column(label_column).to_pylist()
-        for text, value, error in zip(chunk.texts, values, chunk.errors, strict=True):
-            if is_scorable(text, error):
-                is_nan = str(value).lower() == "nan" and (is_text or isinstance(value, float))
-                is_missing = value == "" or is_nan
-                column.append(None if is_missing else value)
-    return _column(named, tables, label_column, column)
+    files: list[tuple[int, str]] = []
+    rows = array("q")
+    for table in tables:
+        files.append((len(column), _where(table.path, label_column)))
+        start = 1
+        for chunk in table:
+            values = chunk.batch.column(label_column).to_pylist()
+            given = zip(chunk.texts, values, chunk.errors, strict=True)
+            for row, (text, value, error) in enumerate(given, start):
+                if is_scorable(text, error):
+                    is_nan = str(value).lower() == "nan" and (is_text or isinstance(value, float))
+                    is_missing = value == "" or is_nan
+                    column.append(None if is_missing else value)
+                    rows.append(row)
+            start += len(values)
+    return Column(column, _where(named, label_column), is_text, files, rows)

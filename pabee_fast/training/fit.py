@@ -20,7 +20,7 @@ from pabee_fast.runtime.ops import ACTIVATIONS, Pooler
 from pabee_fast.scoring.scorer import Row, row_source
 from pabee_fast.training.features import FeatureStore, run_once
 from pabee_fast.training.fit_head import Targets, asked, fit_linear, fit_pooled, rescale
-from pabee_fast.training.learned_rows import LearnedRows
+from pabee_fast.training.learned_rows import LearnedRows, remember
 
 LEAST_ROWS = 20
 
@@ -67,7 +67,7 @@ def fit(
         max_length, token_budget: as for `Scorer`.
         folder: where the features are kept meanwhile; None: where temporary files go (TMPDIR).
         remember_rows: whether the config keeps hashes of at most 1,024 rows, so that `calibrate` can tell whether it is
-            given rows that the heads know. Who has a text can tell by them that it was among the rows.
+            given rows that the heads know. Whoever has a text can tell by them whether it was among the rows.
         onto: what is given the heads in place of `model`: the same model in a higher precision, which keeps theirs.
         on_window, on_head: told how many rows have been run, and which layer's head is done.
 
@@ -88,7 +88,7 @@ def fit(
             raise InputError(f"{name}={share!r}: give a number between 0 and 1")
     known = None if labels is None else _as_targets(labels, model.config.num_labels, kind)
     target = model if onto is None else onto
-    learned = LearnedRows.of(target.config) or LearnedRows()
+    learned = LearnedRows()
     with FeatureStore(first_layer, folder) as store:
         run_once(
             store,
@@ -122,8 +122,7 @@ def fit(
     getattr(target.config, CONFIG_ENTRY)[FIT] = {
         "rows": len(aside), "labelled": labelled, "held_out": int(aside.sum()), "heads": found,
     }  # fmt: skip
-    if remember_rows:
-        learned.store(target.config)
+    remember(target.config, HEADS, learned if remember_rows else None)
     return target
 
 

@@ -1,5 +1,6 @@
 """From a label column to what a model learns: problem type, names, numbers. Knows columns and configs, no tables."""
 
+import bisect
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -16,16 +17,27 @@ MOST_WHOLE_VALUES = 20
 
 @dataclass(frozen=True)
 class Column:
-    """A table's labels, one a row, None where there is none.
+    """The labels of tables, one a row, None where there is none.
 
     Args:
-        given: as the table has them; of csv and tsv (`is_text`) all are strings.
+        given: as the tables have them; of csv and tsv (`is_text`) all are strings.
         where: what messages call it.
+        files: what messages call the column of each table, and the index of its first label; (): `where`.
+        rows: the row of each label in its table, from 1; (): none was left out.
     """
 
     given: Sequence[Any]
     where: str
     is_text: bool = False
+    files: Sequence[tuple[int, str]] = ()
+    rows: Sequence[int] = ()
+
+    def place(self, index: int) -> str:
+        """Where a label stands, for messages."""
+        first, where = 0, self.where
+        if self.files:
+            first, where = self.files[bisect.bisect(self.files, index, key=lambda file: file[0]) - 1]
+        return f"{where}, row {self.rows[index] if self.rows else index - first + 1}"
 
     def values(self, names: Sequence[str] = ()) -> list[Any]:
         """The labels; strings of a text column become numbers where all can, unless all are among `names`.
@@ -36,9 +48,9 @@ class Column:
         values = list(self.given)
         if self.is_text and not all(value is None or value in names for value in values):
             values = _as_numbers(values)
-        for row, value in enumerate(values, 1):
+        for index, value in enumerate(values):
             if isinstance(value, float) and not math.isfinite(value):
-                raise InputError(f"{self.where}, row {row}: no label ({value!r}); correct the row or leave it out")
+                raise InputError(f"{self.place(index)}: no label ({value!r}); correct the row or leave it out")
         return values
 
 
@@ -92,8 +104,7 @@ class Labels:
             return [None if value is None else [float(item) for item in value] for value in values]
         self._check_one_reading(values, column.where)
         return [
-            None if value is None else self._encode(value, f"{column.where}, row {row}")
-            for row, value in enumerate(values, 1)
+            None if value is None else self._encode(value, column.place(index)) for index, value in enumerate(values)
         ]
 
     def _check_one_reading(self, values: Sequence[Any], where: str) -> None:

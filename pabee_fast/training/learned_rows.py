@@ -3,21 +3,25 @@
 The hashes are the `MOST` smallest of all rows', a bottom-k sketch (Bar-Yossef et al. 2002, "Counting Distinct Elements
 in a Data Stream"): of a row whose hash is not above the largest one kept it is known whether it is among them, and such
 rows are a uniform sample of any other texts. The sketch of two sets of rows is the sketch of both sketches.
+
+Of 2,000 rows held against 100,000 learned ones about 20 are known of, against a million 2: then nothing can be told.
 """
 
 import base64
 import json
+import unicodedata
 from collections.abc import Iterable, Iterator, Sequence
 from hashlib import blake2b
 from typing import Any
 
 import numpy as np
 
+from pabee_fast.errors import CheckpointError
 from pabee_fast.models.heads import CONFIG_ENTRY, LEARNED_ROWS
 from pabee_fast.scoring.scorer import Row, readable
 
 MOST = 1_024
-"""Of 2,000 rows held against 100,000 learned ones about 20 are known of, and 11 kB of config hold them."""
+"""They are 11 kB of config."""
 
 PART_ROWS = 8_192
 
@@ -33,17 +37,24 @@ class LearnedRows:
 
     @classmethod
     def of(cls, config: Any) -> "LearnedRows | None":
-        """The sketch that a model's config holds, or None: nothing is known of its rows."""
+        """The sketch that a model's config holds, of backbone and heads together; None: it holds none.
+
+        Raises:
+            CheckpointError: the config's entry is no such sketch.
+        """
         kept = (getattr(config, CONFIG_ENTRY, None) or {}).get(LEARNED_ROWS)
         if kept is None:
             return None
-        learned = cls()
-        learned.hashes = np.frombuffer(base64.b64decode(kept), "<u8").astype(np.uint64)
-        return learned
-
-    def store(self, config: Any) -> None:
-        """Puts the sketch into the config of a model with heads."""
-        getattr(config, CONFIG_ENTRY)[LEARNED_ROWS] = base64.b64encode(self.hashes.astype("<u8").tobytes()).decode()
+        found = cls()
+        try:
+            for hashes in kept.values():
+                found._merge(np.frombuffer(base64.b64decode(hashes, validate=True), "<u8").astype(np.uint64))
+        except (AttributeError, TypeError, ValueError) as error:
+            raise CheckpointError(
+                f"the config's {CONFIG_ENTRY}.{LEARNED_ROWS} cannot be read ({error}): remove it, or fit the "
+                "model again"
+            ) from error
+        return found
 
     def add(self, rows: Iterable[Row]) -> None:
         """Counts rows, texts or pairs, among those learned from."""
@@ -73,8 +84,20 @@ class LearnedRows:
         self.hashes = np.union1d(self.hashes, hashes)[:MOST]
 
 
+def remember(config: Any, part: str, rows: LearnedRows | None) -> None:
+    """Puts what a part of a model with heads, BACKBONE or HEADS, has learned from into its config.
+
+    Rows of None are not to be told: then the config keeps none at all, or those would pass as unseen.
+    """
+    entry = getattr(config, CONFIG_ENTRY)
+    kept = entry.pop(LEARNED_ROWS, {})
+    if rows is not None:
+        entry[LEARNED_ROWS] = {**kept, part: base64.b64encode(rows.hashes.astype("<u8").tobytes()).decode()}
+
+
 def _hashes(rows: Sequence[Row]) -> np.ndarray:
-    """A hash of each row, uint64; as JSON, the pair ("a", "bc") is another than ("ab", "c")."""
+    """A hash of each row, uint64, whatever its case and white space, which tokenizers may not see."""
     texts, _ = readable(rows)
-    digests = (blake2b(json.dumps(row).encode(), digest_size=8).digest() for row in texts)
+    plain = ([" ".join(unicodedata.normalize("NFKC", text).casefold().split()) for text in row] for row in texts)
+    digests = (blake2b(json.dumps(row).encode(), digest_size=8).digest() for row in plain)
     return np.frombuffer(b"".join(digests), "<u8").astype(np.uint64)

@@ -24,12 +24,12 @@ from transformers import (
 
 from pabee_fast.arguments import require_seed, require_whole
 from pabee_fast.errors import InputError, PabeeFastError
-from pabee_fast.models.heads import CONFIG_ENTRY, FIT, attach_heads, has_heads, is_classifier, spec_of
+from pabee_fast.models.heads import BACKBONE, CONFIG_ENTRY, FIT, attach_heads, has_heads, is_classifier, spec_of
 from pabee_fast.training.directory import check_output, load_classifier, load_config_and_tokenizer, save
 from pabee_fast.training.evaluate import LayerScores, as_table, evaluate_layers
 from pabee_fast.training.examples import Examples, Features, read_examples
 from pabee_fast.training.labels import Labels, labels_of_column, labels_of_config
-from pabee_fast.training.learned_rows import LearnedRows
+from pabee_fast.training.learned_rows import LearnedRows, remember
 from pabee_fast.training.objective import SELF_DISTILLATION, Distillation
 from pabee_fast.training.teacher import full_depth_logits, in_order_of
 
@@ -203,7 +203,7 @@ class _Epochs(TrainerCallback):
                 model, self.eval_features, self.collator, batch_size=self.settings.batch_size
             )
             result |= {column.metric: column.by_layer for column in scores}
-            evaluated = Path(self.settings.eval or "").name
+            evaluated = Path(self.settings.eval or "").resolve().name
             self.console.print(as_table(f"{evaluated} after epoch {epoch} of {self.settings.epochs}", scores))
         self.record.epochs.append(result)
         save(model, self.tokenizer, Path(self.settings.output), {RECORD: self.record.as_json()})
@@ -251,10 +251,9 @@ def _with_heads(settings: TrainSettings, model: PreTrainedModel) -> PreTrainedMo
 
 def _remember(settings: TrainSettings, model: PreTrainedModel, examples: Examples) -> None:
     """Keeps in the config which rows the model learns from, beside those it has learned from before."""
-    if settings.remember_rows:
-        learned = LearnedRows.of(model.config) or LearnedRows()
-        learned.add(examples.texts)
-        learned.store(model.config)
+    learned = LearnedRows.of(model.config) or LearnedRows()
+    learned.add(examples.texts)
+    remember(model.config, BACKBONE, learned if settings.remember_rows else None)
 
 
 def _add_teacher(

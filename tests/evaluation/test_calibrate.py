@@ -240,18 +240,12 @@ def test_ordering_rows_come_from_the_same_model_and_are_others() -> None:
         pf.calibrate(made, order=other)
     again = pf.Trace(made.logits + 1e-5, made.lengths, made.kind, made.conditions)
     more = made_up(300, seed=1)
-    both = joined(made, more)
+    both = made + more
     for shared in (made, again, made.select(torch.arange(60)), both):
         with pytest.raises(pf.InputError, match=r"share (99|100)% of the rows .* cannot test it"):
             pf.calibrate(made, order=shared)
-    order = joined(made.select(torch.arange(50)), more)
+    order = made.select(torch.arange(50)) + more
     assert pf.calibrate(made, epsilon=0.1, order=order).guarantee.ordering_rows == 350
-
-
-def joined(one: pf.Trace, other: pf.Trace) -> pf.Trace:
-    """The rows of both, without labels."""
-    logits, lengths = torch.cat([one.logits, other.logits], 1), torch.cat([one.lengths, other.lengths])
-    return pf.Trace(logits, lengths, one.kind, one.conditions)
 
 
 def test_without_a_candidate_full_depth_is_chosen() -> None:

@@ -1,5 +1,6 @@
 """Traces and replay: the runtime's own answers, policy by policy, without the model."""
 
+import dataclasses
 import functools
 import itertools
 from pathlib import Path
@@ -209,6 +210,20 @@ def test_a_trace_says_what_the_model_says_and_comes_back_from_its_file(
     back.check_model(model)
     with pytest.raises(pf.InputError, match="another model"):
         back.check_model(tiny_model("bert", seed=5))
+
+
+def test_traces_are_joined_with_what_is_known_of_the_rows_of_both() -> None:
+    one, other = made_up(rows=5), made_up(rows=7, seed=1)
+    both = one + dataclasses.replace(other, learned=torch.zeros(7, dtype=torch.int8))
+    assert (len(both), both.layers, both.learned) == (12, 6, None)
+    assert torch.equal(both.logits[:, 5:], other.logits) and torch.equal(both.lengths[:5], one.lengths)
+    assert one.labels is not None and other.labels is not None and both.labels is not None
+    assert both.labels.tolist() == [*one.labels.tolist(), *other.labels.tolist()]
+    elsewhere = dataclasses.replace(other, conditions=dataclasses.replace(CONDITIONS, max_length=8))
+    with pytest.raises(pf.InputError, match="cannot be joined: it was made with rows cut at 32 tokens"):
+        one + elsewhere
+    with pytest.raises(pf.InputError, match="cannot be joined: other heads"):
+        one + made_up(rows=5, layers=4)
 
 
 @pytest.mark.parametrize(

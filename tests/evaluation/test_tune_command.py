@@ -330,3 +330,23 @@ def test_a_config_that_was_cut_is_named(model: Path, tmp_path: Path) -> None:
     (model / "config.json").write_text('{"pabee_fast": {')
     table = write(tmp_path / "in.jsonl", texts(60))
     assert "config.json is no JSON" in error_of(run("tune", table, "--model", model, *OPTIONS))
+
+
+def test_rows_that_fit_has_learned_from_are_refused_unless_they_are_allowed(model: Path, tmp_path: Path) -> None:
+    learned, unseen = tmp_path / "learned", tmp_path / "unseen"
+    for folder, seed in ((learned, 1), (unseen, 2)):
+        folder.mkdir()
+        for part in range(2):
+            write(folder / f"{part}.jsonl", texts(100, seed + 10 * part))
+    fitted = tmp_path / "fitted"
+    assert run("fit", learned, "--model", model, "--output", fitted, "--device", "cpu").exit_code == 0
+    assert "has learned from" in error_of(run("tune", learned / "*.jsonl", "--model", fitted, *OPTIONS))
+    for table, options, words in (
+        (unseen, (), r"fit or train has learned from \d+ of 1\d\d calibration rows that could be looked up"),
+        (learned, ("--allow-learned",), r"fit or train has learned from (1\d\d) of \1 calibration rows"),
+    ):
+        result = run("tune", table, "--model", fitted, *OPTIONS, *options)
+        assert result.exit_code == 0, result.output
+        assert re.search(words, " ".join(result.output.split())), result.output
+    looked_up = json.loads((fitted / "tuning" / "frontier.json").read_text())["looked_up"]
+    assert looked_up["rows"] == looked_up["learned"] > 100

@@ -92,6 +92,17 @@ def test_an_unset_variable_names_no_directory(refused: Callable[..., str], table
     assert "an input is empty" in refused(table("train.csv", reviews), "--eval", "")
 
 
+def test_a_label_is_named_by_its_file_and_its_row_there(
+    refused: Callable[..., str], table: Tables, reviews: Rows, tmp_path: Path
+) -> None:
+    (parts := tmp_path / "parts").mkdir()
+    for name, rows in (("a", reviews[:50]), ("b", [*reviews[50:56], {"text": "a film", "label": 7}])):
+        table(f"{name}.jsonl", rows).rename(parts / f"{name}.jsonl")
+    assert "0, 1, 7" in refused(parts)
+    message = refused(table("train.jsonl", reviews), "--eval", parts)
+    assert f"{parts / 'b.jsonl'}, column 'label', row 7: label 7 is out of range" in message
+
+
 def test_an_output_that_has_files_is_kept(
     refused: Callable[..., str], table: Tables, reviews: Rows, tmp_path: Path
 ) -> None:

@@ -10,16 +10,24 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from transformers import AutoConfig, PreTrainedTokenizerFast
+from transformers import (
+    AutoConfig,
+    AutoModelForSequenceClassification,
+    PreTrainedModel,
+    PreTrainedTokenizerFast,
+)
 
 import pabee_fast as pf
+from pabee_fast.evaluation.calibrate import Known
 from pabee_fast.evaluation.conditions import model_fingerprint
+from pabee_fast.models.heads import BACKBONE
 from pabee_fast.training import learned_rows
 from pabee_fast.training.learned_rows import LEARNED, NOT_KNOWN, UNSEEN, LearnedRows
 from tests.conftest import tiny_stock
 
 WORDS = ["a", "and", "bad", "film", "good", "is", "long", "the", "very", "not"]
-ROWS = st.lists(st.text(max_size=4) | st.tuples(st.text(max_size=3), st.text(max_size=3)), max_size=40)
+PLAIN = st.text("abc0", max_size=3)
+ROWS = st.lists(PLAIN | st.tuples(PLAIN, PLAIN), max_size=40)
 
 
 def sketch(rows: list[str | tuple[str, str]]) -> LearnedRows:
@@ -63,19 +71,51 @@ def test_a_pair_is_told_from_another_of_the_same_letters() -> None:
     assert sketch([("a", "bc")]).flags([("ab", "c"), ("a", "bc"), "abc"]).tolist() == [UNSEEN, LEARNED, UNSEEN]
 
 
-def test_fit_keeps_what_it_learned_from_beside_what_was_known(
-    tmp_path: Path, tiny_tokenizer: PreTrainedTokenizerFast
-) -> None:
+def test_case_and_white_space_make_no_other_row() -> None:
+    assert sketch(["A  good Film"]).flags(["a good film ", "A\u00a0GOOD film", "agood film"]).tolist() == [1, 1, 0]
+
+
+def known(model: PreTrainedModel, first: int, last: int) -> int:
+    """Of these texts, those that a model's config says it has learned from; -1: it says nothing."""
+    learned = LearnedRows.of(model.config)
+    return -1 if learned is None else int((learned.flags(numbered(first, last)) == LEARNED).sum())
+
+
+def test_what_heads_have_learned_from_goes_with_them(tmp_path: Path, tiny_tokenizer: PreTrainedTokenizerFast) -> None:
     model = pf.fit(tiny_stock("bert"), tiny_tokenizer, numbered(0, 40))
     answers = model_fingerprint(model)
-    pf.fit(model, tiny_tokenizer, numbered(40, 80))
     model.save_pretrained(tmp_path)
-    back = LearnedRows.of(pf.from_pretrained(tmp_path).config)
-    assert back is not None
-    assert back.flags(numbered(0, 100)).tolist() == [LEARNED] * 80 + [UNSEEN] * 20
+    assert known(pf.from_pretrained(tmp_path), 0, 60) == 40
+    pf.fit(model, tiny_tokenizer, numbered(40, 90))
+    assert (known(model, 0, 40), known(model, 40, 90)) == (0, 50)
     forgetful = pf.fit(tiny_stock("bert"), tiny_tokenizer, numbered(0, 40), remember_rows=False)
-    assert LearnedRows.of(forgetful.config) is None
+    assert known(forgetful, 0, 60) == -1
     assert model_fingerprint(forgetful) == answers, "what is remembered is no part of what the model answers"
+    stock = AutoModelForSequenceClassification.from_pretrained(tmp_path)
+    assert known(pf.attach_heads(stock), 0, 60) == -1
+
+
+def test_what_a_backbone_has_learned_from_outlives_heads(
+    tmp_path: Path, tiny_tokenizer: PreTrainedTokenizerFast
+) -> None:
+    model, learned = pf.attach_heads(tiny_stock("bert")), LearnedRows()
+    learned.add(numbered(100, 130))
+    learned_rows.remember(model.config, BACKBONE, learned)
+    model.save_pretrained(tmp_path)
+    pf.fit(model, tiny_tokenizer, numbered(0, 40))
+    assert (known(model, 0, 40), known(model, 100, 200)) == (40, 30)
+    stock = AutoModelForSequenceClassification.from_pretrained(tmp_path)
+    assert known(pf.attach_heads(stock), 0, 200) == 30
+    pf.fit(model, tiny_tokenizer, numbered(0, 40), remember_rows=False)
+    assert known(model, 0, 200) == -1, "rows that are not told of would pass as unseen"
+
+
+def test_a_sketch_that_is_broken_is_said_to_be(tiny_tokenizer: PreTrainedTokenizerFast) -> None:
+    model = pf.fit(tiny_stock("bert"), tiny_tokenizer, numbered(0, 40))
+    for broken in ("abc", {"backbone": "abc"}, {"backbone": 3}):
+        model.config.pabee_fast["learned_rows"] = broken
+        with pytest.raises(pf.CheckpointError, match=r"learned_rows cannot be read .* remove it, or fit"):
+            pf.trace(model, tiny_tokenizer, numbered(0, 3))
 
 
 def test_a_trace_says_which_rows_the_model_knows_and_keeps_it(
@@ -110,18 +150,21 @@ def test_no_promise_is_tested_on_rows_that_the_model_has_learned_from(
 ) -> None:
     model = pf.fit(tiny_stock("bert"), tiny_tokenizer, numbered(0, 200))
 
-    def calibrate(first: int, last: int) -> pf.Calibration:
-        return pf.calibrate(pf.trace(model, tiny_tokenizer, numbered(first, last)), epsilon=0.3, delta=0.1, order=0.5)
+    def looked_up(first: int, last: int, **options: Any) -> Known:
+        rows = pf.trace(model, tiny_tokenizer, numbered(first, last))
+        return pf.calibrate(rows, epsilon=0.3, delta=0.1, **options).known
 
-    with pytest.raises(pf.InputError, match=r"has learned from 100 of 100 rows to test with .* give rows that neither"):
-        calibrate(0, 200)
+    with pytest.raises(pf.InputError, match=r"has learned from 200 of 200 calibration rows .* give rows that neither"):
+        looked_up(0, 200)
+    with pytest.raises(pf.InputError, match=r"has learned from 140 of 200"):
+        looked_up(60, 260)
     with caplog.at_level(logging.WARNING, "pabee_fast"):
-        unseen = calibrate(200, 400).known
-        assert (unseen.rows, unseen.learned) == (100, 0)
-        assert not caplog.records
-        some = calibrate(160, 360).known
-    assert 10 < some.learned < 30
-    assert f"has learned from {some.learned} of 100 rows to test with" in caplog.text
+        assert looked_up(200, 400) == Known(200, 0)
+        assert looked_up(190, 390) == Known(200, 10)
+        assert not caplog.records, "some texts come often"
+        assert looked_up(150, 350) == Known(200, 50)
+        assert "has learned from 50 of 200 calibration rows that could be looked up: they may be easier" in caplog.text
+        assert looked_up(0, 200, allow_learned=True) == Known(200, 200)
 
 
 def test_a_text_that_comes_often_counts_once_among_rows_that_are_known(
@@ -130,8 +173,7 @@ def test_a_text_that_comes_often_counts_once_among_rows_that_are_known(
     often = numbered(7, 8) * 300
     model = pf.fit(tiny_stock("bert"), tiny_tokenizer, numbered(0, 50) + often)
     rows = pf.trace(model, tiny_tokenizer, numbered(100, 300) + often)
-    known = pf.calibrate(rows, epsilon=0.4, delta=0.1).known
-    assert known.learned == 1 and known.rows > 100
+    assert pf.calibrate(rows, epsilon=0.4, delta=0.1).known == Known(201, 1)
 
 
 def test_train_keeps_what_it_learned_from_unless_told_not_to(
@@ -146,5 +188,11 @@ def test_train_keeps_what_it_learned_from_unless_told_not_to(
     learned = LearnedRows.of(AutoConfig.from_pretrained(tmp_path / "known"))
     assert learned is not None
     assert learned.flags([*(row["text"] for row in reviews), "another"]).tolist() == [LEARNED] * len(reviews) + [UNSEEN]
+    words[3] = tmp_path / "known"
+    words[1] = table("more.csv", [{"text": "another", "label": 0}, {"text": "it", "label": 1}])
+    assert pabee_fast(*words, "--output", tmp_path / "more") == 0
+    both = LearnedRows.of(AutoConfig.from_pretrained(tmp_path / "more"))
+    assert both is not None
+    assert set(both.flags([*(row["text"] for row in reviews), "another"])) == {LEARNED}
     assert pabee_fast(*words, "--no-remember-rows", "--output", tmp_path / "forgotten") == 0
     assert LearnedRows.of(AutoConfig.from_pretrained(tmp_path / "forgotten")) is None
