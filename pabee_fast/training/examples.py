@@ -13,6 +13,7 @@ from transformers import PreTrainedTokenizerBase
 from pabee_fast.errors import InputError
 from pabee_fast.scoring.source import Source, find_files
 from pabee_fast.scoring.tables import Table, table_format
+from pabee_fast.scoring.tables_jsonl import JsonTable
 from pabee_fast.training.labels import Column
 
 Features = list[dict[str, Any]]
@@ -53,7 +54,7 @@ def read_examples(named: str | Path, text_columns: Sequence[str], label_column: 
     """
     tables = open_tables(named, text_columns)
     if label_column is not None:
-        _check_label_column(tables, label_column)
+        _check_label_column(named, tables, label_column)
     texts: list[Any] = []
     labels: list[Any] = []
     files: list[tuple[int, str]] = []
@@ -86,12 +87,17 @@ def _is_text(tables: Sequence[Table]) -> bool:
     return table_format(tables[0].path) in TEXT_FORMATS
 
 
-def _check_label_column(tables: Sequence[Table], name: str, instead: str = "") -> None:
-    """Raises InputError where there is no such column."""
+def _check_label_column(named: str | Path, tables: Sequence[Table], name: str, instead: str = "") -> None:
+    """Raises InputError where there is no such column, or JSON Lines hold it in types that differ."""
     if name not in (columns := tables[0].schema.names):
         raise InputError(
             f"{tables[0].path} has no label column {name!r}; its columns are {', '.join(columns)}: name one by "
             f"--label-column{instead}"
+        )
+    if any(isinstance(table, JsonTable) and table.types[name] is None and table.rows for table in tables):
+        raise InputError(
+            f'{_where(named, name)} holds values of several types, such as 1 and "1", so that one label may be two: '
+            "write all as numbers, or all as strings"
         )
 
 
@@ -125,7 +131,7 @@ def labels_where_given(named: str | Path, tables: Sequence[Table], label_column:
     Raises:
         InputError: no such column.
     """
-    _check_label_column(tables, label_column, ", or leave the option out")
+    _check_label_column(named, tables, label_column, ", or leave the option out")
     is_text = _is_text(tables)
     column: list[Any] = []
     files: list[tuple[int, str]] = []

@@ -64,6 +64,17 @@ def test_labels_of_several_kinds_are_refused(refused: Callable[..., str], table:
     assert "row 3: no label" in refused(table("train.jsonl", rows))
 
 
+def test_a_label_written_as_a_number_and_as_a_string_is_refused(
+    refused: Callable[..., str], table: Tables, reviews: Rows, tmp_path: Path
+) -> None:
+    (parts := tmp_path / "parts").mkdir()
+    for name, kind in (("a", int), ("b", str)):
+        rows = [row | {"label": kind(row["label"])} for row in reviews]
+        table(f"{name}.jsonl", rows).rename(parts / f"{name}.jsonl")
+    for place in (parts, table("mixed.jsonl", [*reviews, {"text": "a film", "label": "1"}])):
+        assert "holds values of several types" in refused(place)
+
+
 def test_a_row_without_label_is_named(refused: Callable[..., str], table: Tables, reviews: Rows) -> None:
     for name, nothing in (("train.jsonl", None), ("train.csv", "")):
         rows = [*reviews[:4], {"text": "it", "label": nothing}, *reviews[4:]]
