@@ -88,13 +88,13 @@ def fit(
             raise InputError(f"{name}={share!r}: give a number between 0 and 1")
     known = None if labels is None else _as_targets(labels, model.config.num_labels, kind)
     target = model if onto is None else onto
-    learned = LearnedRows()
+    learned, source = LearnedRows() if remember_rows else None, row_source(rows)
     with FeatureStore(first_layer, folder) as store:
         run_once(
             store,
             model,
             tokenizer,
-            learned.watch(row_source(rows)),
+            source if learned is None else learned.watch(source),
             pooling=spec.pooling,
             max_length=max_length,
             token_budget=token_budget,
@@ -122,7 +122,7 @@ def fit(
     getattr(target.config, CONFIG_ENTRY)[FIT] = {
         "rows": len(aside), "labelled": labelled, "held_out": int(aside.sum()), "heads": found,
     }  # fmt: skip
-    remember(target.config, HEADS, learned if remember_rows else None)
+    remember(target.config, HEADS, learned)
     return target
 
 

@@ -51,8 +51,7 @@ class LearnedRows:
                 found._merge(np.frombuffer(base64.b64decode(hashes, validate=True), "<u8").astype(np.uint64))
         except (AttributeError, TypeError, ValueError) as error:
             raise CheckpointError(
-                f"the config's {CONFIG_ENTRY}.{LEARNED_ROWS} cannot be read ({error}): remove it, or fit the "
-                "model again"
+                f"the config's {CONFIG_ENTRY}.{LEARNED_ROWS} cannot be read ({error}): remove it from config.json"
             ) from error
         return found
 

@@ -251,9 +251,11 @@ def _with_heads(settings: TrainSettings, model: PreTrainedModel) -> PreTrainedMo
 
 def _remember(settings: TrainSettings, model: PreTrainedModel, examples: Examples) -> None:
     """Keeps in the config which rows the model learns from, beside those it has learned from before."""
-    learned = LearnedRows.of(model.config) or LearnedRows()
-    learned.add(examples.texts)
-    remember(model.config, BACKBONE, learned if settings.remember_rows else None)
+    learned = None
+    if settings.remember_rows:
+        learned = LearnedRows.of(model.config) or LearnedRows()
+        learned.add(examples.texts)
+    remember(model.config, BACKBONE, learned)
 
 
 def _add_teacher(
