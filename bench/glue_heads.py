@@ -53,6 +53,7 @@ def compare(steps: Steps, run: Run, fitted: int, judged: int) -> dict[str, Any]:
         "seed": run.seed,
         "averaged": run.averaged,
         "taught": run.taught,
+        "augmented": run.augmented,
         "budget": run.budget.name,
         "stock": stock.name,
         "metric": "Pearson" if full.is_floating_point() else "same answer",

@@ -8,7 +8,7 @@ import hashlib
 import json
 import shutil
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -20,6 +20,7 @@ from transformers import AutoModelForSequenceClassification, PreTrainedModel, Pr
 
 import pabee_fast as pf
 from bench import glue_models
+from bench.glue_augment import substituted
 from bench.glue_tasks import Split, Task, read_split
 from bench.glue_train import Recipe, choose_training_dtype, encode, finetune, padded
 from pabee_fast.evaluation.trace import Trace
@@ -35,8 +36,8 @@ FIT_ROWS = 20_000
 FIT: dict[str, Any] = {"head": "linear", "pooling": "mean"}
 
 TEACHER_ROWS = 15_000
-TEACHER: dict[str, Any] = {"epochs": 2, "batch_size": 64, "learning_rate": 4e-5}
-"""How a larger encoder becomes a teacher: what two CPU cores do in a quarter of an hour for one of BERT-base's size."""
+TEACHER: dict[str, Any] = {"epochs": 1, "batch_size": 32, "learning_rate": 3e-5}
+"""How a larger encoder becomes a teacher: 20 minutes of two CPU cores, in float32, for one of BERT-base's size."""
 
 JOINT: dict[str, dict[str, Any]] = {
     "pabee": {"head": "pabee"},
@@ -83,6 +84,8 @@ class Run:
         averaged: the seeds whose models' weights are averaged ("Model soups", Wortsman et al., ICML 2022: uniform, so
             no label chooses among them); (): the model of `seed` itself.
         taught: whether its models learn the answers of a larger fine-tuned encoder beside the labels.
+        augmented: how many texts without labels, made of parts of the train rows, the teacher answers; if any, it
+            answers these alone, and the labels speak for the train rows.
     """
 
     task: Task
@@ -91,6 +94,7 @@ class Run:
     budget: Budget
     averaged: tuple[int, ...] = ()
     taught: bool = False
+    augmented: int = 0
 
     @property
     def seeds(self) -> str:
@@ -101,7 +105,8 @@ class Run:
     def name(self) -> str:
         """What its files are called."""
         whole = "" if self.budget.name == "full" else f"-{self.budget.name}"
-        return f"{self.task.name}-{self.model}-{self.seeds}{whole}{'-taught' if self.taught else ''}"
+        taught = "-augmented" if self.augmented else "-taught" if self.taught else ""
+        return f"{self.task.name}-{self.model}-{self.seeds}{whole}{taught}"
 
 
 class Steps:
@@ -135,7 +140,7 @@ class Steps:
             )
 
     def train_rows(self, run: Run) -> Split:
-        """What all models of a run are trained on."""
+        """The rows with labels that all models of a run are trained on."""
         return read_split(self.data, run.task, "train").sample(run.budget.train_rows)
 
     def recipe(self, run: Run) -> Recipe:
@@ -174,7 +179,8 @@ class Steps:
         }
 
         def make(place: Path) -> None:
-            tokenizer, rows = glue_models.load_tokenizer(self.encoder), self.train_rows(run)
+            tokenizer = glue_models.load_tokenizer(self.encoder)
+            rows, taught = self.lessons(run)
             probe = padded(encode(tokenizer, rows.rows[:PROBE_ROWS], MAX_LENGTH), tokenizer.pad_token_id)
             copies = glue_models.COPIES[run.model]
             model = glue_models.new_classifier(self.encoder, run.task, copies, run.seed, probe, layers)
@@ -182,8 +188,8 @@ class Steps:
             if heads is not None:
                 pf.attach_heads(model, **JOINT[heads])
                 objective = {"self_distillation": SELF_DISTILLATION} if heads == "self-distilled" else {}
-            if run.taught:
-                objective["teacher_logits"] = load_file(self.taught_by(run) / "logits")["logits"]
+            if taught is not None:
+                objective["teacher_logits"] = taught
             model.to(self.device)
             say, checkpoint = f"{run.name} {what}", place.with_suffix(".checkpoint")
             finetune(model, tokenizer, rows, recipe, say=say, checkpoint=checkpoint, **objective)
@@ -194,36 +200,65 @@ class Steps:
 
         return self._once(f"{run.task.name}-{run.model}-{what}-s{run.seed}", settings, make)
 
+    def lessons(self, run: Run) -> tuple[Split, Tensor | None]:
+        """What all models of a run are trained on: rows with labels, and a teacher's logits, [rows, classes].
+
+        Augmented texts have the teacher's answers for labels, and train rows beside them NaN for logits.
+        """
+        rows = self.train_rows(run)
+        if not run.taught:
+            return rows, None
+        logits = load_file(self.taught_by(run) / "logits")["logits"]
+        if not run.augmented:
+            return rows, logits
+        answers = logits[:, 0] if run.task.outputs == 1 else logits.argmax(-1)
+        untaught = logits.new_full((len(rows), logits.shape[1]), torch.nan)
+        return rows + Split(self._texts(run), answers.tolist()), torch.cat([untaught, logits])
+
     def taught_by(self, run: Run) -> Path:
-        """The folder of a teacher's logits of a run's train rows: the larger encoder's, fine-tuned on a sample of them.
+        """The folder of a teacher's logits: of a run's augmented texts where it has them, else of its train rows."""
+        teacher, texts = self.teacher_of(run), self._texts(run)
+        settings = {"step": "taught", "teacher": teacher.name, "augmented": run.augmented, "rows": len(texts)}
+
+        def make(place: Path) -> None:
+            model, tokenizer = self.load(teacher)
+            model.to(DTYPES[self.training_dtype])
+            save_file({"logits": full_depth_logits(model, tokenizer, texts, max_length=MAX_LENGTH)}, place / "logits")
+
+        return self._once(f"{run.task.name}-taught", settings, make)
+
+    def teacher_of(self, run: Run) -> Path:
+        """The larger encoder's directory, fine-tuned on a sample of a run's train rows.
 
         It is one teacher for all seeds, trained by TEACHER, which nobody tuned.
         """
         assert self.teacher is not None
-        rows = self.train_rows(run)
+        encoder, rows = self.teacher, self.train_rows(run)
         sample = rows.sample(TEACHER_ROWS)
         recipe = Recipe(**TEACHER, max_length=MAX_LENGTH, dtype=self.training_dtype)
         settings = {
             "step": "teacher",
             "task": run.task.name,
-            "encoder": _digest(self.teacher),
+            "encoder": _digest(encoder),
             "rows": [len(sample), len(rows)],
             "recipe": asdict(recipe),
         }
 
         def make(place: Path) -> None:
-            assert self.teacher is not None
-            tokenizer = glue_models.load_tokenizer(self.teacher)
-            model = glue_models.new_classifier(self.teacher, run.task, 1, recipe.seed, {}).to(self.device)
+            tokenizer = glue_models.load_tokenizer(encoder)
+            model = glue_models.new_classifier(encoder, run.task, 1, recipe.seed, {}).to(self.device)
             checkpoint = place.with_suffix(".checkpoint")
             finetune(model, tokenizer, sample, recipe, say=f"{run.task.name} teacher", checkpoint=checkpoint)
             model.save_pretrained(place)
             tokenizer.save_pretrained(place)
-            logits = full_depth_logits(model.to(DTYPES[recipe.dtype]), tokenizer, rows.rows, max_length=MAX_LENGTH)
-            save_file({"logits": logits}, place / "logits")
             checkpoint.unlink(missing_ok=True)
 
         return self._once(f"{run.task.name}-teacher", settings, make)
+
+    def _texts(self, run: Run) -> Sequence[tuple[str, ...]]:
+        """What a run's teacher is asked about."""
+        rows = self.train_rows(run).rows
+        return substituted(rows, run.augmented) if run.augmented else rows
 
     def _mean(self, run: Run, what: str, parts: list[Path]) -> Path:
         """The directory of the model whose weights are the mean of those of `parts`."""

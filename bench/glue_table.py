@@ -222,8 +222,8 @@ def _section(title: str, columns: str, rows: Sequence[Row]) -> str:
     return "\n".join([f"### {title}", "", f"| {columns} |", line, *(f"| {' | '.join(row)} |" for row in rows)])
 
 
-def _group(run: Figures) -> tuple[str, str, str, int, bool]:
-    return run["model"], run["task"], run["budget"], len(run["averaged"]), run["taught"]
+def _group(run: Figures) -> tuple[str, str, str, int, bool, int]:
+    return run["model"], run["task"], run["budget"], len(run["averaged"]), run["taught"], run["augmented"]
 
 
 def _seed(run: Figures) -> str:
@@ -238,7 +238,7 @@ def _name(run: Figures) -> str:
 def _model(run: Figures) -> str:
     unlike = [] if run["budget"] == "full" else [run["budget"]]
     unlike += [f"mean of {len(run['averaged'])}"] if run["averaged"] else []
-    unlike += ["taught"] if run["taught"] else []
+    unlike += ["augmented" if run["augmented"] else "taught"] if run["taught"] else []
     return run["model"] + (f" ({', '.join(unlike)})" if unlike else "")
 
 

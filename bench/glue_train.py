@@ -70,7 +70,7 @@ def finetune(
         checkpoint: a file that holds the state after the last whole epoch; training that was cut goes on from there,
             to the same weights.
         teacher_logits: [rows, classes] of a fine-tuned model, learned beside the labels as `pabee-fast train --teacher`
-            does by default; None: there is no teacher.
+            does by default; None: there is no teacher. A row of NaN is learned by its label alone.
         **objective: passed to every forward: `self_distillation` of a model with heads.
     """
     device = model.device

@@ -269,6 +269,12 @@ def _add_teacher(
     console.print(f"computing the teacher's logits of {len(features)} rows")
     teacher.to("cuda" if torch.cuda.is_available() else "cpu")
     logits = full_depth_logits(teacher, tokenizer, examples.texts, max_length=settings.max_length)[:, order]
+    wrong = (~logits.isfinite().all(dim=1)).nonzero().flatten().tolist()
+    if wrong:
+        raise InputError(
+            f"teacher={settings.teacher!r}: its logits of {len(wrong)} row(s) are not finite, first that of "
+            f"{examples.column.place(wrong[0])}; give a teacher whose weights are finite, or leave such rows out"
+        )
     for row, values in zip(features, logits.tolist(), strict=True):
         row["teacher_logits"] = values
 

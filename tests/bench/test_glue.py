@@ -229,3 +229,32 @@ def test_one_teacher_teaches_all_seeds_and_models_and_runs_say_so(encoder: Path,
     assert steps.taught_by(taught[1]) == steps.taught_by(taught[0])
     assert steps.classifier(taught[0]) != steps.classifier(plain)
     assert len(list(tmp_path.glob("*teacher*"))) == 1
+
+
+def test_a_teacher_of_augmented_texts_speaks_for_these_alone(encoder: Path, data: Path, tmp_path: Path) -> None:
+    """sst2's rows here hold none of the others, so some with their parts are added."""
+    for folder in ("sst2", "stsb"):
+        shutil.copytree(data / folder, tmp_path / "data" / folder)
+    with gzip.open(tmp_path / "data" / "sst2" / "train.jsonl.gz", "at") as lines:
+        for one in ("film", "plot", "cast"):
+            for other in ("dull", "fine", "long"):
+                for text in (f"the {one}", f"is {other}", f"the {one} is {other}"):
+                    lines.write(json.dumps({"text": text, "label": int(other == "fine")}) + "\n")
+    steps = glue_steps.Steps(tmp_path / "work", encoder, tmp_path / "data", torch.device("cpu"), encoder)
+    run = glue_steps.Run(TASKS["sst2"], "minilm", 0, glue.BUDGETS["full"], taught=True, augmented=7)
+    assert run.name == "sst2-minilm-s0-augmented"
+    (rows, taught), own = steps.lessons(run), steps.train_rows(run)
+    assert taught is not None and len(rows) == len(taught) == len(own) + 7
+    assert list(rows.rows[: len(own)]) == list(own.rows) and not set(rows.rows[len(own) :]) & set(own.rows)
+    assert taught[: len(own)].isnan().all() and taught[len(own) :].isfinite().all()
+    assert list(rows.labels[len(own) :]) == taught[len(own) :].argmax(dim=1).tolist()
+    assert steps.classifier(run) != steps.classifier(dataclasses.replace(run, augmented=6))
+    assert len(list((tmp_path / "work").glob("*teacher*"))) == 1  # the number of texts does not change who answers them
+    kept = b"".join(path.read_bytes() for path in (tmp_path / "work").rglob("*") if path.is_file())
+    assert not any(text.encode() in kept for (text,) in rows.rows[len(own) :])
+
+
+def test_augmented_texts_need_a_teacher(encoder: Path, data: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.MonkeyPatch.context() as patch, pytest.raises(SystemExit):
+        run(patch, "--encoder", encoder, "--data", data, "--augment", 10)
+    assert "--teacher" in capsys.readouterr().err

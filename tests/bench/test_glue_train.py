@@ -83,3 +83,15 @@ def test_a_taught_model_learns_what_its_teacher_says(heads: str | None, encoder:
 
     assert share_right(None) > 0.8
     assert share_right(reversed_logits) < 0.2
+
+
+@pytest.mark.parametrize("heads", [None, "linear"])
+def test_rows_without_a_teacher_are_learned_by_their_labels(heads: str | None, encoder: Path, data: Path) -> None:
+    tokenizer, split = glue_models.load_tokenizer(encoder), glue_tasks.read_split(data, TASKS["sst2"], "train")
+    model = glue_models.new_classifier(encoder, TASKS["sst2"], 1, 0, {})
+    if heads is not None:
+        pf.attach_heads(model, heads, pooling="mean")
+    recipe = glue_train.Recipe(epochs=12, batch_size=16, learning_rate=2e-3)
+    glue_train.finetune(model, tokenizer, split, recipe, teacher_logits=torch.full((len(split), 2), torch.nan))
+    answers = full_depth_logits(model, tokenizer, split.rows, max_length=48).argmax(dim=1)
+    assert (answers == torch.tensor([int(label) for label in split.labels])).double().mean() > 0.8

@@ -110,6 +110,21 @@ def test_distillation_mixes_labels_and_teacher(kind: Any, outputs: int, alpha: f
     assert loss.item() == pytest.approx(expected, rel=1e-5, abs=1e-7)
 
 
+@pytest.mark.parametrize(("kind", "outputs"), [("label", 3), ("value", 1), ("label_set", 3)])
+def test_a_row_without_a_teacher_adds_nothing_to_the_teachers_term_and_gets_no_gradient_from_it(
+    kind: Any, outputs: int
+) -> None:
+    torch.manual_seed(0)
+    logits, teacher = torch.randn(4, outputs, requires_grad=True), torch.randn(4, outputs)
+    teacher[1] = torch.nan
+    loss = Distillation(1.0, 2.0).loss(torch.tensor(0.7), logits, teacher, kind)
+    rows = [to_teacher_by_hand(kind, logits[i].tolist(), teacher[i].tolist(), 2.0) for i in (0, 2, 3)]
+    assert loss.item() == pytest.approx(sum(rows) / 4, rel=1e-5)
+    loss.backward()
+    assert logits.grad is not None
+    assert logits.grad[1].abs().max() < 1e-7 < logits.grad[[0, 2, 3]].abs().amax(1).min()
+
+
 def test_distilled_heads_are_weighted_by_depth(tiny_config: Callable[..., Any]) -> None:
     model = make_model(tiny_config(num_labels=3))
     labels, teacher = CASES["single_label_classification"][1], torch.randn(3, 3)

@@ -184,6 +184,29 @@ def test_a_teacher_is_read_by_its_label_names(
     assert last_epoch(out)["accuracy"][-1] == 1.0
 
 
+def test_a_teacher_whose_answers_are_not_finite_is_refused(
+    pabee_fast: Command,
+    table: Tables,
+    reviews: Rows,
+    encoder: Path,
+    classifier: Callable[..., Path],
+    tmp_path: Path,
+    brief: list[str],
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    model = AutoModelForSequenceClassification.from_pretrained(classifier())
+    with torch.no_grad():
+        model.classifier.bias[0] = torch.inf
+    broken, train = tmp_path / "broken", table("train.csv", reviews)
+    model.save_pretrained(broken)
+    AutoTokenizer.from_pretrained(encoder).save_pretrained(broken)
+    options = ["--model", encoder, "--output", tmp_path / "out", "--teacher", broken, *brief]
+    assert pabee_fast("train", train, *options) == 2
+    said = " ".join(capsys.readouterr().err.split())
+    assert f"{len(reviews)} row(s) are not finite" in said and "train.csv" in said and "row 1" in said
+    assert not (tmp_path / "out").exists()
+
+
 def test_overwriting_leaves_no_shard_and_no_frontier_of_the_model_before(
     pabee_fast: Command, table: Tables, reviews: Rows, encoder: Path, tmp_path: Path, learn: list[str]
 ) -> None:
