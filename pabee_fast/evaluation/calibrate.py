@@ -24,20 +24,17 @@ from pabee_fast.errors import InputError
 from pabee_fast.evaluation.candidates import Chain, chains_for
 from pabee_fast.evaluation.extras import require
 from pabee_fast.evaluation.guarantee import Guarantee
+from pabee_fast.evaluation.known import WORTH_SAYING, Known, distinct_rows
 from pabee_fast.evaluation.replay import Replayer
 from pabee_fast.evaluation.risks import Risk
 from pabee_fast.evaluation.trace import Trace
 from pabee_fast.policies import FullDepth, Policy, require_policy
-from pabee_fast.training.learned_rows import LEARNED, UNSEEN
 
 logger = logging.getLogger(__name__)
 
 ORDER_SHARE = 0.25
 MOST_SHARED = 0.5
 """Of ordering and testing rows, the share that may be the same: some texts occur often, but a copy shares them all."""
-
-WORTH_SAYING = 0.1
-"""Of the calibration rows, the share that the model may have learned from without a word."""
 
 WALKS = 2
 """Chains that are walked, each at its share of delta, where there are rows enough."""
@@ -62,24 +59,6 @@ class Tested:
     passed: bool
     cost: float  # over all rows
     walk: int  # from 0
-
-
-@dataclass(frozen=True)
-class Known:
-    """Of the calibration rows that differ, those that could be looked up among the rows that `fit` and `train` kept.
-
-    See `training.learned_rows`; there are none where a model's config says nothing of its rows.
-    """
-
-    rows: int
-    learned: int
-
-    def __str__(self) -> str:
-        if not self.rows:
-            return "no calibration row could be looked up among those that fit or train has learned from"
-        return (
-            f"fit or train has learned from {self.learned:,} of {self.rows:,} calibration rows that could be looked up"
-        )
 
 
 @dataclass(frozen=True)
@@ -229,21 +208,15 @@ def _split(trace: Trace, order: Trace | float, seed: int) -> tuple[Trace, Trace]
     return order, trace
 
 
-def _distinct(trace: Trace) -> set[tuple[int, bytes]]:
-    """The rows by tokens and rounded logits, as copies of a text agree in them."""
-    rows = (trace.logits.nan_to_num().transpose(0, 1) * 100).round().int().numpy()
-    return {(length, row.tobytes()) for length, row in zip(trace.lengths.tolist(), rows, strict=True)}
-
-
 def _shared(one: Trace, other: Trace) -> float:
     """The share of rows that both have: of the distinct ones of the trace with fewer."""
-    seen = _distinct(one), _distinct(other)
+    seen = distinct_rows(one), distinct_rows(other)
     return len(seen[0] & seen[1]) / min(map(len, seen))
 
 
 def _check_distinct(testing: Trace, epsilon: float, delta: float) -> None:
     """Copies are no evidence of their own: the binomial test counts rows that were drawn one by one."""
-    distinct, needed = len(_distinct(testing)), rows_needed(epsilon, delta)
+    distinct, needed = len(distinct_rows(testing)), rows_needed(epsilon, delta)
     if distinct < needed:
         raise InputError(
             f"the {len(testing)} rows to test with are copies of {distinct}, and epsilon={epsilon:g} with "
@@ -261,23 +234,15 @@ def _check_distinct(testing: Trace, epsilon: float, delta: float) -> None:
 def _check_unseen(trace: Trace, allow_learned: bool) -> Known:
     """Rows that a model has learned from are no draw of those promised for: its heads are surer of them.
 
-    Texts that occur often are among both, so a few are let pass; what is significantly more than half of the rows is
-    refused (one-sided exact binomial test, 5 %).
+    Texts that occur often are among both, so a few are let pass; what is significantly more than half is refused.
     """
-    if trace.learned is None:
-        return Known(0, 0)
-    learned, unseen = (_distinct(trace.select(trace.learned == flag)) for flag in (LEARNED, UNSEEN))
-    known = Known(len(learned | unseen), len(learned))
-
-    def are_more_than(share: float) -> bool:
-        return float(require("scipy.stats").binom.sf(known.learned - 1, known.rows, share)) <= 0.05
-
-    if not allow_learned and are_more_than(MOST_SHARED):
+    known = Known.of(trace)
+    if not allow_learned and known.is_more_than(MOST_SHARED):
         raise InputError(
             f"{known}, and a model is surer of such rows than of those promised for: give rows that neither has seen; "
             "or, if texts recur as often in what will be scored, say so by allow_learned (--allow-learned)"
         )
-    if are_more_than(WORTH_SAYING):
+    if known.is_more_than(WORTH_SAYING):
         logger.warning("%s: they may be easier than those promised for", known)
     return known
 

@@ -24,6 +24,8 @@ from pabee_fast.evaluation.report.page import tag, text
 from pabee_fast.evaluation.report.sections import report
 from pabee_fast.evaluation.report.study import Candidates, Study, looks_at_rows
 from pabee_fast.evaluation.risks import answers
+from pabee_fast.models.heads import BACKBONE
+from pabee_fast.training.learned_rows import LearnedRows, remember
 from tests.conftest import tiny_model, tiny_stock
 from tests.evaluation.traces import CONDITIONS, made_up
 
@@ -315,6 +317,26 @@ def test_a_stored_policy_is_shown_with_what_its_promise_is_worth_here(
     said = " ".join(read((tmp_path / "report.html").read_text(encoding="utf-8")).words)
     assert ("void here: " in said) == (max_length is not None)
     assert ("with probability at least" in said) == (max_length is None)
+
+
+def test_a_report_says_how_many_of_its_rows_the_model_has_learned_from(
+    folder: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    model, learned = pf.from_pretrained(folder / "seed-0"), LearnedRows()
+    lines = (folder / "dev.jsonl").read_text().splitlines()
+    learned.add([(json.loads(line)["text"],) for line in lines[:30]])
+    remember(model.config, BACKBONE, learned)
+    model.save_pretrained(tmp_path / "trained")
+    AutoTokenizer.from_pretrained(folder / "seed-0").save_pretrained(tmp_path / "trained")
+    for place, says in (
+        (folder / "seed-0", "no row could be looked up"),
+        (tmp_path / "trained", "learned from 30 of "),
+    ):
+        caplog.clear()
+        words = ["report", folder / "dev.jsonl", "--model", place, "--output", tmp_path / f"{place.name}.html"]
+        assert CliRunner().invoke(app, [str(word) for word in [*words, "--device", "cpu"]]).exit_code == 0
+        assert says in " ".join(read((tmp_path / f"{place.name}.html").read_text(encoding="utf-8")).words)
+        assert ("flatter" in caplog.text) == (place.name == "trained")
 
 
 def test_an_output_is_html_and_never_replaced_unasked(folder: Path, tmp_path: Path) -> None:

@@ -342,7 +342,7 @@ def test_rows_that_fit_has_learned_from_are_refused_unless_they_are_allowed(mode
     assert run("fit", learned, "--model", model, "--output", fitted, "--device", "cpu").exit_code == 0
     assert "has learned from" in error_of(run("tune", learned / "*.jsonl", "--model", fitted, *OPTIONS))
     for table, options, words in (
-        (unseen, (), r"fit or train has learned from \d+ of 1\d\d calibration rows that could be looked up"),
+        (unseen, (), r"fit or train has learned from \d+ of 1\d\d rows that could be looked up"),
         (learned, ("--allow-learned",), r"fit or train has learned from (1\d\d) of \1 calibration rows"),
     ):
         result = run("tune", table, "--model", fitted, *OPTIONS, *options)

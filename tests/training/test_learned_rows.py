@@ -18,8 +18,8 @@ from transformers import (
 )
 
 import pabee_fast as pf
-from pabee_fast.evaluation.calibrate import Known
 from pabee_fast.evaluation.conditions import model_fingerprint
+from pabee_fast.evaluation.known import Known
 from pabee_fast.models.heads import BACKBONE
 from pabee_fast.training import learned_rows
 from pabee_fast.training.learned_rows import LEARNED, NOT_KNOWN, UNSEEN, LearnedRows
@@ -154,7 +154,7 @@ def test_no_promise_is_tested_on_rows_that_the_model_has_learned_from(
         rows = pf.trace(model, tiny_tokenizer, numbered(first, last))
         return pf.calibrate(rows, epsilon=0.3, delta=0.1, **options).known
 
-    with pytest.raises(pf.InputError, match=r"has learned from 200 of 200 calibration rows .* give rows that neither"):
+    with pytest.raises(pf.InputError, match=r"has learned from 200 of 200 rows .* give rows that neither"):
         looked_up(0, 200)
     with pytest.raises(pf.InputError, match=r"has learned from 140 of 200"):
         looked_up(60, 260)
@@ -163,7 +163,7 @@ def test_no_promise_is_tested_on_rows_that_the_model_has_learned_from(
         assert looked_up(190, 390) == Known(200, 10)
         assert not caplog.records, "some texts come often"
         assert looked_up(150, 350) == Known(200, 50)
-        assert "has learned from 50 of 200 calibration rows that could be looked up: they may be easier" in caplog.text
+        assert "has learned from 50 of 200 rows that could be looked up: they may be easier" in caplog.text
         assert looked_up(0, 200, allow_learned=True) == Known(200, 200)
 
 

@@ -1,5 +1,6 @@
 """From tables and model directories to a report's page: what `pabee-fast report` does."""
 
+import logging
 from collections import defaultdict
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -13,6 +14,7 @@ from pabee_fast.errors import InputError
 from pabee_fast.evaluation.conditions import Conditions
 from pabee_fast.evaluation.extras import require
 from pabee_fast.evaluation.guarantee import Guarantee, guarantee_of
+from pabee_fast.evaluation.known import WORTH_SAYING, Known
 from pabee_fast.evaluation.report.sections import report
 from pabee_fast.evaluation.report.study import Study, check_measures, check_shallower
 from pabee_fast.evaluation.risks import answers
@@ -24,6 +26,8 @@ from pabee_fast.scoring.scorer import Scorer
 from pabee_fast.training.examples import Examples, read_examples
 from pabee_fast.training.labels import labels_of_config
 from pabee_fast.training.teacher import full_depth_logits, in_order_of
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -109,7 +113,9 @@ def _study(
         logits = full_depth_logits(rival.model, rival.tokenizer, examples.texts, max_length=rival.max_length)
         ordered = logits[:, in_order_of(labels, rival.model, path)]
         truncated[len(rival.engine.layers)].append(answers(ordered, traces[0].kind))
-    guarantee = guarantee_of(scorers[0].model)
+    guarantee, known = guarantee_of(scorers[0].model), Known.of(traces[0])
+    if known.is_more_than(WORTH_SAYING):
+        logger.warning("%s: %s; its figures flatter the model", table, known)
     return Study(
         model=settings.name or Path(settings.models[0]).name,
         data=Path(table).name,
@@ -122,6 +128,7 @@ def _study(
             "hardware": setting.device_name,
             "dtype": f"{setting.dtype_name} ({setting.dtype_reason})",
             "rows cut at": f"{scorers[0].max_length} tokens",
+            "learned before": str(known),
             "torch, transformers": f"{torch.__version__}, {transformers.__version__}",
             **({} if guarantee is None else {"stored policy": _promise(guarantee, scorers[0], settings)}),
         },

@@ -1,0 +1,44 @@
+"""Which rows of a trace the model has learned from, as far as its config can tell, and which are copies of others."""
+
+from dataclasses import dataclass
+
+from pabee_fast.evaluation.extras import require
+from pabee_fast.evaluation.trace import Trace
+from pabee_fast.training.learned_rows import LEARNED, UNSEEN
+
+WORTH_SAYING = 0.1
+"""Of the rows, the share that the model may have learned from without a word."""
+
+
+@dataclass(frozen=True)
+class Known:
+    """Of a trace's rows that differ, those that could be looked up among the rows that `fit` and `train` kept.
+
+    See `training.learned_rows`; there are none where a model's config says nothing of its rows.
+    """
+
+    rows: int
+    learned: int
+
+    @classmethod
+    def of(cls, trace: Trace) -> "Known":
+        """What is known of the rows of a trace."""
+        if trace.learned is None:
+            return cls(0, 0)
+        learned, unseen = (distinct_rows(trace.select(trace.learned == flag)) for flag in (LEARNED, UNSEEN))
+        return cls(len(learned | unseen), len(learned))
+
+    def is_more_than(self, share: float) -> bool:
+        """Whether the model has learned from more than this share of all rows (one-sided exact binomial test, 5 %)."""
+        return float(require("scipy.stats").binom.sf(self.learned - 1, self.rows, share)) <= 0.05
+
+    def __str__(self) -> str:
+        if not self.rows:
+            return "no row could be looked up among those that fit or train has learned from"
+        return f"fit or train has learned from {self.learned:,} of {self.rows:,} rows that could be looked up"
+
+
+def distinct_rows(trace: Trace) -> set[tuple[int, bytes]]:
+    """The rows by tokens and rounded logits, as copies of a text agree in them."""
+    rows = (trace.logits.nan_to_num().transpose(0, 1) * 100).round().int().numpy()
+    return {(length, row.tobytes()) for length, row in zip(trace.lengths.tolist(), rows, strict=True)}
