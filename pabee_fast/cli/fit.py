@@ -7,7 +7,17 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
-from pabee_fast.cli.options import TABLES, Device, MaxLength, RememberRows, TextColumn, TextPairColumn, TokenBudget
+from pabee_fast.cli.options import (
+    TABLES,
+    Device,
+    MaxLength,
+    OverwriteModel,
+    RememberRows,
+    TextColumn,
+    TextPairColumn,
+    TokenBudget,
+    text_columns,
+)
 from pabee_fast.cli.show import progress_bar, quieten_transformers
 
 
@@ -33,7 +43,7 @@ def fit_command(
     device: Device = "auto",
     seed: Annotated[int, typer.Option(help="Seed of the rows held out.")] = 0,
     remember_rows: RememberRows = True,
-    overwrite: Annotated[bool, typer.Option("--overwrite", help="Write into a directory that has files.")] = False,
+    overwrite: OverwriteModel = False,
 ) -> None:
     """Give a fine-tuned classifier exits by texts alone; its backbone and its full-depth answers stay as they are."""
     from pabee_fast.training.fit_table import FitSettings, fit_table
@@ -43,8 +53,7 @@ def fit_command(
         table=table,
         model=model,
         output=str(output),
-        text_column=text_column,
-        text_pair_column=text_pair_column,
+        text_columns=text_columns(text_column, text_pair_column),
         label_column=label_column,
         head=head,
         pooling=pooling,

@@ -4,21 +4,25 @@ from typing import Annotated
 
 import typer
 
+from pabee_fast.cli.options import Device, Dtype
+
 
 def info_command(
     model: Annotated[str | None, typer.Option(help="Model directory: also tells its family and heads.")] = None,
-    dtype: Annotated[str, typer.Option(help="auto, float32, bfloat16 or float16.")] = "auto",
-    device: Annotated[str, typer.Option(help="auto, cpu or cuda.")] = "auto",
+    dtype: Dtype = "auto",
+    device: Device = "auto",
 ) -> None:
     """Tell what would run here, and why: device, precision, attention, layers, kernels."""
     import torch
     import transformers
 
-    from pabee_fast import FullDepth, __version__
+    from pabee_fast import __version__
     from pabee_fast.evaluation.guarantee import guarantee_of
     from pabee_fast.models import FAMILIES
     from pabee_fast.models.heads import has_heads
-    from pabee_fast.scoring.load import Setting, load_scorer
+    from pabee_fast.models.padded import PaddedFamily
+    from pabee_fast.runtime.engine import Engine
+    from pabee_fast.scoring.load import Setting, load_model
 
     setting = Setting.choose(device, dtype)
     lines = {
@@ -32,15 +36,18 @@ def info_command(
         "families": ", ".join(FAMILIES),
     }
     if model is not None:
-        engine = load_scorer(model, FullDepth(), setting).engine
+        engine = Engine(load_model(model, setting))
         config = engine.model.config
         stored = guarantee_of(engine.model)
         heads = f"{len(engine.layers)}, the model's own included" if has_heads(engine.model) else "none but its own"
         attention_heads = config.num_attention_heads
         head_dim = getattr(config, "head_dim", None) or config.hidden_size // attention_heads
         is_grouped = getattr(config, "num_key_value_heads", attention_heads) != attention_heads
+        attention = setting.attention(head_dim, is_grouped=is_grouped)
+        if isinstance(engine.family, PaddedFamily):
+            attention = f"{config.model_type}'s own, over rows padded to one length"
         lines |= {
-            "attention": setting.attention(head_dim, is_grouped=is_grouped),
+            "attention": attention,
             "layers": engine.layers.describe(),
             "model": f"{config.model_type}, {len(engine.layers)} layers of {config.hidden_size}, {engine.kind} answers",
             "heads": heads,

@@ -15,7 +15,9 @@ MaxLength = Annotated[
 TokenBudget = Annotated[
     int | None, typer.Option(help="The most tokens computed at once, and of a text; default: by device.")
 ]
-Device = Annotated[str, typer.Option(help="auto, cpu or cuda.")]
+Device = Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:1.")]
+Dtype = Annotated[str, typer.Option(help="auto, float32, bfloat16 or float16.")]
+OverwriteModel = Annotated[bool, typer.Option("--overwrite", help="Write into a directory that has files.")]
 RememberRows = Annotated[
     bool,
     typer.Option(
@@ -23,3 +25,8 @@ RememberRows = Annotated[
         "that the model knows. Whoever has a text can tell by them whether it was among the rows."
     ),
 ]
+
+
+def text_columns(first: str, second: str | None) -> tuple[str, ...]:
+    """The columns that hold a row: one, or two of pairs."""
+    return (first, second) if second else (first,)

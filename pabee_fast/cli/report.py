@@ -6,7 +6,16 @@ from typing import Annotated
 import typer
 from rich.console import Console
 
-from pabee_fast.cli.options import TABLES, Device, MaxLength, TextColumn, TextPairColumn, TokenBudget
+from pabee_fast.cli.options import (
+    TABLES,
+    Device,
+    Dtype,
+    MaxLength,
+    TextColumn,
+    TextPairColumn,
+    TokenBudget,
+    text_columns,
+)
 from pabee_fast.cli.show import quieten_transformers
 
 
@@ -31,7 +40,7 @@ def report_command(
     name: Annotated[str | None, typer.Option(help="What the report calls the model; default: its directory.")] = None,
     max_length: MaxLength = None,
     token_budget: TokenBudget = None,
-    dtype: Annotated[str, typer.Option(help="auto, float32, bfloat16 or float16.")] = "auto",
+    dtype: Dtype = "auto",
     device: Device = "auto",
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace an output that exists.")] = False,
 ) -> None:
@@ -44,7 +53,7 @@ def report_command(
         models=tuple(model),
         output=str(output),
         truncated=tuple(truncated),
-        text_columns=(text_column, *([text_pair_column] if text_pair_column else [])),
+        text_columns=text_columns(text_column, text_pair_column),
         label_column=label_column,
         metric=metric,
         tolerance=tolerance,

@@ -6,7 +6,7 @@ from typing import Annotated, Any
 
 import typer
 
-from pabee_fast.cli.options import MaxLength, TextColumn, TextPairColumn, TokenBudget
+from pabee_fast.cli.options import Device, Dtype, MaxLength, TextColumn, TextPairColumn, TokenBudget, text_columns
 from pabee_fast.cli.watch import Watch, choose_watch
 
 
@@ -36,8 +36,8 @@ def score_command(
     ] = None,
     max_length: MaxLength = None,
     token_budget: TokenBudget = None,
-    dtype: Annotated[str, typer.Option(help="auto, float32, bfloat16 or float16.")] = "auto",
-    device: Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:1.")] = "auto",
+    dtype: Dtype = "auto",
+    device: Device = "auto",
     devices: Annotated[
         str | None, typer.Option(help="Several devices, a process for each: all, or cuda:0,cuda:1, or cpu,cpu.")
     ] = None,
@@ -45,7 +45,7 @@ def score_command(
         str, typer.Option(help="local, or ray for a cluster (pip install 'pabee-fast\\[ray]').")
     ] = "local",
     workers: Annotated[
-        int | None, typer.Option(help="With --engine ray: how many workers; default: a GPU each, or a core each.")
+        int | None, typer.Option(help="With --engine ray: how many workers; default: one for each GPU, or machine.")
     ] = None,
     prefix: Annotated[str, typer.Option(help="Put before the names of the result columns.")] = "",
     all_scores: Annotated[bool, typer.Option("--all-scores", help="Add a column score_LABEL for every label.")] = False,
@@ -77,7 +77,7 @@ def score_command(
 
     transformers.logging.disable_progress_bar()  # one bar is enough
     watch = choose_watch(log_format)
-    columns = Columns([text_column, *([text_pair_column] if text_pair_column else [])], prefix)
+    columns = Columns(text_columns(text_column, text_pair_column), prefix)
     recipe = Recipe(
         model=model,
         policy=None if policy is None else parse_policy(policy),

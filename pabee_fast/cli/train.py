@@ -6,7 +6,7 @@ from typing import Annotated
 import typer
 from rich.console import Console
 
-from pabee_fast.cli.options import TABLES, RememberRows
+from pabee_fast.cli.options import TABLES, OverwriteModel, RememberRows, TextColumn, TextPairColumn, text_columns
 from pabee_fast.cli.show import quieten_transformers
 
 
@@ -17,8 +17,8 @@ def train_command(
     eval_table: Annotated[
         str | None, typer.Option("--eval", help="Such texts; every layer is evaluated on them after every epoch.")
     ] = None,
-    text_column: Annotated[str, typer.Option(help="Column of the texts.")] = "text",
-    text_pair_column: Annotated[str | None, typer.Option(help="Column of the second texts, for pairs.")] = None,
+    text_column: TextColumn = "text",
+    text_pair_column: TextPairColumn = None,
     label_column: Annotated[
         str,
         typer.Option(
@@ -56,7 +56,7 @@ def train_command(
     bf16: Annotated[bool, typer.Option("--bf16", help="Compute in bfloat16 mixed precision.")] = False,
     seed: Annotated[int, typer.Option(help="Seed of new heads, dropout and the order of rows.")] = 0,
     remember_rows: RememberRows = True,
-    overwrite: Annotated[bool, typer.Option("--overwrite", help="Write into a directory that has files.")] = False,
+    overwrite: OverwriteModel = False,
 ) -> None:
     """Fine-tune a classifier together with the heads through which rows leave early (PABEE's joint loss)."""
     from pabee_fast.training.train import TrainSettings, train
@@ -67,8 +67,7 @@ def train_command(
         model=model,
         output=str(output),
         eval=eval_table,
-        text_column=text_column,
-        text_pair_column=text_pair_column,
+        text_columns=text_columns(text_column, text_pair_column),
         label_column=label_column,
         problem_type=problem_type,
         head=head,

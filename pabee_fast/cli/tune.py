@@ -8,7 +8,7 @@ import typer
 from rich.console import Console
 from rich.table import Column, Table
 
-from pabee_fast.cli.options import TABLES, Device, MaxLength, TextColumn, TextPairColumn, TokenBudget
+from pabee_fast.cli.options import TABLES, Device, MaxLength, TextColumn, TextPairColumn, TokenBudget, text_columns
 from pabee_fast.cli.show import quieten_transformers
 
 if TYPE_CHECKING:
@@ -87,7 +87,7 @@ def tune_command(
         tolerance=tolerance,
         epsilon=epsilon,
         delta=delta,
-        text_columns=(text_column, *([text_pair_column] if text_pair_column else [])),
+        text_columns=text_columns(text_column, text_pair_column),
         label_column=label_column,
         max_length=max_length,
         token_budget=token_budget,

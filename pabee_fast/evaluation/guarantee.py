@@ -2,7 +2,6 @@
 
 import json
 import math
-import os
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -15,6 +14,7 @@ from pabee_fast.evaluation.conditions import Conditions
 from pabee_fast.evaluation.risks import Risk
 from pabee_fast.models.heads import CONFIG_ENTRY
 from pabee_fast.policies import FullDepth, Policy, parse_policy
+from pabee_fast.scoring.durable import durable_file
 
 KEY = "guarantee"
 """Of the config entry."""
@@ -95,17 +95,22 @@ def guarantee_of(model: PreTrainedModel) -> Guarantee | None:
     return None if entry is None else Guarantee.from_entry(entry)
 
 
-def check_directory(path: str | Path) -> None:
-    """Raises InputError unless a guarantee can be stored with this model: a directory of a model with heads."""
+def check_directory(path: str | Path) -> dict[str, Any]:
+    """Raises InputError unless a guarantee can be stored with this model: a directory of a model with heads.
+
+    Returns:
+        What its config.json says.
+    """
     config = Path(path) / "config.json"
     if not config.is_file():
         raise InputError(f"{path} is no model directory on this machine, and a guarantee is stored in one: give one")
     try:
-        content = json.loads(config.read_text(encoding="utf-8"))
+        content: dict[str, Any] = json.loads(config.read_text(encoding="utf-8"))
     except ValueError as error:
         raise InputError(f"{config} is no JSON ({error}): was it cut? fetch the model anew") from error
     if CONFIG_ENTRY not in content:
         raise InputError(f"{path} has no heads, so no policy is to be chosen: run `pabee-fast fit` or `train` first")
+    return content
 
 
 def store_guarantee(path: str | Path, guarantee: Guarantee) -> None:
@@ -114,9 +119,7 @@ def store_guarantee(path: str | Path, guarantee: Guarantee) -> None:
     Raises:
         InputError: no directory of a model with heads.
     """
-    check_directory(path)
-    config, new = Path(path) / "config.json", Path(path) / "config.json.new"
-    content = json.loads(config.read_text())
+    content = check_directory(path)
     content[CONFIG_ENTRY][KEY] = guarantee.entry()
-    new.write_text(json.dumps(content, indent=2, sort_keys=True) + "\n")
-    os.replace(new, config)
+    with durable_file(Path(path) / "config.json", "guarantee") as file:
+        file.write((json.dumps(content, indent=2, sort_keys=True) + "\n").encode())

@@ -225,6 +225,11 @@ def is_classifier(config: Any) -> bool:
     return any("SequenceClassification" in name for name in config.architectures or [])
 
 
+def is_image_classifier(config: Any) -> bool:
+    """Whether a config says that its directory holds a classifier of images."""
+    return any("ImageClassification" in name for name in config.architectures or [])
+
+
 def replace_heads(model: Model, spec: HeadSpec) -> Model:
     """Gives a model untrained heads in place of those it may have, and its config a new entry."""
     become_early_exit(model)

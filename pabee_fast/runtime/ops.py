@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 __all__ = [
     "ACTIVATIONS", "Plan", "Pooler", "ReadBack", "RowState", "attention", "attention_in_use", "count", "exit_step",
     "gather", "has_kernels", "kernels_in_use", "linear_act", "linear_add_norm", "memory_words", "move", "observe",
-    "plan", "pool", "pooler_in_use", "through_pooler", "to_device",
+    "plan", "pool", "through_pooler", "to_device",
 ]  # fmt: skip
 
 logger = logging.getLogger(__name__)
@@ -67,13 +67,6 @@ def kernels_in_use(device: torch.device) -> str:
     if device.type != "cuda":
         return f"plain torch, since Triton kernels need CUDA and the device is {device.type}"
     return "plain torch, since Triton cannot be imported" if _triton_kernels() is None else "Triton"
-
-
-def pooler_in_use(device: torch.device, dtype: torch.dtype) -> str:
-    """In words: what runs the pooler in front of the heads."""
-    if device.type != "cuda" or dtype == torch.float32 or _triton_kernels() is None:
-        return f"a library product over pooled rows ({dtype} on {device.type})"
-    return f"inside the exit step up to {FUSED_POOLER_ROWS} rows, a library product over pooled rows above (estimated)"
 
 
 def exit_step(

@@ -106,7 +106,7 @@ def open_executor(
         recipe: of one worker.
         devices: as `device_recipes` takes them; None: the recipe's one device.
         engine: local or ray.
-        workers: of Ray; None: a GPU each, or a core each.
+        workers: of Ray; None: one for each GPU; in a cluster without, one for each machine.
         on_rows: told what was computed, by an executor of this process.
 
     Raises:

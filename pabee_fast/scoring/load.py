@@ -2,17 +2,23 @@
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
 from safetensors import SafetensorError
-from transformers import AutoConfig, AutoModelForSequenceClassification, AutoTokenizer
+from transformers import (
+    AutoConfig,
+    AutoModelForImageClassification,
+    AutoModelForSequenceClassification,
+    AutoTokenizer,
+    PretrainedConfig,
+    PreTrainedModel,
+)
 
 from pabee_fast.errors import InputError
-from pabee_fast.evaluation.conditions import Conditions
 from pabee_fast.evaluation.guarantee import guarantee_of
-from pabee_fast.models.heads import CONFIG_ENTRY, from_pretrained, has_heads, is_classifier
+from pabee_fast.models.heads import CONFIG_ENTRY, from_pretrained, has_heads, is_classifier, is_image_classifier
 from pabee_fast.policies import FullDepth, Patience, Policy
 from pabee_fast.runtime import ops
 from pabee_fast.runtime.device import choose_device, choose_dtype
@@ -87,6 +93,41 @@ def readable_weights(what: str) -> Iterator[None]:
         raise InputError(f"{what} has weights that are not those of its config: {error}") from error
 
 
+def load_model(model: str, setting: Setting) -> PreTrainedModel:
+    """The classifier of a model directory or hub id, of texts or images, in evaluation mode; with its heads if it has
+    any.
+
+    Raises:
+        CheckpointError: heads that are absent or broken.
+        InputError: no such directory, no classifier or no safetensors in it.
+    """
+    config = _config(model)
+    are_images = is_image_classifier(config)
+    if config.architectures and not are_images and not is_classifier(config):
+        raise InputError(
+            f"model {model!r} is no fine-tuned classifier ({', '.join(config.architectures)}): its answers would be "
+            "chance; train one with `pabee-fast train`"
+        )
+    stock = AutoModelForImageClassification if are_images else AutoModelForSequenceClassification
+    load = from_pretrained if hasattr(config, CONFIG_ENTRY) else stock.from_pretrained
+    try:
+        with readable_weights(f"model {model!r}"):
+            return load(model, dtype=setting.dtype, use_safetensors=True).eval().to(setting.device)
+    except OSError as error:
+        raise InputError(
+            f"model {model!r} has no weights as safetensors, and none else are read, since reading them can run code: "
+            f"load it where you trust it, and save_pretrained() it again ({error})"
+        ) from error
+
+
+def _config(model: str) -> PretrainedConfig:
+    try:
+        return AutoConfig.from_pretrained(model)
+    except (OSError, ValueError) as error:
+        where = "it is a directory" if Path(model).is_dir() else "there is no such directory, nor a model of that name"
+        raise InputError(f"model {model!r} cannot be loaded ({where}): {error}") from error
+
+
 def load_scorer(
     model: str,
     policy: Policy | None,
@@ -110,29 +151,17 @@ def load_scorer(
         CheckpointError: heads or a stored policy that are absent or broken.
         InputError: no such directory, no tokenizer or no safetensors in it, or a policy that does not fit.
     """
+    config = _config(model)
+    if is_image_classifier(config):
+        raise InputError(f"model {model!r} classifies images, and rows are texts: use pf.accelerate(model, policy)")
     try:
-        config = AutoConfig.from_pretrained(model)
         tokenizer = AutoTokenizer.from_pretrained(model)
     except (OSError, ValueError) as error:
-        where = "it is a directory" if Path(model).is_dir() else "there is no such directory, nor a model of that name"
-        raise InputError(f"model {model!r} cannot be loaded ({where}): {error}") from error
+        raise InputError(f"model {model!r}: its tokenizer cannot be loaded ({error}); save one beside it") from error
     check_vocabulary(tokenizer, model)
-    if config.architectures and not is_classifier(config):
-        raise InputError(
-            f"model {model!r} is no fine-tuned classifier ({', '.join(config.architectures)}): its answers would be "
-            "chance; train one with `pabee-fast train`"
-        )
-    load = from_pretrained if hasattr(config, CONFIG_ENTRY) else AutoModelForSequenceClassification.from_pretrained
-    try:
-        with readable_weights(f"model {model!r}"):
-            loaded = load(model, dtype=setting.dtype, use_safetensors=True).eval()
-    except OSError as error:
-        raise InputError(
-            f"model {model!r} has no weights as safetensors, and none else are read, since reading them can run code: "
-            f"load it where you trust it, and save_pretrained() it again ({error})"
-        ) from error
+    loaded = load_model(model, setting)
     scorer = Scorer(
-        loaded.to(setting.device),
+        loaded,
         tokenizer,
         policy=policy or FullDepth(),
         max_length=max_length,
@@ -160,7 +189,7 @@ def _stored_or_default(scorer: Scorer, texts: int | None) -> Policy:
     guarantee = guarantee_of(scorer.model)
     if guarantee is None:
         return _default(scorer)
-    void = guarantee.why_void(Conditions.of(scorer.model, scorer.tokenizer, scorer.max_length, texts))
+    void = guarantee.why_void(replace(scorer.conditions, texts=texts))
     if void:
         scorer.policy_reason = (
             f"since what is stored with the model ({guarantee.policy}) is void here: {'; '.join(void)}; run "

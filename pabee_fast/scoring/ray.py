@@ -57,10 +57,15 @@ class RayExecutor(Executor):
     def _start(self, recipe: Recipe, workers: int | None) -> list[Any]:
         resources = self._ray.cluster_resources()
         gpus, cpus = int(resources.get("GPU", 0)), int(resources.get("CPU", 0))
+        if recipe.device not in ("auto", "cpu", "cuda"):
+            raise InputError(f"device={recipe.device!r}: Ray gives each worker its own; give auto, cpu or cuda")
+        if recipe.device == "cuda" and not gpus:
+            raise InputError("device='cuda': the cluster has no GPU; give cpu or auto")
         on_gpu = gpus > 0 and recipe.device != "cpu"
-        count = workers or (gpus if on_gpu else len(self._ray.nodes()))
-        if count < 1 or count > (gpus if on_gpu else cpus):
-            raise InputError(f"workers={workers}: the cluster has {gpus} GPUs and {cpus} CPU cores; give 1 to that")
+        most, what = (gpus, "GPUs") if on_gpu else (cpus, "CPU cores")
+        count = (gpus if on_gpu else len(self._ray.nodes())) if workers is None else workers
+        if not 1 <= count <= most:
+            raise InputError(f"workers={count}: the cluster has {most} {what}; give 1 to {most}")
         if on_gpu:
             recipe, needs = replace(recipe, device="cuda"), {"num_gpus": 1}
         else:

@@ -1,5 +1,6 @@
 """Texts in, answers out, window by window: tokenisation, the engine, and results in input order."""
 
+import functools
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
@@ -12,6 +13,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from pabee_fast.arguments import require_whole
 from pabee_fast.errors import InputError
+from pabee_fast.evaluation.conditions import Conditions
 from pabee_fast.policies import FullDepth, Policy
 from pabee_fast.runtime.engine import Engine
 from pabee_fast.runtime.packed import PackedBatch
@@ -120,6 +122,11 @@ class Scorer:
         self.encoder = Encoder(tokenizer, self.max_length, model)
         self.labels = label_names(model.config)
         self.tally = Tally()
+
+    @functools.cached_property
+    def conditions(self) -> Conditions:
+        """What this scorer's answers depend on, when first asked: a hash of all weights is taken then."""
+        return Conditions.of(self.model, self.tokenizer, self.max_length)
 
     def score(self, rows: Iterable[Row]) -> Iterator[RowResult]:
         """One result a row, in input order; a row that cannot be scored has an `error` and stops nothing.

@@ -20,7 +20,6 @@ import torch
 import transformers
 
 import pabee_fast
-from pabee_fast.evaluation.conditions import Conditions
 from pabee_fast.evaluation.risks import answers_differ
 from pabee_fast.policies import FullDepth, Policy
 from pabee_fast.runtime.packed import PackedBatch
@@ -202,7 +201,7 @@ class Worker:
 
 def about(scorer: Scorer, setting: Setting, schema: pa.Schema) -> About:
     """Everything of a scorer that changes results, by the names that a message tells."""
-    engine, conditions = scorer.engine, Conditions.of(scorer.model, scorer.tokenizer, scorer.max_length)
+    engine, conditions = scorer.engine, scorer.conditions
     identity = {
         "the model's weights, heads or config": conditions.model,
         "labels": json.dumps(scorer.labels),

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch.nn.functional import linear
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from pabee_fast.arguments import require_seed
 from pabee_fast.errors import InputError
 from pabee_fast.models import family_of
 from pabee_fast.models.head_kinds import HeadSpec
@@ -86,6 +87,7 @@ def fit(
     for name, share in (("alpha", alpha), ("held_out", held_out)):
         if not 0 <= share <= 1 or (name == "held_out" and share in (0, 1)):
             raise InputError(f"{name}={share!r}: give a number between 0 and 1")
+    require_seed(seed)
     known = None if labels is None else _as_targets(labels, model.config.num_labels, kind)
     target = model if onto is None else onto
     learned, source = LearnedRows() if remember_rows else None, row_source(rows)

@@ -25,8 +25,7 @@ class FitSettings:
     table: str
     model: str
     output: str
-    text_column: str = "text"
-    text_pair_column: str | None = None
+    text_columns: tuple[str, ...] = ("text",)
     label_column: str | None = None
     head: str = "linear"
     pooling: str | None = "mean"
@@ -40,10 +39,6 @@ class FitSettings:
     seed: int = 0
     remember_rows: bool = True
     overwrite: bool = False
-
-    @property
-    def text_columns(self) -> list[str]:
-        return [self.text_column, *([self.text_pair_column] if self.text_pair_column else [])]
 
 
 @dataclass(frozen=True)

@@ -75,9 +75,9 @@ def multi_exit_loss(
         self_distillation: how every head but the last learns the last one's answers, which get no gradient from it, on
             top of that; None: not at all.
     """
-    labels = kwargs.pop("labels", None)
-    return_dict = kwargs.pop("return_dict", None)
-    out, all_logits = every_head(model, stock_forward, *args, **kwargs)
+    given = named_arguments(model, *args, **kwargs)
+    labels, return_dict = given.pop("labels", None), given.pop("return_dict", None)
+    out, all_logits = every_head(model, stock_forward, **given)
     if labels is not None:
         kind = answer_kind(model)
         losses = [ForSequenceClassificationLoss(labels, logits, model.config) for logits in all_logits]

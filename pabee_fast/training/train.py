@@ -24,6 +24,7 @@ from transformers import (
 
 from pabee_fast.arguments import require_seed, require_whole
 from pabee_fast.errors import InputError, PabeeFastError
+from pabee_fast.models import family_of
 from pabee_fast.models.heads import BACKBONE, CONFIG_ENTRY, FIT, attach_heads, has_heads, is_classifier, spec_of
 from pabee_fast.training.directory import check_output, load_classifier, load_config_and_tokenizer, save
 from pabee_fast.training.evaluate import LayerScores, as_table, evaluate_layers
@@ -47,8 +48,7 @@ class TrainSettings:
     model: str
     output: str
     eval: str | None = None
-    text_column: str = "text"
-    text_pair_column: str | None = None
+    text_columns: tuple[str, ...] = ("text",)
     label_column: str = "label"
     problem_type: str | None = None
     head: str | None = None
@@ -70,10 +70,6 @@ class TrainSettings:
     seed: int = 0
     remember_rows: bool = True
     overwrite: bool = False
-
-    @property
-    def text_columns(self) -> list[str]:
-        return [self.text_column, *([self.text_pair_column] if self.text_pair_column else [])]
 
     def check(self) -> None:
         """Raises InputError for a value that cannot be used, and for an output that is there already."""
@@ -226,9 +222,9 @@ def _load(settings: TrainSettings, examples: Examples) -> tuple[PreTrainedModel,
         model = load_classifier("model", settings.model, **labels.config_entries())
     model.config.problem_type = labels.problem_type
     model = _with_heads(settings, model)  # says first if the family is none of ours
-    longest = getattr(config, "max_position_embeddings", settings.max_length)
+    longest = family_of(model).max_length(model)
     if settings.max_length > longest:
-        raise InputError(f"max_length={settings.max_length}: the model has {longest} positions; give at most that")
+        raise InputError(f"max_length={settings.max_length}: the model takes {longest} tokens; give at most that")
     return model, tokenizer
 
 

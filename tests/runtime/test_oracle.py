@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import torch
 from safetensors.torch import load_file
-from transformers import PreTrainedModel
+from transformers import AutoConfig, BertConfig, PreTrainedModel
 
 import pabee_fast as pf
 from pabee_fast.runtime.engine import Engine
@@ -73,22 +73,56 @@ def test_the_accelerated_forward_equals_the_published_code(
     assert (out.logits - logits).abs().max() / logits.abs().max() <= TOLERANCES[torch.float32]
 
 
-@pytest.mark.parametrize("break_it", ["too few layers", "other classes", "a missing tensor", "no heads"])
-def test_a_checkpoint_whose_parts_do_not_match_is_refused(oracle: Path, break_it: str) -> None:
+@pytest.mark.parametrize(
+    ("break_it", "says"),
+    [
+        ("too few layers", r"has classifiers\.\d+\.bias, classifiers\.\d+\.weight beside them"),
+        ("other sizes", r"does not fit its config: size mismatch for bert\.encoder\.layer\.0\.\S+: [^\n]*$"),
+        ("a missing tensor", "lacks bert.pooler.dense.bias and has nothing beside the config's tensors"),
+        ("an unknown tensor", "lacks nothing and has bert.other beside the config's tensors"),
+        ("a missing head", "lacks classifiers.0.weight and has nothing beside them"),
+        ("an unnumbered head", "lacks nothing and has classifiers.x.weight beside them"),
+        ("no heads", r"lacks classifiers\.0\.bias, classifiers\.0\.weight, classifiers\.1\.bias and \d+ more"),
+    ],
+)
+def test_a_checkpoint_whose_parts_do_not_match_is_refused(oracle: Path, break_it: str, says: str) -> None:
     path = oracle / "bert-cls3"
     state = load_file(f"{path}.weights.safetensors")
     config = json.loads(path.with_suffix(".json").read_text())["config"]
-    options: dict[str, Any] = {}
     if break_it == "too few layers":
         config["num_hidden_layers"] -= 1
-    elif break_it == "other classes":
-        options["num_labels"] = 2
+    elif break_it == "other sizes":
+        config["intermediate_size"] += 8
     elif break_it == "a missing tensor":
         del state["bert.pooler.dense.bias"]
+    elif break_it == "an unknown tensor":
+        state["bert.other"] = torch.zeros(1)
+    elif break_it == "a missing head":
+        del state["classifiers.0.weight"]
+    elif break_it == "an unnumbered head":
+        state["classifiers.x.weight"] = state["classifiers.0.weight"].clone()
     else:
         state = {name: tensor for name, tensor in state.items() if not name.startswith("classifiers.")}
-    with pytest.raises(pf.CheckpointError):
-        pf.load_pabee_checkpoint(state, config, **options)
+    with pytest.raises(pf.CheckpointError, match=says):
+        pf.load_pabee_checkpoint(state, config)
+
+
+def test_loading_leaves_the_callers_config_as_it_was(oracle: Path) -> None:
+    path = oracle / "bert-cls3"
+    config = AutoConfig.for_model(**json.loads(path.with_suffix(".json").read_text())["config"])
+    before = config.to_dict()
+    model = pf.load_pabee_checkpoint(f"{path}.weights.safetensors", config)
+    assert config.to_dict() == before and model.config.num_labels == 3
+
+
+@pytest.mark.parametrize("name", ["cut.safetensors", "text.bin", "list.pt"])
+def test_a_file_that_is_no_state_dict_is_refused(tmp_path: Path, name: str) -> None:
+    if name == "list.pt":
+        torch.save([torch.zeros(1)], tmp_path / name)
+    else:
+        (tmp_path / name).write_text("no tensors here")
+    with pytest.raises(pf.CheckpointError, match=name):
+        pf.load_pabee_checkpoint(tmp_path / name, BertConfig())
 
 
 def test_a_published_bin_file_is_read_without_running_its_pickle(oracle: Path, tmp_path: Path) -> None:

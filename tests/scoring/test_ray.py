@@ -118,3 +118,30 @@ def test_without_ray_the_extra_is_named(monkeypatch: pytest.MonkeyPatch) -> None
     monkeypatch.setitem(sys.modules, "ray", None)
     with pytest.raises(InputError, match=r"pip install 'pabee-fast\[ray\]'"):
         RayExecutor(Recipe("m", None))
+
+
+class FewCores:
+    """As much of Ray as says how large a cluster is: two machines with four cores each."""
+
+    def cluster_resources(self) -> dict[str, float]:
+        return {"CPU": 8.0}
+
+    def nodes(self) -> list[None]:
+        return [None, None]
+
+
+@pytest.mark.parametrize(
+    ("device", "workers", "says"),
+    [
+        ("cuda", None, "device='cuda': the cluster has no GPU; give cpu or auto"),
+        ("cuda:1", None, "device='cuda:1': Ray gives each worker its own; give auto, cpu or cuda"),
+        ("gpu", None, "device='gpu': .* give auto, cpu or cuda"),
+        ("auto", 9, "workers=9: the cluster has 8 CPU cores; give 1 to 8"),
+        ("cpu", 0, "workers=0: the cluster has 8 CPU cores; give 1 to 8"),
+    ],
+)
+def test_what_a_cluster_does_not_have_is_refused(device: str, workers: int | None, says: str) -> None:
+    executor = RayExecutor.__new__(RayExecutor)
+    executor._ray = FewCores()
+    with pytest.raises(InputError, match=says):
+        executor._start(Recipe("m", None, device=device), workers)

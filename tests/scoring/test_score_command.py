@@ -12,6 +12,7 @@ import pyarrow as pa
 import pyarrow.csv
 import pyarrow.parquet as pq
 import pytest
+from transformers import MPNetConfig, MPNetForSequenceClassification, ViTConfig, ViTForImageClassification
 from typer.testing import CliRunner, Result
 
 import pabee_fast as pf
@@ -309,3 +310,21 @@ def test_info_tells_what_runs_and_why(model_dir: Path) -> None:
     for word in ("dtype:", "AMX", "attention:", "exit step", "albert, 6 layers of 32", "6, the model's own included"):
         assert word in result.output
     assert re.search(r"^layers: +fused \(measured\)$", result.output, re.MULTILINE)
+
+
+def test_info_tells_of_images_and_of_attention_that_is_a_familys_own(tmp_path: Path, tiny_tokenizer: Any) -> None:
+    sizes = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 48}
+    ViTForImageClassification(ViTConfig(**sizes, image_size=8, patch_size=4)).save_pretrained(tmp_path / "vit")
+    config = MPNetConfig(**sizes, vocab_size=len(tiny_tokenizer), max_position_embeddings=64)
+    MPNetForSequenceClassification(config).save_pretrained(tmp_path / "mpnet")
+
+    def run(*words: object) -> str:
+        result = CliRunner().invoke(app, [*map(str, words), "--device", "cpu"])
+        return " ".join(f"{result.output} {result.exception}".split())
+
+    assert "attention: scaled_dot_product_attention" in run("info", "--model", tmp_path / "vit")
+    assert "model: vit, 2 layers of 32" in run("info", "--model", tmp_path / "vit")
+    assert "attention: mpnet's own, over rows padded to one length" in run("info", "--model", tmp_path / "mpnet")
+    (tmp_path / "in.csv").write_text("text\na\n")
+    options = ["--model", tmp_path / "vit", "--output", tmp_path / "out.csv"]
+    assert "classifies images, and rows are texts" in run("score", tmp_path / "in.csv", *options)

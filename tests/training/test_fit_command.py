@@ -160,6 +160,7 @@ def test_what_cannot_be_fitted_is_refused_in_one_line(
     assert "is no fine-tuned classifier (BertModel)" in refused(rows, model=encoder)
     assert "cannot be loaded" in refused(rows, model=tmp_path / "nowhere")
     assert "--overwrite" in refused(rows, output=taken)
+    assert f"seed={2**64}: give a whole number" in refused(rows, "--seed", 2**64)
     assert "no column 'body'" in refused(rows, "--text-column", "body")
     assert "no label column 'stars'" in refused(rows, "--label-column", "stars")
     one_class = table("one.csv", [row for row in reviews if row["label"]])

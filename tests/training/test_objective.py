@@ -87,6 +87,14 @@ def softmax(row: list[float], temperature: float) -> list[float]:
     return [w / sum(weights) for w in weights]
 
 
+def test_labels_given_by_position_train_every_head(tiny_config: Callable[..., Any]) -> None:
+    model, labels = make_model(tiny_config(num_labels=3)), CASES["single_label_classification"][1]
+    by_name = model(IDS, MASK, labels=labels, teacher_logits=torch.ones(3, 3))
+    by_position = model(IDS, MASK, None, None, None, labels, teacher_logits=torch.ones(3, 3))
+    assert torch.equal(by_position.loss, by_name.loss)
+    assert isinstance(model(IDS, MASK, None, None, None, labels, return_dict=False), tuple)
+
+
 def to_teacher_by_hand(kind: str, head: list[float], teacher: list[float], temperature: float) -> float:
     """One row's distance to the teacher."""
     if kind == "value":

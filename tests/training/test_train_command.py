@@ -184,6 +184,25 @@ def test_a_teacher_is_read_by_its_label_names(
     assert last_epoch(out)["accuracy"][-1] == 1.0
 
 
+def test_rows_are_cut_at_most_where_a_familys_positions_end(
+    pabee_fast: Command,
+    table: Tables,
+    tiny_config: Callable[..., Any],
+    tokenizer: Any,
+    tmp_path: Path,
+    brief: list[str],
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """RoBERTa's first place is its padding's number and one more: of 32 positions 31 are left."""
+    model, train = tmp_path / "roberta", table("train.csv", [{"text": "good " * 60, "label": i % 2} for i in range(8)])
+    AutoModelForSequenceClassification.from_config(tiny_config("roberta")).save_pretrained(model)
+    tokenizer.save_pretrained(model)
+    options = [train, "--model", model, *brief]
+    assert pabee_fast("train", *options, "--output", tmp_path / "one", "--max-length", "32") == 2
+    assert "the model takes 31 tokens" in " ".join(capsys.readouterr().err.split())
+    assert pabee_fast("train", *options, "--output", tmp_path / "other", "--max-length", "31") == 0
+
+
 def test_a_teacher_whose_answers_are_not_finite_is_refused(
     pabee_fast: Command,
     table: Tables,

@@ -11,7 +11,6 @@ import transformers
 from torch import Tensor
 
 from pabee_fast.errors import InputError
-from pabee_fast.evaluation.conditions import Conditions
 from pabee_fast.evaluation.extras import require
 from pabee_fast.evaluation.guarantee import Guarantee, guarantee_of
 from pabee_fast.evaluation.known import WORTH_SAYING, Known
@@ -130,7 +129,7 @@ def _study(
             "rows cut at": f"{scorers[0].max_length} tokens",
             "learned before": str(known),
             "torch, transformers": f"{torch.__version__}, {transformers.__version__}",
-            **({} if guarantee is None else {"stored policy": _promise(guarantee, scorers[0], settings)}),
+            **({} if guarantee is None else {"stored policy": _promise(guarantee, traces[0])}),
         },
         metric=settings.metric,
         tolerance=settings.tolerance,
@@ -138,10 +137,9 @@ def _study(
     )
 
 
-def _promise(guarantee: Guarantee, scorer: Scorer, settings: ReportSettings) -> str:
+def _promise(guarantee: Guarantee, trace: Trace) -> str:
     """What `tune` stored with the first model, and whether it holds for what this report ran."""
-    here = Conditions.of(scorer.model, scorer.tokenizer, scorer.max_length, len(settings.text_columns))
-    void = guarantee.why_void(here)
+    void = guarantee.why_void(trace.conditions)
     holds = f"void here: {'; '.join(void)}" if void else guarantee.statement()
     return f"{guarantee.policy}; {holds}"
 
