@@ -29,15 +29,7 @@ class Rule:
 
 @dataclass(frozen=True)
 class Policy:
-    """Base of all policies: full depth unless a subclass says otherwise. Layers are 1-based.
-
-    Args:
-        first_layer: the first tested layer; earlier heads neither run nor count in a streak.
-        every: the distance between tested layers.
-    """
-
-    first_layer: int = field(default=1, kw_only=True)
-    every: int = field(default=1, kw_only=True)
+    """Base of all policies: full depth unless a subclass says otherwise. Layers are 1-based."""
 
     needs_heads: ClassVar[bool] = True
 
@@ -46,8 +38,6 @@ class Policy:
             given = getattr(self, f.name)
             if isinstance(given, numbers.Real) and not isinstance(given, bool):
                 object.__setattr__(self, f.name, int(given) if isinstance(given, numbers.Integral) else float(given))
-        require_whole("first_layer", self.first_layer, at_least=1)
-        require_whole("every", self.every, at_least=1)
 
     def depth(self, layers: int) -> int:
         """The last layer that any row is given, of a model with `layers` layers."""
@@ -59,11 +49,7 @@ class Policy:
 
     def tests(self, layer: int, layers: int) -> bool:
         """Whether the head of `layer` runs: the state needs it only where some row can still leave early."""
-        last = self.depth(layers)
-        if layer == last:
-            return True
-        on_grid = layer >= self.first_layer and (layer - self.first_layer) % self.every == 0
-        return on_grid and layer < last and self.first_exit(layers) < last
+        return layer == self.depth(layers)
 
     def from_layer(self, first: int) -> "Policy":
         """The policy for a model whose heads begin at layer `first`: no layer before it is tested.
@@ -71,7 +57,7 @@ class Policy:
         Raises:
             InputError: it tests an earlier layer alone.
         """
-        return self if first <= self.first_layer else dataclasses.replace(self, first_layer=first)
+        return self
 
     def rule(self, layer: int, classes: int) -> Rule:
         """What the exit step does at a tested layer of a model with so many classes; its name never changes."""
@@ -93,7 +79,7 @@ class Policy:
         return self
 
     def __str__(self) -> str:
-        """The command line's spelling, which `parse_policy` reads back."""
+        """The command line's spelling, which `parse_policy` reads back where the policy is among COMMAND_LINE."""
         own = [f for f in dataclasses.fields(self) if not f.kw_only]
         shared = [f for f in dataclasses.fields(self) if f.kw_only]
         words = [f"{getattr(self, f.name)}" for f in own[:1]]
@@ -102,7 +88,32 @@ class Policy:
 
 
 @dataclass(frozen=True)
-class Exiting(Policy):
+class Stepping(Policy):
+    """Base of the policies by which rows leave at several layers.
+
+    Args:
+        first_layer: the first tested layer; earlier heads neither run nor count in a streak.
+        every: the distance between tested layers.
+    """
+
+    first_layer: int = field(default=1, kw_only=True)
+    every: int = field(default=1, kw_only=True)
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        require_whole("first_layer", self.first_layer, at_least=1)
+        require_whole("every", self.every, at_least=1)
+
+    def tests(self, layer: int, layers: int) -> bool:
+        on_grid = layer >= self.first_layer and (layer - self.first_layer) % self.every == 0
+        return layer == layers or (on_grid and self.first_exit(layers) < layers)
+
+    def from_layer(self, first: int) -> "Stepping":
+        return self if first <= self.first_layer else dataclasses.replace(self, first_layer=first)
+
+
+@dataclass(frozen=True)
+class Exiting(Stepping):
     """Base of the policies by which a row leaves on what its heads say."""
 
     _RANGES: ClassVar[dict[str, tuple[float, float]]] = {"threshold": (0.0, math.inf), "exponent": (0.0, math.inf)}
@@ -262,9 +273,6 @@ class FullDepth(Policy):
 
     needs_heads: ClassVar[bool] = False
 
-    def from_layer(self, first: int) -> "FullDepth":
-        return self
-
 
 @dataclass(frozen=True)
 class FixedDepth(Policy):
@@ -290,7 +298,7 @@ class FixedDepth(Policy):
 
 
 @dataclass(frozen=True)
-class Scheduled(Policy):
+class Scheduled(Stepping):
     """Given exit layers, in input order of one call: for benchmarks, where exits must not depend on the answers.
 
     Head and streak run at every tested layer, as they do under Patience, so that the whole machinery is measured.
@@ -361,6 +369,7 @@ def parse_policy(text: str) -> Policy:
         raise InputError(f"policy {text!r}: unknown name {name!r}; give one of {', '.join(by_name)}")
     own = [f for f in dataclasses.fields(cls) if not f.kw_only]
     options = own + [f for f in dataclasses.fields(cls) if f.kw_only]
+    takes = f"{name} takes {', '.join(f.name for f in options) or 'no options'}"
     given: dict[str, Any] = {}
     for position, word in enumerate(filter(None, (w.strip() for w in rest.split(",")))):
         key, equals, value = (part.strip() for part in word.partition("="))
@@ -368,13 +377,12 @@ def parse_policy(text: str) -> Policy:
             key, value = own[0].name if own and position == 0 else "", key
         if key not in {f.name for f in options} or key in given:
             raise InputError(
-                f"policy {text!r}: cannot use {word!r}; {name} takes {', '.join(f.name for f in options)}, "
-                f"each once, as in {_spelling(Patience)}:6,first_layer=4"
+                f"policy {text!r}: cannot use {word!r}; {takes}, each once, as in {_spelling(Patience)}:6,first_layer=4"
             )
         given[key] = _number(text, key, value)
     missing = [f.name for f in options if f.default is dataclasses.MISSING and f.name not in given]
     if missing:
-        raise InputError(f"policy {text!r}: {missing[0]} is missing; {name} takes {', '.join(f.name for f in options)}")
+        raise InputError(f"policy {text!r}: {missing[0]} is missing; {takes}")
     return cls(**given)
 
 

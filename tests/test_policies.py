@@ -176,7 +176,9 @@ def test_the_command_lines_spelling_is_lenient_about_case_and_blanks(text: str) 
         ("patience:six", "not a whole number"),
         ("patience:3,threshold=much", "not a number"),
         ("scheduled:4", "unknown name"),
-        ("full-depth:4", "cannot use"),
+        ("full-depth:4", "cannot use '4'; full-depth takes no options"),
+        ("full-depth:every=2", "cannot use 'every=2'"),
+        ("fixed-depth:4,first_layer=2", "fixed-depth takes layers, each once"),
         ("patience:0", "FullDepth"),
     ],
 )
@@ -191,4 +193,4 @@ def test_policies_are_frozen(cls: type[pf.Policy]) -> None:
     own = [f"{f.name}={values[f.name]}" for f in dataclasses.fields(cls) if f.default is dataclasses.MISSING]
     policy = pf.parse_policy(":".join([pf.policies._spelling(cls), *([",".join(own)] if own else [])]))
     with pytest.raises(AttributeError):
-        policy.every = 2  # type: ignore[misc]
+        policy.needs_heads = False  # type: ignore[misc]
