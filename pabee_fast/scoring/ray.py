@@ -143,7 +143,7 @@ class BatchScorer:
 
     Args:
         model: a model directory or hub id, seen by every machine.
-        policy: when a row has settled; a policy, or its spelling on the command line.
+        policy: when a row has settled; a policy, or its spelling on the command line; None: as `load_scorer` says.
         text_columns: one column's name, or two for pairs.
         prefix: put before the names of the result columns.
         all_scores: whether there is a column `score_LABEL` for every label.
@@ -153,7 +153,7 @@ class BatchScorer:
     def __init__(
         self,
         model: str,
-        policy: Policy | str,
+        policy: Policy | str | None = None,
         text_columns: Sequence[str] = ("text",),
         *,
         prefix: str = "",
