@@ -10,7 +10,6 @@ import torch
 from pabee_fast.arguments import require_seed
 from pabee_fast.errors import InputError
 from pabee_fast.evaluation.calibrate import Calibration, calibrate, check_rows
-from pabee_fast.evaluation.conditions import Conditions
 from pabee_fast.evaluation.extras import require
 from pabee_fast.evaluation.guarantee import check_directory, store_guarantee
 from pabee_fast.evaluation.plots import frontier_figure, save_figure, styled
@@ -107,25 +106,25 @@ def tune(settings: TuneSettings) -> Tuned:
         PabeeFastError: scipy or matplotlib is not installed.
     """
     settings.check()
-    rows = _load_trace(settings) if settings.trace is not None else None
-    setting = Setting.choose(settings.device, settings.dtype if rows is None else rows.conditions.dtype)
-    max_length = settings.max_length if rows is None else rows.conditions.max_length
+    traced = _load_trace(settings) if settings.trace is not None else None
+    setting = Setting.choose(settings.device, settings.dtype if traced is None else traced.conditions.dtype)
+    max_length = settings.max_length if traced is None else traced.conditions.max_length
     scorer = load_scorer(
         settings.model, FullDepth(), setting, max_length=max_length, token_budget=settings.token_budget
     )
-    if rows is None:
+    if traced is None:
         assert settings.table is not None
         # What is wrong with it is said here, rather than after the model has run.
         judged = Risk.choose(scorer.engine.kind, settings.risk, settings.tolerance)
         judged.check_kind(scorer.engine.kind)
-        rows = _trace_table(settings, scorer, settings.table, judged)
-    elif differences := rows.conditions.differences(Conditions.of(scorer.model, scorer.tokenizer, scorer.max_length)):
+        traced = _trace_table(settings, scorer, settings.table, judged)
+    elif differences := traced.conditions.differences(scorer.conditions):
         raise InputError(f"{settings.trace} was not made with this model: {'; '.join(differences)}; make a new trace")
     order: Trace | float = settings.order_share
     if settings.order_table is not None:
         order = _trace_table(settings, scorer, settings.order_table)
     found = calibrate(
-        rows,
+        traced,
         epsilon=settings.epsilon,
         delta=settings.delta,
         risk=settings.risk,
@@ -134,10 +133,10 @@ def tune(settings: TuneSettings) -> Tuned:
         seed=settings.seed,
         allow_learned=settings.allow_learned,
     )
-    files = _write(settings, found, rows, setting)
+    files = _write(settings, found, traced, setting)
     if settings.store:
         store_guarantee(settings.model, found.guarantee)
-    return Tuned(found, setting, rows.layers, files)
+    return Tuned(found, setting, traced.layers, files)
 
 
 def _load_trace(settings: TuneSettings) -> Trace:

@@ -146,14 +146,9 @@ class Scorer:
                 f"Scheduled has {len(given)} exit layers for {self.tally.rows} rows: give one for each row"
             )
 
-    def score_window(self, rows: Sequence[Row], errors: Sequence[str | None] | None = None) -> list[RowResult]:
-        """Results of rows that are tokenized and sorted together; adds to `self.tally`.
-
-        Args:
-            rows: the rows.
-            errors: for each row why it cannot be scored, where the caller knows; such rows are not looked at.
-        """
-        texts, known = readable(rows, errors)
+    def score_window(self, rows: Sequence[Row]) -> list[RowResult]:
+        """Results of rows that are tokenized and sorted together; adds to `self.tally`."""
+        texts, known = readable(rows)
         good = np.array([i for i, error in enumerate(known) if error is None], dtype=np.int64)
         answers, truncated, bad = Answers.none_yet(known, self.engine.classes), 0, len(rows) - len(good)
         if len(good):

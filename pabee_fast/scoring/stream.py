@@ -23,8 +23,8 @@ from pabee_fast.scoring.tables_write import json_bodies
 from pabee_fast.scoring.worker import Scored, Task
 
 ROWS = 1_024
-"""Most rows that are scored together; fewer where no more come within `PATIENCE`."""
-PATIENCE = 0.05  # seconds
+"""Most rows that are scored together; fewer where no more come within `WAIT_SECONDS`."""
+WAIT_SECONDS = 0.05
 
 _Group = tuple[list[str], Future[Scored]]
 
@@ -141,8 +141,8 @@ def _groups(source: BinaryIO) -> Iterator[list[bytes]]:
 
 
 def _has_more(source: BinaryIO) -> bool:
-    """Whether more comes within `PATIENCE`; a file always has, and at its end says so."""
+    """Whether more comes within `WAIT_SECONDS`; a file always has, and at its end says so."""
     try:
-        return bool(select.select([source], [], [], PATIENCE)[0])
+        return bool(select.select([source], [], [], WAIT_SECONDS)[0])
     except (OSError, ValueError):  # no descriptor, or none to wait for (Windows)
         return True

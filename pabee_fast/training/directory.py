@@ -25,7 +25,7 @@ TUNING = "tuning"
 """Where `tune` puts frontier.json and the plot by default: a folder in the model's directory."""
 
 
-def check_output(path: str | Path, *, overwrite: bool) -> None:
+def check_model_output(path: str | Path, *, overwrite: bool) -> None:
     """Raises InputError for an output directory that is a file, or has files and may not be overwritten."""
     output = Path(path)
     if output.is_file():

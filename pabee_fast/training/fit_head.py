@@ -17,7 +17,7 @@ from pabee_fast.models.head_kinds import OWN_ACTIVATION, PooledLinear
 from pabee_fast.policies import AnswerKind
 from pabee_fast.runtime.ops import ACTIVATIONS
 
-Parts = Callable[[], Iterable[tuple[slice, Tensor]]]
+FeatureParts = Callable[[], Iterable[tuple[slice, Tensor]]]
 """All rows' features, [rows, width] float32, a part at a time; called once for every pass."""
 
 DECAYS = (1.0, 1e-1, 1e-2, 1e-3, 1e-4, 1e-5)
@@ -29,7 +29,7 @@ STEPS = 30
 BATCH, RATE = 64, 1e-3
 """Of a head with a pooler of its own: rows of a step, AdamW's learning rate."""
 
-ROUND_STEPS, ROUNDS, PATIENCE = 200, 30, 4
+ROUND_STEPS, ROUNDS, IDLE_ROUNDS = 200, 30, 4
 """Of the same: a round is one pass or the passes that make so many steps; the most rounds, and those without gain."""
 
 HOTTEST = 20.0
@@ -70,7 +70,7 @@ class Targets:
         return Targets(self.kind, *(t.to(device) for t in (self.answers, self.learned, self.held_out)))
 
 
-def fit_linear(parts: Parts, targets: Targets) -> nn.Linear:
+def fit_linear(parts: FeatureParts, targets: Targets) -> nn.Linear:
     """The linear head that answers held-out rows best, by L-BFGS along a path of weight decays (a convex problem)."""
     mean, deviation = _moments(parts, targets)
     centre, spread = _scale_of_values(targets)
@@ -111,9 +111,9 @@ def fit_linear(parts: Parts, targets: Targets) -> nn.Linear:
     return head
 
 
-def fit_pooled(parts: Parts, take: Callable[[Tensor], Tensor], targets: Targets, seed: int) -> PooledLinear:
+def fit_pooled(parts: FeatureParts, take: Callable[[Tensor], Tensor], targets: Targets, seed: int) -> PooledLinear:
     """A head with a pooler of its own, by AdamW over batches of rows in random order; it ends where the rows held out
-    have been answered no better for PATIENCE rounds.
+    have been answered no better for IDLE_ROUNDS rounds.
 
     Args:
         take: features of some rows (int64), [rows, width] float32.
@@ -151,7 +151,7 @@ def fit_pooled(parts: Parts, take: Callable[[Tensor], Tensor], targets: Targets,
             optimizer.step()
         if (loss := held_out_loss()) < best_loss:
             best, best_loss, idle = copy.deepcopy(head.state_dict()), loss, 0
-        elif (idle := idle + 1) == PATIENCE:
+        elif (idle := idle + 1) == IDLE_ROUNDS:
             break
     head.load_state_dict(best)
     _fold(head.pooler, head.pooler.weight, head.pooler.bias, mean, deviation)
@@ -159,7 +159,7 @@ def fit_pooled(parts: Parts, take: Callable[[Tensor], Tensor], targets: Targets,
     return head
 
 
-def rescale(head: nn.Linear, parts: Parts, targets: Targets) -> tuple[float, float]:
+def rescale(head: nn.Linear, parts: FeatureParts, targets: Targets) -> tuple[float, float]:
     """Folds into a head what brings its scores to the last head's scale, by the rows held out.
 
     Labels: softmax(logits / T), or the sigmoid for label sets, is brought as near as it can to the model's own
@@ -183,7 +183,7 @@ def rescale(head: nn.Linear, parts: Parts, targets: Targets) -> tuple[float, flo
 
 
 @torch.no_grad()
-def asked(head: nn.Linear, parts: Parts) -> Tensor:
+def asked(head: nn.Linear, parts: FeatureParts) -> Tensor:
     """A head's logits for all rows, [rows, classes] float32."""
     outputs = []
     for _, features in parts():
@@ -220,7 +220,7 @@ def _temperature(kind: AnswerKind, logits: Tensor, answers: Tensor) -> float:
     return math.exp(-(low + high) / 2)
 
 
-def _moments(parts: Parts, targets: Targets) -> tuple[Tensor, Tensor]:
+def _moments(parts: FeatureParts, targets: Targets) -> tuple[Tensor, Tensor]:
     """Mean and deviation, [width] float32 each, of the features that are learned from."""
     total: Tensor | float = 0.0
     squares: Tensor | float = 0.0

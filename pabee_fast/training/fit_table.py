@@ -12,7 +12,7 @@ from transformers import PreTrainedModel
 from pabee_fast.errors import InputError
 from pabee_fast.models.heads import CONFIG_ENTRY, FIT, is_classifier
 from pabee_fast.scoring.load import Setting
-from pabee_fast.training.directory import check_output, load_classifier, load_config_and_tokenizer, save
+from pabee_fast.training.directory import check_model_output, load_classifier, load_config_and_tokenizer, save
 from pabee_fast.training.examples import Scorable, labels_where_given, open_tables
 from pabee_fast.training.fit import fit
 from pabee_fast.training.labels import labels_of_config
@@ -67,7 +67,7 @@ def fit_table(
         InputError: a setting, table or model directory that cannot be used as given.
     """
     output = Path(settings.output)
-    check_output(output, overwrite=settings.overwrite)
+    check_model_output(output, overwrite=settings.overwrite)
     setting = Setting.choose(settings.device, settings.dtype)
     tables = open_tables(settings.table, settings.text_columns)
     config, tokenizer = load_config_and_tokenizer("model", settings.model)

@@ -26,7 +26,7 @@ from pabee_fast.arguments import require_seed, require_whole
 from pabee_fast.errors import InputError, PabeeFastError
 from pabee_fast.models import family_of
 from pabee_fast.models.heads import BACKBONE, CONFIG_ENTRY, FIT, attach_heads, has_heads, is_classifier, spec_of
-from pabee_fast.training.directory import check_output, load_classifier, load_config_and_tokenizer, save
+from pabee_fast.training.directory import check_model_output, load_classifier, load_config_and_tokenizer, save
 from pabee_fast.training.evaluate import LayerScores, as_table, evaluate_layers
 from pabee_fast.training.examples import Examples, Features, read_examples
 from pabee_fast.training.labels import Labels, labels_of_column, labels_of_config
@@ -88,7 +88,7 @@ class TrainSettings:
             raise InputError(f"objective={self.objective!r}: give {' or '.join(OBJECTIVES)}")
         if self.schedule not in ("linear", "cosine", "constant"):
             raise InputError(f"schedule={self.schedule!r}: give linear, cosine or constant")
-        check_output(self.output, overwrite=self.overwrite)
+        check_model_output(self.output, overwrite=self.overwrite)
 
 
 @dataclass

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from pabee_fast.policies import AnswerKind
-from pabee_fast.training.fit_head import HOTTEST, Parts, Targets, asked, fit_linear, fit_pooled, losses, rescale
+from pabee_fast.training.fit_head import HOTTEST, FeatureParts, Targets, asked, fit_linear, fit_pooled, losses, rescale
 
 ROWS, WIDTH = 1500, 6
 KINDS: tuple[AnswerKind, ...] = ("label", "value", "label_set")
@@ -21,7 +21,7 @@ def made_features(seed: int = 0) -> Tensor:
     return features + torch.tensor([0.0, 300.0, 1.0, -2.0, 50.0, 7.0])
 
 
-def in_parts(features: Tensor, size: int = ROWS) -> Parts:
+def in_parts(features: Tensor, size: int = ROWS) -> FeatureParts:
     def parts() -> Iterator[tuple[slice, Tensor]]:
         for start in range(0, len(features), size):
             yield slice(start, start + size), features[start : start + size]

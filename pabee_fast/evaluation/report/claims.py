@@ -4,7 +4,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
 from pabee_fast.evaluation.metrics import right
-from pabee_fast.evaluation.report.study import PABEE, Answers, Candidates, Study, looks_at_rows
+from pabee_fast.evaluation.report.study import PABEE, Candidates, SeedAnswers, Study, looks_at_rows
 from pabee_fast.evaluation.significance import RESAMPLES, holm, mcnemar, paired_bootstrap
 
 LEVEL = 0.05
@@ -39,7 +39,7 @@ def claims(study: Study, candidates: Candidates) -> list[Claim]:
     return [replace(claim, adjusted=p) for claim, p in zip(found, adjusted, strict=True)]
 
 
-def _pairs(study: Study, candidates: Candidates) -> Iterator[tuple[str, Answers, str, Answers]]:
+def _pairs(study: Study, candidates: Candidates) -> Iterator[tuple[str, SeedAnswers, str, SeedAnswers]]:
     for depth, answered in sorted(study.truncated.items(), reverse=True):
         point = candidates.best(looks_at_rows, depth / study.layers, "best exit rule")
         if point is not None:
@@ -56,7 +56,7 @@ def _pairs(study: Study, candidates: Candidates) -> Iterator[tuple[str, Answers,
     yield "ensemble of all heads (1.00x)", study.ensemble, "full depth", study.full_depth
 
 
-def _claim(study: Study, first: str, ours: Answers, second: str, theirs: Answers) -> Claim:
+def _claim(study: Study, first: str, ours: SeedAnswers, second: str, theirs: SeedAnswers) -> Claim:
     bootstrap = paired_bootstrap(study.main_metric, ours, theirs, study.labels, resamples=RESAMPLES)
     test, p_value = "paired bootstrap", bootstrap.p_value
     if study.main_metric == "accuracy" and len(ours) == len(theirs) == 1:

@@ -22,7 +22,7 @@ from pabee_fast.evaluation.risks import answers
 from pabee_fast.evaluation.trace import Trace
 from pabee_fast.policies import AnswerKind, FixedDepth, Patience, Policy
 
-Answers = tuple[Tensor, ...]
+SeedAnswers = tuple[Tensor, ...]
 """Of all rows, one tensor for each seed."""
 
 
@@ -39,7 +39,7 @@ class Study:
     data: str
     texts: Sequence[tuple[str, ...]]
     traces: tuple[Trace, ...]  # with labels; one for each seed
-    truncated: Mapping[int, Answers]  # depth -> answers of models fine-tuned at that depth, one for each seed
+    truncated: Mapping[int, SeedAnswers]  # depth -> answers of models fine-tuned at that depth, one for each seed
     label_names: tuple[str, ...] = ()
     facts: Mapping[str, str] | None = None  # what a reader of the figures must know: hardware, dtype, ...
     metric: str | None = None  # None: the first of `metrics_for`
@@ -83,26 +83,26 @@ class Study:
         return self.traces[0].layers
 
     @cached_property
-    def heads(self) -> Answers:
+    def heads(self) -> SeedAnswers:
         """What every head answers, [heads, rows, ...] for each seed."""
         return tuple(head_answers(trace) for trace in self.traces)
 
     @property
-    def full_depth(self) -> Answers:
+    def full_depth(self) -> SeedAnswers:
         """What the last head answers."""
         return tuple(heads[-1] for heads in self.heads)
 
     @property
-    def ensemble(self) -> Answers:
+    def ensemble(self) -> SeedAnswers:
         """What all heads answer together."""
         return tuple(answers(ensemble(trace), trace.kind) for trace in self.traces)
 
     @cached_property
-    def right(self) -> Answers:
+    def right(self) -> SeedAnswers:
         """Which rows every head gets right, [heads, rows] bool for each seed."""
         return tuple(right(heads, self.labels, self.tolerance) for heads in self.heads)
 
-    def score(self, answered: Answers, metric: str | None = None) -> tuple[float, float]:
+    def score(self, answered: SeedAnswers, metric: str | None = None) -> tuple[float, float]:
         """Mean and standard deviation of a metric over the seeds; 0 where there is one."""
         return mean_sd([METRICS[metric or self.main_metric](one, self.labels) for one in answered])
 
@@ -135,7 +135,7 @@ class Point:
 
     rule: str
     policies: tuple[Policy, ...]  # one for each half
-    answers: Answers
+    answers: SeedAnswers
     speed: tuple[float, float]  # by layers, mean and standard deviation over the seeds
     score: tuple[float, float]  # of the main metric, likewise
 
