@@ -76,7 +76,8 @@ def _about(runs: Sequence[Figures]) -> str:
         unlike = (
             f"; **not comparable with published tables** ({run['not_comparable']})" if run["not_comparable"] else ""
         )
-        trained = f"{run['train_rows']} train rows, {run['recipe']['epochs']} epochs"
+        made = f" and {run['augmented']} texts made of their parts" if run["augmented"] else ""
+        trained = f"{run['train_rows']} train rows{made}, {run['recipe']['epochs']} epochs"
         lines.append(f"- {_name(run)}, seed {_seed(run)}: {trained}; {rows}{unlike}")
     clocks = {(c["hardware"], c["dtype"]) for run in runs for c in run["wall_clock"] or ()}
     where = "; ".join(f"{hardware}, {dtype}" for hardware, dtype in sorted(clocks))
