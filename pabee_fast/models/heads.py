@@ -12,7 +12,7 @@ import inspect
 import json
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
 import torch
 from safetensors import safe_open
@@ -220,14 +220,10 @@ def attach_heads(model: Model, head: str = "pabee", *, pooling: str | None = Non
     return replace_heads(model, spec)
 
 
-def is_classifier(config: Any) -> bool:
-    """Whether a config says that its directory holds a classifier of texts, and not a bare encoder."""
-    return any("SequenceClassification" in name for name in config.architectures or [])
-
-
-def is_image_classifier(config: Any) -> bool:
-    """Whether a config says that its directory holds a classifier of images."""
-    return any("ImageClassification" in name for name in config.architectures or [])
+def classifies(config: Any) -> Literal["texts", "images"] | None:
+    """What the model of a config's directory classifies; None: it is a bare encoder, say."""
+    names = " ".join(config.architectures or [])
+    return "texts" if "SequenceClassification" in names else "images" if "ImageClassification" in names else None
 
 
 def replace_heads(model: Model, spec: HeadSpec) -> Model:

@@ -18,7 +18,7 @@ from transformers import (
 
 from pabee_fast.errors import InputError
 from pabee_fast.evaluation.guarantee import guarantee_of
-from pabee_fast.models.heads import CONFIG_ENTRY, from_pretrained, has_heads, is_classifier, is_image_classifier
+from pabee_fast.models.heads import CONFIG_ENTRY, classifies, from_pretrained, has_heads
 from pabee_fast.policies import FullDepth, Patience, Policy
 from pabee_fast.runtime import ops
 from pabee_fast.runtime.device import choose_device, choose_dtype
@@ -102,13 +102,12 @@ def load_model(model: str, setting: Setting) -> PreTrainedModel:
         InputError: no such directory, no classifier or no safetensors in it.
     """
     config = _config(model)
-    are_images = is_image_classifier(config)
-    if config.architectures and not are_images and not is_classifier(config):
+    if config.architectures and classifies(config) is None:
         raise InputError(
             f"model {model!r} is no fine-tuned classifier ({', '.join(config.architectures)}): its answers would be "
             "chance; train one with `pabee-fast train`"
         )
-    stock = AutoModelForImageClassification if are_images else AutoModelForSequenceClassification
+    stock = AutoModelForImageClassification if classifies(config) == "images" else AutoModelForSequenceClassification
     load = from_pretrained if hasattr(config, CONFIG_ENTRY) else stock.from_pretrained
     try:
         with readable_weights(f"model {model!r}"):
@@ -152,7 +151,7 @@ def load_scorer(
         InputError: no such directory, no tokenizer or no safetensors in it, or a policy that does not fit.
     """
     config = _config(model)
-    if is_image_classifier(config):
+    if classifies(config) == "images":
         raise InputError(f"model {model!r} classifies images, and rows are texts: use pf.accelerate(model, policy)")
     try:
         tokenizer = AutoTokenizer.from_pretrained(model)

@@ -10,7 +10,7 @@ from typing import Any
 from transformers import PreTrainedModel
 
 from pabee_fast.errors import InputError
-from pabee_fast.models.heads import CONFIG_ENTRY, FIT, is_classifier
+from pabee_fast.models.heads import CONFIG_ENTRY, FIT, classifies
 from pabee_fast.scoring.load import Setting
 from pabee_fast.training.directory import check_model_output, load_classifier, load_config_and_tokenizer, save
 from pabee_fast.training.examples import Scorable, labels_where_given, open_tables
@@ -71,7 +71,7 @@ def fit_table(
     setting = Setting.choose(settings.device, settings.dtype)
     tables = open_tables(settings.table, settings.text_columns)
     config, tokenizer = load_config_and_tokenizer("model", settings.model)
-    if not is_classifier(config):
+    if classifies(config) != "texts":
         raise InputError(
             f"model {settings.model} is no fine-tuned classifier ({', '.join(config.architectures or ['unknown'])}): "
             "fit gives exits to a model that answers already; train one with `pabee-fast train`"

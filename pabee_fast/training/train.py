@@ -25,7 +25,7 @@ from transformers import (
 from pabee_fast.arguments import require_seed, require_whole
 from pabee_fast.errors import InputError, PabeeFastError
 from pabee_fast.models import family_of
-from pabee_fast.models.heads import BACKBONE, CONFIG_ENTRY, FIT, attach_heads, has_heads, is_classifier, spec_of
+from pabee_fast.models.heads import BACKBONE, CONFIG_ENTRY, FIT, attach_heads, classifies, has_heads, spec_of
 from pabee_fast.training.directory import check_model_output, load_classifier, load_config_and_tokenizer, save
 from pabee_fast.training.evaluate import LayerScores, as_table, evaluate_layers
 from pabee_fast.training.examples import Examples, Features, read_examples
@@ -209,7 +209,7 @@ def _load(settings: TrainSettings, examples: Examples) -> tuple[PreTrainedModel,
     """The model with heads, new ones where it has none, and its tokenizer."""
     config, tokenizer = load_config_and_tokenizer("model", settings.model)
     # A directory that is a classifier already keeps its labels; a bare encoder learns those of the table.
-    if is_classifier(config):
+    if classifies(config) == "texts":
         labels = labels_of_config(config)
         if settings.problem_type not in (None, labels.problem_type):
             raise InputError(
