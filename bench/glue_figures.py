@@ -65,7 +65,7 @@ class Judge:
 
     def __init__(self, folds: Folds) -> None:
         self.folds, self.kind, self.layers = folds, folds.like.kind, folds.like.layers
-        self.main = metrics_for(self.kind)[0]
+        self.metrics = metrics_for(self.kind, folds.like.logits.shape[2])
         self.replayers = [
             {heads: Replayer(traces[fold], remembered=64) for heads, traces in folds.traces.items()} for fold in (0, 1)
         ]
@@ -84,8 +84,8 @@ class Judge:
             trace = self.folds.whole(heads)
             found[heads] = {
                 "first_layer": trace.first_layer,
-                "layers": [self._metrics(layer)[self.main] for layer in trace.logits[trace.first_layer - 1 :]],
-                "ensemble": self._metrics(ensemble(trace))[self.main],
+                "layers": [self._metrics(layer)[self.metrics[0]] for layer in trace.logits[trace.first_layer - 1 :]],
+                "ensemble": self._metrics(ensemble(trace))[self.metrics[0]],
             }
         return found
 
@@ -105,7 +105,7 @@ class Judge:
         """The least layers at which the rule is no more than a point below the stock model at full depth."""
         choices = []
         for fold in (0, 1):
-            least = self._metrics(self.folds.stock[1 - fold], 1 - fold)[self.main] - MARGIN
+            least = self._metrics(self.folds.stock[1 - fold], 1 - fold)[self.metrics[0]] - MARGIN
             choices.append(fastest_above(self.replayers[1 - fold], self.replayers[fold], least, self._score))
         return self._judged(choices, torch.cat(self.folds.stock))
 
@@ -134,7 +134,7 @@ class Judge:
     def _score(self, done: Replay, replayer: Replayer) -> float:
         labels = replayer.trace.labels
         assert labels is not None
-        return evaluate(self.main, answers(done.logits, self.kind), labels)
+        return evaluate(self.metrics[0], answers(done.logits, self.kind), labels)
 
     def _judged(self, choices: Sequence[Choice | None], rival: Tensor) -> dict[str, Any]:
         """What the choices did with both folds, against a rival's logits of the same rows."""
@@ -169,7 +169,7 @@ class Judge:
         labels = self.folds.labels()
         first, second = answers(ours, self.kind), answers(theirs, self.kind)
         if self.kind == "value":
-            return asdict(paired_bootstrap(self.main, [first], [second], labels))
+            return asdict(paired_bootstrap(self.metrics[0], [first], [second], labels))
         found = mcnemar(right(first, labels), right(second, labels))
         return {"difference": (found.only_first - found.only_second) / len(labels), **asdict(found)}
 
@@ -179,4 +179,4 @@ class Judge:
 
     def _metrics(self, logits: Tensor, fold: int | None = None) -> dict[str, float]:
         answered, labels = answers(logits, self.kind), self.folds.labels(fold)
-        return {name: evaluate(name, answered, labels) for name in metrics_for(self.kind)}
+        return {name: evaluate(name, answered, labels) for name in self.metrics}

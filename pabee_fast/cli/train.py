@@ -43,8 +43,10 @@ def train_command(
     teacher: Annotated[
         str | None, typer.Option(help="A classifier whose answers are learned beside the labels (distillation).")
     ] = None,
-    alpha: Annotated[float, typer.Option(help="The teacher's share of the loss, 0 to 1.")] = 0.5,
-    temperature: Annotated[float, typer.Option(help="Softens the teacher's and the heads' answers.")] = 2.0,
+    alpha: Annotated[float | None, typer.Option(help="The teacher's share of the loss, 0 to 1; default: 0.5.")] = None,
+    temperature: Annotated[
+        float | None, typer.Option(help="Softens the teacher's and the heads' answers; default: 2.")
+    ] = None,
     epochs: Annotated[int, typer.Option(help="Passes over the table.")] = 5,
     batch_size: Annotated[int, typer.Option(help="Rows of a step (on each device).")] = 32,
     accumulate: Annotated[int, typer.Option(help="Batches whose gradients make one optimizer step.")] = 1,

@@ -39,8 +39,9 @@ def tune_command(
     delta: Annotated[float, typer.Option(help="The most that the probability of a broken promise may be.")] = 0.05,
     tolerance: Annotated[float | None, typer.Option(help="Of --risk distance, in units of the output.")] = None,
     order_share: Annotated[
-        float, typer.Option(help="Share of the rows, drawn by --seed, that choose what is tested and do not test it.")
-    ] = 0.25,
+        float | None,
+        typer.Option(help="Share of the rows, drawn by --seed, that choose what is tested alone; default: 0.25."),
+    ] = None,
     order_table: Annotated[
         str | None, typer.Option("--order", help="Other texts, that choose what is tested, instead.")
     ] = None,
@@ -126,7 +127,7 @@ def _tested_table(found: "Calibration") -> Table:
     table.add_column("policy", overflow="fold")
     for name in ("cost", "by layers", "errors", "p-value", ""):
         table.add_column(name, justify="right", no_wrap=True)
-    for step in _thinned(found.tested, lambda step: not step.passed):
+    for step in _thinned(found.tested, lambda step: not step.passed or step.policy == guarantee.policy):
         table.add_row(
             str(step.walk + 1),
             str(step.policy),
@@ -154,6 +155,8 @@ def _print_choice(console: Console, tuned: "Tuned", stored_in: str | None) -> No
         f"{tuned.layers}); heads are not counted; measured on {setting.device_name}, {setting.dtype_name}",
         highlight=False,
     )
+    if (accuracy := tuned.calibration.full_depth_accuracy) is not None:
+        console.print(f"full depth is right on {accuracy:.1%} of these rows", highlight=False)
     console.print(str(tuned.calibration.known), highlight=False)
     for file in tuned.files:
         console.print(f"wrote {file}", highlight=False, soft_wrap=True)

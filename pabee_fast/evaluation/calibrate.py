@@ -14,6 +14,7 @@ the ordering rows and a single failure ends the walk. A second chain at half of 
 import bisect
 import logging
 import math
+import numbers
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -26,7 +27,7 @@ from pabee_fast.evaluation.extras import require
 from pabee_fast.evaluation.guarantee import Guarantee
 from pabee_fast.evaluation.known import WORTH_SAYING, Known, distinct_rows
 from pabee_fast.evaluation.replay import Replayer
-from pabee_fast.evaluation.risks import Risk
+from pabee_fast.evaluation.risks import Risk, full_depth_right
 from pabee_fast.evaluation.trace import Trace
 from pabee_fast.policies import FullDepth, Policy, require_policy
 
@@ -69,6 +70,7 @@ class Calibration:
     tested: tuple[Tested, ...]
     frontier: tuple[Estimate, ...]  # no other candidate was cheaper and safer on the ordering rows; safest first
     known: Known
+    full_depth_accuracy: float | None = None  # where the risk is of labels
 
     @property
     def policy(self) -> Policy:
@@ -129,6 +131,7 @@ def calibrate(
     ordering, testing = _split(trace, order, seed)
     _check_distinct(testing, epsilon, delta)
     known = _check_unseen(trace, allow_learned)
+    accuracy = _full_depth_accuracy(trace) if judged.name == "accuracy-loss" else None
     replayer = Replayer(ordering)
     chains = chains_for(replayer) if candidates is None else _given(candidates)
     estimates = [[_estimate(replayer, policy, judged) for policy in chain] for chain in chains]
@@ -154,7 +157,7 @@ def calibrate(
         cost=best.cost if best else 1.0,
         conditions=trace.conditions,
     )
-    return Calibration(guarantee, tuple(tested), _frontier(estimates), known)
+    return Calibration(guarantee, tuple(tested), _frontier(estimates), known, accuracy)
 
 
 def _given(candidates: Sequence[Sequence[Policy]]) -> list[Chain]:
@@ -170,8 +173,8 @@ def check_rows(rows: int, epsilon: float, delta: float, order_share: float | Non
     """Raises InputError where `rows` calibration rows cannot support a promise, or a number is out of range; without an
     `order_share` all of them test."""
     for name, given in (("epsilon", epsilon), ("delta", delta), ("order share", order_share)):
-        if given is not None and not 0 < given < 1:
-            raise InputError(f"{name}={given}: give a number between 0 and 1")
+        if given is not None and not (isinstance(given, numbers.Real) and 0 < given < 1):
+            raise InputError(f"{name}={given!r}: give a number between 0 and 1")
     needed = rows_needed(epsilon, delta)
     testing = rows if order_share is None else rows - _ordering_rows(rows, order_share)
     if testing < needed:
@@ -210,7 +213,7 @@ def _split(trace: Trace, order: Trace | float, seed: int) -> tuple[Trace, Trace]
 
 def _shared(one: Trace, other: Trace) -> float:
     """The share of rows that both have: of the distinct ones of the trace with fewer."""
-    seen = distinct_rows(one), distinct_rows(other)
+    seen = distinct_rows(one), distinct_rows(other, like=one)
     return len(seen[0] & seen[1]) / min(map(len, seen))
 
 
@@ -245,6 +248,21 @@ def _check_unseen(trace: Trace, allow_learned: bool) -> Known:
     if known.is_more_than(WORTH_SAYING):
         logger.warning("%s: they may be easier than those promised for", known)
     return known
+
+
+def _full_depth_accuracy(trace: Trace) -> float:
+    """Of what is wrong already nothing is lost: labels that are numbered otherwise make every promise an easy one."""
+    assert trace.labels is not None
+    accuracy = float(full_depth_right(trace).double().mean())
+    _, counts = torch.unique(trace.labels, dim=0, return_counts=True)
+    if accuracy <= (chance := float(counts.max()) / len(trace)):
+        logger.warning(
+            "full depth is right on %.1f %% of the rows, and the most frequent label alone would be on %.1f %%: a "
+            "bound on what exits lose of that promises little; are the labels the model's, by number and name?",
+            100 * accuracy,
+            100 * chance,
+        )
+    return accuracy
 
 
 def _estimate(replayer: Replayer, policy: Policy, risk: Risk) -> Estimate:

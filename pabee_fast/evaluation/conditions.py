@@ -59,7 +59,7 @@ class Conditions:
         if self.max_length != now.max_length:
             found.append(
                 f"it was made with rows cut at {self.max_length} tokens and this cuts at {now.max_length} "
-                f"(give max length {self.max_length})"
+                f"(give max length {self.max_length}, and a tokenizer and token budget that allow it)"
             )
         if self.texts and now.texts and self.texts != now.texts:
             kinds = {1: "single texts", 2: "pairs of texts"}

@@ -76,7 +76,7 @@ class Guarantee:
             return cls(
                 **given | {"policy": parse_policy(given["policy"]), "conditions": Conditions(**given["conditions"])}
             )
-        except (KeyError, TypeError, AttributeError, InputError) as error:
+        except (KeyError, TypeError, ValueError, AttributeError) as error:
             raise CheckpointError(
                 f"the config's guarantee cannot be read ({error}): run `pabee-fast tune` again"
             ) from error
@@ -86,7 +86,7 @@ def guarantee_of(model: PreTrainedModel) -> Guarantee | None:
     """The policy that `pabee-fast tune` stored with a model, and its promise; None where it stored none.
 
     `pf.accelerate(model, guarantee.policy)` uses it. Whether the promise holds for how the model is run now, this does
-    not say: `guarantee.why_void(Conditions.of(model, tokenizer, max_length))` does.
+    not say: `guarantee.why_void(Conditions.of(model, tokenizer, max_length, texts))` does.
 
     Raises:
         CheckpointError: the config's entry is no guarantee.

@@ -2,6 +2,8 @@
 
 from dataclasses import dataclass
 
+import torch
+
 from pabee_fast.evaluation.extras import require
 from pabee_fast.evaluation.trace import Trace
 from pabee_fast.training.learned_rows import LEARNED, UNSEEN
@@ -25,7 +27,7 @@ class Known:
         """What is known of the rows of a trace."""
         if trace.learned is None:
             return cls(0, 0)
-        learned, unseen = (distinct_rows(trace.select(trace.learned == flag)) for flag in (LEARNED, UNSEEN))
+        learned, unseen = (distinct_rows(trace.select(trace.learned == flag), trace) for flag in (LEARNED, UNSEEN))
         return cls(len(learned | unseen), len(learned))
 
     def is_more_than(self, share: float) -> bool:
@@ -38,7 +40,14 @@ class Known:
         return f"fit or train has learned from {self.learned:,} of {self.rows:,} rows that could be looked up"
 
 
-def distinct_rows(trace: Trace) -> set[tuple[int, bytes]]:
-    """The rows by tokens and rounded logits, as copies of a text agree in them."""
-    rows = (trace.logits.nan_to_num().transpose(0, 1) * 100).round().int().numpy()
+def distinct_rows(trace: Trace, like: Trace | None = None) -> set[tuple[int, bytes]]:
+    """The rows by tokens and rounded logits, as copies of a text agree in them but for the last bits.
+
+    Args:
+        like: whose spread says what is rounded: to a hundredth of each logit's deviation over its rows; None: `trace`.
+    """
+    finite = torch.where((trace if like is None else like).logits.isfinite(), (like or trace).logits, 0.0).double()
+    unit = finite.std(dim=1, correction=0, keepdim=True) / 100
+    steps = trace.logits.double().nan_to_num() / torch.where(unit > 0, unit, 1.0)
+    rows = steps.transpose(0, 1).round().clamp(-(2**62), 2**62).long().numpy()
     return {(length, row.tobytes()) for length, row in zip(trace.lengths.tolist(), rows, strict=True)}

@@ -30,14 +30,24 @@ def _accuracy(answered: Tensor, labels: Tensor) -> float:
 
 
 def _f1(answered: Tensor, labels: Tensor) -> float:
-    """Of label 1 where rows have 0 and 1, as GLUE has it; the mean over the rows' labels where there are more; of label
-    sets, over all choices. What is answered has no say in which of these it is, so that heads can be compared."""
-    which: dict[str, Any] = {"average": "micro"}
-    if labels.ndim == 1:
-        several = int(labels.max()) > 1
-        which = {"average": "macro", "labels": labels.unique().tolist() if several else [1]}
+    """Of label 1 against all others, as GLUE has it for labels 0 and 1."""
+    return _f1_score(answered, labels, average="macro", labels=[1])
+
+
+def _macro_f1(answered: Tensor, labels: Tensor) -> float:
+    """The mean over the labels that rows have. What is answered has no say in which these are, so that heads can be
+    compared."""
+    return _f1_score(answered, labels, average="macro", labels=labels.unique().tolist())
+
+
+def _micro_f1(answered: Tensor, labels: Tensor) -> float:
+    """Of label sets, over all choices between yes and no."""
+    return _f1_score(answered, labels, average="micro")
+
+
+def _f1_score(answered: Tensor, truth: Tensor, **which: Any) -> float:
     f1_score = require("sklearn.metrics").f1_score
-    return float(f1_score(labels.numpy(), answered.numpy(), zero_division=0.0, **which))
+    return float(f1_score(truth.numpy(), answered.numpy(), zero_division=0.0, **which))
 
 
 def _matthews(answered: Tensor, labels: Tensor) -> float:
@@ -63,17 +73,19 @@ def _correlation(name: str, answered: Tensor, labels: Tensor) -> float:
 METRICS: dict[str, Metric] = {
     "accuracy": _accuracy,
     "F1": _f1,
+    "macro-F1": _macro_f1,
+    "micro-F1": _micro_f1,
     "Matthews": _matthews,
     "Pearson": _pearson,
     "Spearman": _spearman,
 }
 
 
-def metrics_for(kind: AnswerKind) -> tuple[str, ...]:
-    """The names of the metrics that suit answers of a kind, the main one first."""
+def metrics_for(kind: AnswerKind, classes: int) -> tuple[str, ...]:
+    """The names of the metrics that suit a model's answers of a kind, of so many classes, the main one first."""
     return {
-        "label": ("accuracy", "F1", "Matthews"),
-        "label_set": ("accuracy", "F1"),
+        "label": ("accuracy", "F1" if classes == 2 else "macro-F1", "Matthews"),
+        "label_set": ("accuracy", "micro-F1"),
         "value": ("Pearson", "Spearman"),
     }[kind]
 

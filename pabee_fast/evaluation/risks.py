@@ -40,8 +40,8 @@ class Risk:
             raise InputError(f"tolerance={self.tolerance}: it belongs to the risk 'distance', of one-output models")
         if self.name == "distance" and not (self.tolerance is not None and 0 < self.tolerance < math.inf):
             raise InputError(
-                f"risk='distance' with tolerance={self.tolerance}: say how far from full depth's value an answer may "
-                "be, in units of the output; a number above 0"
+                f"tolerance={self.tolerance}: the model answers with values, so say by tolerance (--tolerance) how far "
+                "from full depth's value an answer may be, in units of the output; a number above 0"
             )
 
     @classmethod
@@ -74,8 +74,8 @@ class Risk:
         full, got = trace.logits[-1], found.logits
         if self.name == "accuracy-loss":
             assert trace.labels is not None
-            right = ~_differ(answers(full, trace.kind), trace.labels) & full.isfinite().all(dim=1)
-            lost = right & (_differ(answers(got, trace.kind), trace.labels) | ~got.isfinite().all(dim=1))
+            wrong = _differ(answers(got, trace.kind), trace.labels) | ~got.isfinite().all(dim=1)
+            lost = full_depth_right(trace) & wrong
         else:
             lost = answers_differ(got, full, trace.kind, self.tolerance or 0.0)
         return lost & (found.exit_layers < trace.layers)
@@ -86,6 +86,13 @@ class Risk:
             "accuracy-loss": "the share of rows that full depth gets right and this does not",
             "distance": f"the share of rows whose value is more than {self.tolerance} from the one of full depth",
         }[self.name]
+
+
+def full_depth_right(trace: Trace) -> Tensor:
+    """[rows] bool: which rows of a trace with labels full depth gets right; of label sets, right as a whole."""
+    assert trace.labels is not None
+    full = trace.logits[-1]
+    return ~_differ(answers(full, trace.kind), trace.labels) & full.isfinite().all(dim=1)
 
 
 def answers(logits: Tensor, kind: AnswerKind) -> Tensor:

@@ -76,7 +76,9 @@ class Trace:
         return replace(self, **found)
 
     def save(self, path: str | Path) -> None:
-        """Writes the trace as one safetensors file."""
+        """Writes the trace as one safetensors file; raises InputError where there is no directory for it."""
+        if not Path(path).absolute().parent.is_dir():
+            raise InputError(f"{path} cannot be written: there is no directory {Path(path).absolute().parent}")
         tensors = {name: of_rows.contiguous() for name in TENSORS if (of_rows := getattr(self, name)) is not None}
         about = {"format": FORMAT, "kind": self.kind, "conditions": json.dumps(asdict(self.conditions))}
         save_file(tensors, path, about | {"first_layer": str(self.first_layer)})
@@ -168,7 +170,7 @@ def checked_labels(given: Sequence[int] | Sequence[float] | Tensor | None, logit
     if given is None:
         return None
     try:
-        labels = torch.as_tensor(given)
+        labels = torch.as_tensor(given.tolist() if hasattr(given, "tolist") else given)
     except (TypeError, ValueError, RuntimeError) as error:
         raise InputError(f"labels cannot be read as numbers ({error}): give ids, values, or 0/1 lists") from error
     labels = labels.long() if labels.dtype == torch.bool else labels

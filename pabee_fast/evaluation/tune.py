@@ -9,7 +9,7 @@ import torch
 
 from pabee_fast.arguments import require_seed
 from pabee_fast.errors import InputError
-from pabee_fast.evaluation.calibrate import Calibration, calibrate, check_rows
+from pabee_fast.evaluation.calibrate import ORDER_SHARE, Calibration, calibrate, check_rows
 from pabee_fast.evaluation.extras import require
 from pabee_fast.evaluation.guarantee import check_directory, store_guarantee
 from pabee_fast.evaluation.plots import frontier_figure, save_figure, styled
@@ -37,7 +37,7 @@ class TuneSettings:
     table: str | None = None
     trace: str | None = None
     order_table: str | None = None
-    order_share: float = 0.25
+    order_share: float | None = None  # None: calibrate's
     risk: str | None = None
     tolerance: float | None = None
     epsilon: float = 0.01
@@ -71,6 +71,13 @@ class TuneSettings:
                 f"{self.table} orders and tests: rows that choose what is tested cannot test it; name another "
                 "table by --order, or leave it out and let --order-share split this one"
             )
+        if self.order_table is not None and self.order_share is not None:
+            raise InputError(
+                f"order share {self.order_share}: the rows of {self.order_table} choose what is tested; leave one of "
+                "both options out"
+            )
+        if self.trace is not None and self.label_column is not None:
+            raise InputError(f"label column {self.label_column!r}: a trace holds its labels; leave the option out")
         if self.plot not in ("svg", "png"):
             raise InputError(f"plot={self.plot!r}: give svg or png")
         if self.risk == "accuracy-loss" and self.label_column is None and self.trace is None:
@@ -120,7 +127,7 @@ def tune(settings: TuneSettings) -> Tuned:
         traced = _trace_table(settings, scorer, settings.table, judged)
     elif differences := traced.conditions.differences(scorer.conditions):
         raise InputError(f"{settings.trace} was not made with this model: {'; '.join(differences)}; make a new trace")
-    order: Trace | float = settings.order_share
+    order: Trace | float = ORDER_SHARE if settings.order_share is None else settings.order_share
     if settings.order_table is not None:
         order = _trace_table(settings, scorer, settings.order_table)
     found = calibrate(
@@ -191,6 +198,7 @@ def figures(settings: TuneSettings, found: Calibration, rows: Trace, setting: Se
         "cost": "tokens x layers of the policy / tokens x layers of full depth",
         "seed": settings.seed,
         "looked_up": asdict(found.known),
+        "full_depth_accuracy": found.full_depth_accuracy,
         "guarantee": found.guarantee.entry(),
         "frontier": [
             {"policy": str(p.policy), "cost": p.cost, "layer_ratio": 1 / p.cost, "risk": p.risk} for p in found.frontier

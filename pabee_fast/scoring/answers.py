@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 from transformers import PretrainedConfig
 
+from pabee_fast.errors import InputError
 from pabee_fast.policies import AnswerKind
 
 
@@ -68,7 +69,16 @@ class Answers:
 
 
 def label_names(config: PretrainedConfig) -> list[str]:
-    """The labels' names by index."""
+    """The labels' names by index.
+
+    Raises:
+        InputError: a label without a name.
+    """
+    if absent := [i for i in range(config.num_labels) if i not in config.id2label]:
+        raise InputError(
+            f"id2label of the model's config names {', '.join(map(str, config.id2label))}, and no label {absent[0]}: "
+            f"number its {config.num_labels} labels from 0 without gaps, in label2id too"
+        )
     return [str(config.id2label[i]) for i in range(config.num_labels)]
 
 

@@ -2,7 +2,7 @@
 
 import functools
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import islice
 from typing import Any
@@ -22,6 +22,8 @@ from pabee_fast.runtime.state import Results
 from pabee_fast.scoring.answers import Answers, RowResult, label_names, row_results
 from pabee_fast.scoring.audit import Promise
 from pabee_fast.scoring.tokens import NO_TOKEN, Encoded, Encoder
+
+HALF_A_PAIR = "the text holds half of a surrogate pair, which is no character"
 
 Row = str | Sequence[str | None] | None
 """A text, a pair of texts, or None where there is none."""
@@ -221,9 +223,13 @@ class Scorer:
 
 
 def row_source(rows: Iterable[Row]) -> Iterator[Row]:
-    """The rows one by one; raises InputError for a string, whose rows would be its letters."""
+    """The rows one by one; raises InputError for a string, whose rows would be its letters, and for a table."""
     if isinstance(rows, str):
         raise InputError(f"rows is one text ({rows[:40]!r}): give a list of texts")
+    if isinstance(rows, Mapping) or hasattr(rows, "columns"):
+        raise InputError(f"rows is a {type(rows).__name__}, which gives its columns' names: give a column of texts")
+    if not isinstance(rows, Iterable):
+        raise InputError(f"rows={rows!r}: give a list of texts")
     return iter(rows)
 
 
@@ -250,8 +256,18 @@ def _why_not(row: Row) -> str | None:
     if row is None:
         return "the text is null"
     if isinstance(row, str):
-        return None
+        return None if _is_text(row) else HALF_A_PAIR
     if not isinstance(row, Sequence) or len(row) not in (1, 2):
         return f"a row is a text or a pair of texts, not {type(row).__name__}"
     wrong = [part for part in row if not isinstance(part, str)]
-    return f"the text is {'null' if wrong[0] is None else type(wrong[0]).__name__}, not a string" if wrong else None
+    if wrong:
+        return f"the text is {'null' if wrong[0] is None else type(wrong[0]).__name__}, not a string"
+    return None if all(_is_text(part) for part in row if part is not None) else HALF_A_PAIR
+
+
+def _is_text(text: str) -> bool:
+    """Whether it holds characters alone: half of a surrogate pair, as in JSON that was cut, is none."""
+    try:
+        return text.isascii() or bool(text.encode())
+    except UnicodeEncodeError:
+        return False

@@ -60,7 +60,8 @@ def fit(
         tokenizer: its fast tokenizer.
         rows: texts, or pairs of texts, like those it will score. Rows it was not fine-tuned on are better: it is surer
             of those it knows.
-        labels: one a row: class ids, values (one output), or 0/1 lists (label sets), None where there is none; or None.
+        labels: one a row: class ids, values (one output), or 0/1 lists (label sets), None or NaN where there is none;
+            or None.
         head, pooling, first_layer: see `attach_heads`.
         alpha: the share of the model's own answers in what is learned of a row with a label, 0 to 1.
         held_out: the share of the rows that is held out.
@@ -90,6 +91,8 @@ def fit(
     require_seed(seed)
     known = None if labels is None else _as_targets(labels, model.config.num_labels, kind)
     target = model if onto is None else onto
+    if _shape(target.config) != _shape(model.config):
+        raise InputError(f"onto has {_shape(target.config)}, and the model {_shape(model.config)}: give the same model")
     learned, source = LearnedRows() if remember_rows else None, row_source(rows)
     with FeatureStore(first_layer, folder) as store:
         run_once(
@@ -126,6 +129,11 @@ def fit(
     }  # fmt: skip
     remember(target.config, HEADS, learned)
     return target
+
+
+def _shape(config: Any) -> str:
+    """What heads depend on, in words."""
+    return f"{config.num_hidden_layers} layers of {config.hidden_size} and {config.num_labels} labels"
 
 
 def _choose(rows: int, share: float, seed: int) -> Tensor:
@@ -176,13 +184,15 @@ def _as_targets(labels: Sequence[Any] | Tensor, classes: int, kind: AnswerKind) 
     Raises:
         InputError: they do not fit the model, or are all of one class.
     """
+    if not hasattr(labels, "tolist") and not isinstance(labels, Sequence):
+        raise InputError(f"labels={labels!r}: give one for each row")
     given: list[Any] = labels.tolist() if hasattr(labels, "tolist") else list(labels)
     out = torch.full((len(given), classes), float("nan"))
     for row, label in enumerate(given):
-        if label is None:
+        if label is None or (isinstance(label, float) and math.isnan(label)):
             continue
         if kind == "label":
-            if isinstance(label, bool) or label not in range(classes):
+            if label not in range(classes):
                 raise InputError(f"labels, row {row}: {label!r} is no class id; the model's are 0 to {classes - 1}")
             out[row] = 0.0
             out[row, int(label)] = 1.0

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from pabee_fast.errors import InputError
+from pabee_fast.scoring.answers import label_names
 
 REGRESSION, SINGLE, MULTI = "regression", "single_label_classification", "multi_label_classification"
 PROBLEM_TYPES = (SINGLE, MULTI, REGRESSION)
@@ -108,10 +109,10 @@ class Labels:
         ]
 
     def _check_one_reading(self, values: Sequence[Any], where: str) -> None:
-        """Raises InputError for numbers that are ids of some labels and names of others, such as stars from 1 to 5."""
+        """Raises InputError for numbers that may all be names of labels and are ids of others, as stars from 1 to 5."""
         items = [item for value in values for item in (value if isinstance(value, list) else [value])]
         numbers = {int(n) for n in items if type(n) is int or (type(n) is float and n.is_integer())}
-        if numbers and all(self.ids.get(str(n), n) != n for n in numbers):
+        if all(str(n) in self.ids for n in numbers) and any(self.ids[str(n)] != n for n in numbers):
             shown = ", ".join(map(str, sorted(numbers)[:8]))
             raise InputError(
                 f"{where}: {shown} are names of the model's labels and ids of others ({', '.join(self.names)}); write "
@@ -138,6 +139,8 @@ class Labels:
     def _id(self, value: Any, where: str) -> int:
         """A number is an id, a string is a name."""
         if isinstance(value, str):
+            if self.names.count(value) > 1:
+                raise InputError(f"{where}: several of the model's labels are called {value!r}; give ids")
             if value in self.ids:
                 return self.ids[value]
             raise InputError(f"{where}: label {value!r} is none of the model's ({', '.join(self.names)})")
@@ -160,8 +163,7 @@ def labels_of_config(config: Any) -> Labels:
     """What a fine-tuned model's config says its outputs mean."""
     if config.num_labels == 1:
         return Labels(REGRESSION)
-    names = tuple(config.id2label[i] for i in range(config.num_labels))
-    return Labels(config.problem_type or SINGLE, names)
+    return Labels(config.problem_type or SINGLE, tuple(label_names(config)))
 
 
 def multi_hot_length(values: Sequence[Any]) -> int | None:

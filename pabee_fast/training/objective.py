@@ -1,6 +1,7 @@
 """The loss over all heads, in the padded layout of the stock model. Differentiable; used by training alone."""
 
 import functools
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -12,6 +13,7 @@ from transformers import PreTrainedModel
 from transformers.loss.loss_utils import ForSequenceClassificationLoss
 from transformers.modeling_outputs import SequenceClassifierOutput
 
+from pabee_fast.errors import InputError
 from pabee_fast.models import family_of
 from pabee_fast.models.head_kinds import read_padded
 from pabee_fast.models.heads import HEADS, answer_kind, named_arguments, spec_of
@@ -29,10 +31,19 @@ class Distillation:
     Args:
         alpha: the teacher's share, 0 to 1.
         temperature: T, above 0.
+
+    Raises:
+        InputError: one out of range.
     """
 
     alpha: float = 0.5
     temperature: float = 2.0
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.alpha <= 1:
+            raise InputError(f"alpha={self.alpha}: give a number from 0 to 1")
+        if not 0 < self.temperature < math.inf:
+            raise InputError(f"temperature={self.temperature}: give a positive number")
 
     def loss(self, label_loss: Tensor, logits: Tensor, teacher_logits: Tensor, kind: AnswerKind) -> Tensor:
         """One head's loss from its loss by the labels, its logits and the teacher's, [rows, classes] both.

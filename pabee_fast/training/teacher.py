@@ -47,6 +47,13 @@ def in_order_of(labels: Labels, other: PreTrainedModel, name: str = "the teacher
             f"{name} is a {own.problem_type} of {own.outputs} output(s), the model a {labels.problem_type} of "
             f"{labels.outputs}: give one of the same labels"
         )
+    if own.names == labels.names:
+        return list(range(labels.outputs))
+    if len(set(own.names)) < len(own.names) or len(set(labels.names)) < len(labels.names):
+        raise InputError(
+            f"the labels of {name} are {', '.join(own.names)}, the model's {', '.join(labels.names)}: labels of "
+            "one name cannot be told apart; give each its own in config.json"
+        )
     if set(own.names) == set(labels.names):
         return [own.ids[name] for name in labels.names] or [0]
     numbered = {f"LABEL_{i}" for i in range(labels.outputs)}

@@ -56,8 +56,8 @@ class TrainSettings:
     first_layer: int | None = None
     objective: str = "pabee"
     teacher: str | None = None
-    alpha: float = 0.5
-    temperature: float = 2.0
+    alpha: float | None = None
+    temperature: float | None = None
     epochs: int = 5
     batch_size: int = 32
     accumulate: int = 1
@@ -71,16 +71,24 @@ class TrainSettings:
     remember_rows: bool = True
     overwrite: bool = False
 
+    def distillation(self) -> Distillation:
+        """How a teacher's answers are learned."""
+        given = {"alpha": self.alpha, "temperature": self.temperature}
+        return Distillation(**{name: value for name, value in given.items() if value is not None})
+
     def check(self) -> None:
         """Raises InputError for a value that cannot be used, and for an output that is there already."""
         for name in ("epochs", "batch_size", "accumulate", "max_length"):
             require_whole(name, getattr(self, name), at_least=1)
-        for name, low, high in (("alpha", 0, 1), ("warmup", 0, 1), ("weight_decay", 0, math.inf)):
+        for name in ("alpha", "temperature"):
+            if self.teacher is None and (given := getattr(self, name)) is not None:
+                raise InputError(f"{name}={given}: it is about a teacher's answers; name the teacher by --teacher")
+        for name, low, high in (("warmup", 0, 1), ("weight_decay", 0, math.inf)):
             if not low <= getattr(self, name) <= high:
                 raise InputError(f"{name}={getattr(self, name)}: give a number from {low} to {high}")
-        for name in ("learning_rate", "temperature"):
-            if not 0 < getattr(self, name) < math.inf:
-                raise InputError(f"{name}={getattr(self, name)}: give a positive number")
+        if not 0 < self.learning_rate < math.inf:
+            raise InputError(f"learning_rate={self.learning_rate}: give a positive number")
+        self.distillation()
         require_seed(self.seed)
         if self.bf16 and torch.cuda.is_available() and not torch.cuda.is_bf16_supported():
             raise InputError("bf16: this GPU has no bfloat16; leave --bf16 out")
@@ -140,7 +148,7 @@ def train(settings: TrainSettings, console: Console) -> PreTrainedModel:
         _arguments(settings, steps=_steps(settings, len(features))),
         train_dataset=features,
         data_collator=DataCollatorWithPadding(tokenizer),
-        distillation=Distillation(settings.alpha, settings.temperature),
+        distillation=settings.distillation(),
         self_distillation=OBJECTIVES[settings.objective],
     )
     trainer.remove_callback(PrinterCallback)

@@ -26,22 +26,30 @@ def test_glues_metrics_of_two_labels() -> None:
 
 
 def test_f1_of_several_labels_is_their_mean_and_of_label_sets_over_all_choices() -> None:
-    assert metrics.evaluate("F1", torch.tensor([0, 1, 2, 2]), torch.tensor([0, 1, 1, 2])) == pytest.approx(
+    assert metrics.evaluate("macro-F1", torch.tensor([0, 1, 2, 2]), torch.tensor([0, 1, 1, 2])) == pytest.approx(
         (1 + 2 / 3 + 2 / 3) / 3
     )
     answered, labels = torch.tensor([[1, 1], [0, 1]]), torch.tensor([[1, 0], [0, 1]])
-    assert metrics.evaluate("F1", answered, labels) == pytest.approx(2 * 2 / (2 * 2 + 1))
+    assert metrics.evaluate("micro-F1", answered, labels) == pytest.approx(2 * 2 / (2 * 2 + 1))
     assert metrics.evaluate("accuracy", answered, labels) == 0.5
 
 
-def test_which_f1_it_is_the_rows_labels_say_and_not_what_a_head_answers() -> None:
+def test_which_f1_it_is_the_models_classes_say_and_not_which_of_them_rows_have() -> None:
+    assert metrics.metrics_for("label", 2) == ("accuracy", "F1", "Matthews")
+    assert metrics.metrics_for("label", 4) == ("accuracy", "macro-F1", "Matthews")
+    assert metrics.metrics_for("label_set", 2) == ("accuracy", "micro-F1")
+    labels, answered = torch.tensor([0, 0, 1, 1]), torch.tensor([0, 0, 0, 2])  # of four classes, two of which no row has
+    assert metrics.evaluate("macro-F1", answered, labels) == pytest.approx((2 * 2 / (2 * 2 + 1) + 0) / 2)
+
+
+def test_what_a_head_answers_has_no_say_in_what_an_f1_is_over() -> None:
     stray = ANSWERED.clone()
     stray[4] = 2  # a third class, which no row has: as wrong as label 1 would be
     wrong = ANSWERED.clone()
     wrong[4] = 0
     assert metrics.evaluate("F1", stray, LABELS) == metrics.evaluate("F1", wrong, LABELS)
     labels = torch.tensor([0, 1, 1, 3])
-    assert metrics.evaluate("F1", torch.tensor([0, 1, 1, 2]), labels) == pytest.approx((1 + 1 + 0) / 3)
+    assert metrics.evaluate("macro-F1", torch.tensor([0, 1, 1, 2]), labels) == pytest.approx((1 + 1 + 0) / 3)
 
 
 def test_correlations_of_values() -> None:
@@ -55,7 +63,7 @@ def test_correlations_of_values() -> None:
 @pytest.mark.parametrize(
     ("name", "answered", "labels", "says"),
     [
-        ("recall", ANSWERED, LABELS, "accuracy, F1, Matthews, Pearson, Spearman"),
+        ("recall", ANSWERED, LABELS, "accuracy, F1, macro-F1, micro-F1, Matthews, Pearson, Spearman"),
         ("accuracy", ANSWERED[:3], LABELS, r"\[3\] and labels \[8\]"),
         ("F1", ANSWERED, torch.ones(8).long(), "two labels or more"),
     ],

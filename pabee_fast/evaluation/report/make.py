@@ -77,7 +77,7 @@ def make_report(settings: ReportSettings) -> str:
     examples = [read_examples(table, settings.text_columns, settings.label_column) for table in settings.tables]
     scorers = [_load(settings, setting, path) for path in settings.models]
     for scorer in scorers:  # rather than after the models have run
-        check_measures(scorer.engine.kind, settings.metric, settings.tolerance)
+        check_measures(scorer.engine.kind, scorer.engine.classes, settings.metric, settings.tolerance)
     rivals = [_load(settings, setting, path) for path in settings.truncated]
     check_shallower((len(rival.engine.layers) for rival in rivals), len(scorers[0].engine.layers))
     studies = [

@@ -6,7 +6,7 @@ from collections.abc import Iterator, Sequence
 import torch
 
 from pabee_fast.evaluation.extras import require
-from pabee_fast.evaluation.metrics import metrics_for, neighbour_errors, overthinking
+from pabee_fast.evaluation.metrics import neighbour_errors, overthinking
 from pabee_fast.evaluation.replay import Replayer
 from pabee_fast.evaluation.report import figures
 from pabee_fast.evaluation.report.claims import LEVEL, claims
@@ -100,7 +100,7 @@ def _heads(study: Study) -> Iterator[Html]:
     yield tag("h3", "How good is each head?")
     says = f"{study.main_metric} of every head alone, of all heads together, and of models truncated to that depth."
     yield figure(figures.heads_figure(study), says)
-    names, first = metrics_for(study.traces[0].kind), study.traces[0].first_layer
+    names, first = study.metrics, study.traces[0].first_layer
     rows: list[list[str]] = [
         [f"head {layer}", *(_number(study.score(tuple(heads[i] for heads in study.heads), name)) for name in names)]
         for i, layer in enumerate(range(first, study.layers + 1))

@@ -57,7 +57,7 @@ class Study:
                 raise InputError("the seeds differ in layers, heads or rows: give models of one recipe")
         if len(self.texts) != len(first):
             raise InputError(f"{len(self.texts)} texts for {len(first)} rows: give one for each")
-        check_measures(first.kind, self.metric, self.tolerance)
+        check_measures(first.kind, first.logits.shape[2], self.metric, self.tolerance)
         check_shallower(self.truncated, first.layers)
         if any(math.isnan(evaluate(self.main_metric, answered, self.labels)) for answered in self.full_depth):
             raise InputError(
@@ -68,7 +68,12 @@ class Study:
     @property
     def main_metric(self) -> str:
         """The metric that settings are chosen by and claims are about."""
-        return self.metric or metrics_for(self.traces[0].kind)[0]
+        return self.metric or self.metrics[0]
+
+    @property
+    def metrics(self) -> tuple[str, ...]:
+        """All that are shown."""
+        return metrics_for(self.traces[0].kind, self.traces[0].logits.shape[2])
 
     @property
     def labels(self) -> Tensor:
@@ -107,12 +112,12 @@ class Study:
         return mean_sd([METRICS[metric or self.main_metric](one, self.labels) for one in answered])
 
 
-def check_measures(kind: AnswerKind, metric: str | None, tolerance: float | None) -> None:
-    """Raises InputError where answers of this kind have no such metric, or lack a tolerance."""
+def check_measures(kind: AnswerKind, classes: int, metric: str | None, tolerance: float | None) -> None:
+    """Raises InputError where answers of this kind, of so many classes, have no such metric, or lack a tolerance."""
     if (kind == "value") != (tolerance is not None):
         raise InputError("give a tolerance where answers are values and only there (--tolerance): what counts as right")
-    if metric is not None and metric not in metrics_for(kind):
-        raise InputError(f"metric={metric!r}: for these answers give {', '.join(metrics_for(kind))}")
+    if metric is not None and metric not in (known := metrics_for(kind, classes)):
+        raise InputError(f"metric={metric!r}: for these answers give {', '.join(known)}")
 
 
 def check_shallower(truncated: Iterable[int], layers: int) -> None:
