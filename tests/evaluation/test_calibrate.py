@@ -12,6 +12,7 @@ from torch import Tensor
 
 import pabee_fast as pf
 from pabee_fast.evaluation.calibrate import check_rows, p_value, rows_needed
+from pabee_fast.evaluation.known import distinct_rows
 from pabee_fast.evaluation.risks import Risk
 from tests.evaluation.traces import CONDITIONS, made_up
 
@@ -260,6 +261,27 @@ def test_copies_of_rows_are_no_evidence() -> None:
     copied = rows.select(torch.arange(60).repeat(20))
     with pytest.raises(pf.InputError, match=r"900 rows to test with are copies of 60, and .* needs 299 different ones"):
         pf.calibrate(copied, epsilon=0.01, delta=0.05)
+
+
+@pytest.mark.parametrize("unit", [1e-6, 1.0, 1e8])
+def test_which_rows_are_copies_does_not_depend_on_the_unit_of_the_values(unit: float) -> None:
+    rows = made_up(rows=400, classes=1, kind="value", seed=3)
+    rows = dataclasses.replace(rows, logits=rows.logits * unit, labels=None)
+    assert len(distinct_rows(rows)) > 390
+    copies = rows.select(torch.arange(40).repeat(10))
+    off = torch.rand(copies.logits.shape, generator=torch.Generator().manual_seed(0))
+    assert len(distinct_rows(dataclasses.replace(copies, logits=copies.logits * (1 + 1e-6 * off)))) < 60
+
+
+def test_a_bound_on_the_loss_of_what_is_never_right_is_no_comfort(caplog: pytest.LogCaptureFixture) -> None:
+    rows = made_up(rows=400, seed=3)
+    assert rows.labels is not None
+    found = pf.calibrate(rows, epsilon=0.1, delta=0.1, risk="accuracy-loss")
+    assert found.full_depth_accuracy == 1.0 and not caplog.records
+    renumbered = dataclasses.replace(rows, labels=(rows.labels + 1) % 3)
+    assert pf.calibrate(renumbered, epsilon=0.1, delta=0.1, risk="accuracy-loss").full_depth_accuracy == 0.0
+    assert "full depth is right on 0.0 % of the rows, and the most frequent label alone" in caplog.text
+    assert pf.calibrate(rows, epsilon=0.1, delta=0.1).full_depth_accuracy is None
 
 
 def test_rows_that_come_often_are_said_to(caplog: pytest.LogCaptureFixture) -> None:

@@ -107,6 +107,9 @@ def test_a_guarantee_that_cannot_be_read_says_what_to_do(folder: Path) -> None:
     model.config.pabee_fast["guarantee"]["policy"] = "sooner:3"
     with pytest.raises(pf.CheckpointError, match="tune` again"):
         pf.guarantee_of(model)
+    model.config.pabee_fast["guarantee"] = "broken"
+    with pytest.raises(pf.CheckpointError, match="tune` again"):
+        pf.guarantee_of(model)
 
 
 @pytest.mark.parametrize(

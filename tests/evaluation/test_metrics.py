@@ -38,7 +38,7 @@ def test_which_f1_it_is_the_models_classes_say_and_not_which_of_them_rows_have()
     assert metrics.metrics_for("label", 2) == ("accuracy", "F1", "Matthews")
     assert metrics.metrics_for("label", 4) == ("accuracy", "macro-F1", "Matthews")
     assert metrics.metrics_for("label_set", 2) == ("accuracy", "micro-F1")
-    labels, answered = torch.tensor([0, 0, 1, 1]), torch.tensor([0, 0, 0, 2])  # of four classes, two of which no row has
+    labels, answered = torch.tensor([0, 0, 1, 1]), torch.tensor([0, 0, 0, 2])  # no row has classes 2 and 3
     assert metrics.evaluate("macro-F1", answered, labels) == pytest.approx((2 * 2 / (2 * 2 + 1) + 0) / 2)
 
 

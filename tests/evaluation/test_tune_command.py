@@ -236,6 +236,8 @@ def test_labels_bound_the_loss_of_accuracy_and_other_rows_may_choose(model: Path
     guarantee = pf.guarantee_of(pf.from_pretrained(model))
     assert guarantee is not None
     assert (guarantee.risk.name, guarantee.rows, guarantee.ordering_rows) == ("accuracy-loss", 100, 40)
+    found = json.loads((tmp_path / "here" / "frontier.json").read_text())
+    assert f"full depth is right on {found['full_depth_accuracy']:.1%} of these rows" in result.output
     assert (tmp_path / "here" / "frontier.png").read_bytes().startswith(b"\x89PNG")
     assert not (model / "tuning").exists()
 
@@ -266,6 +268,8 @@ def test_a_trace_stands_for_the_table_and_one_of_another_model_is_refused(model:
     given = ["tune", "--model", model, "--trace", tmp_path / "own.safetensors", *OPTIONS]
     assert run(*given, "--order", table).exit_code == 0
     assert "cut at 20 tokens" in error_of(run(*given, "--max-length", "48"))
+    labelled = ("--risk", "accuracy-loss", "--label-column", "stars")
+    assert "'stars': a trace holds its labels" in error_of(run(*given, *labelled))
     assert "was made in float32" in error_of(run(*given, "--dtype", "bfloat16"))
     other_weights(model)
     refused = run("tune", "--model", model, "--trace", tmp_path / "own.safetensors", *OPTIONS)
@@ -290,6 +294,7 @@ def test_nothing_is_stored_unless_wanted(model: Path, tmp_path: Path) -> None:
         (["--risk", "accuracy-loss"], "--label-column"),
         (["--risk", "wrongness"], "disagreement, accuracy-loss, distance"),
         (["--plot", "pdf"], "svg or png"),
+        (["--order", "other.jsonl", "--order-share", "0.5"], "order share 0.5: the rows of other.jsonl choose"),
         (["--order", "TABLE"], "let --order-share split"),
         (["--trace", "x.safetensors"], "either a table"),
         (["--risk", "accuracy-loss", "--label-column", "label"], "no label column 'label'"),
@@ -343,7 +348,7 @@ def test_rows_that_fit_has_learned_from_are_refused_unless_they_are_allowed(mode
     assert "has learned from" in error_of(run("tune", learned / "*.jsonl", "--model", fitted, *OPTIONS))
     for table, options, words in (
         (unseen, (), r"fit or train has learned from \d+ of 1\d\d rows that could be looked up"),
-        (learned, ("--allow-learned",), r"fit or train has learned from (1\d\d) of \1 calibration rows"),
+        (learned, ("--allow-learned",), r"fit or train has learned from (1\d\d) of \1 rows"),
     ):
         result = run("tune", table, "--model", fitted, *OPTIONS, *options)
         assert result.exit_code == 0, result.output

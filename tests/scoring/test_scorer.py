@@ -1,5 +1,6 @@
 """The scorer: texts in, one result a row out, in input order, whatever the window and the budget."""
 
+from collections.abc import Iterator
 from typing import Any
 
 import pytest
@@ -58,7 +59,9 @@ def test_results_do_not_depend_on_window_budget_or_order(
 
 
 def test_rows_that_cannot_be_scored_are_kept_with_their_reason(scorer: pf.Scorer) -> None:
+    half = "caf\u00e9 \ud83d"  # of an emoji, as JSON that was cut holds it
     rows: list[Any] = ["good film", None, 5, ("good", None), ("a", "b", "c"), "", ("good film", "bad")]
+    rows += [half, ("good", half)]
     results = list(scorer.score(rows))
     errors = [result.error for result in results]
     assert errors[0] is errors[5] is errors[6] is None
@@ -66,9 +69,33 @@ def test_rows_that_cannot_be_scored_are_kept_with_their_reason(scorer: pf.Scorer
     assert "int" in str(errors[2])
     assert errors[3] == "the text is null, not a string"
     assert "pair" in str(errors[4])
-    assert [result.prediction is None for result in results] == [False, True, True, True, True, False, False]
-    assert (scorer.tally.rows, scorer.tally.errors) == (7, 4)
+    assert errors[7] == errors[8] == "the text holds half of a surrogate pair, which is no character"
+    assert [result.prediction is None for result in results] == [False, *[True] * 4, False, False, True, True]
+    assert (scorer.tally.rows, scorer.tally.errors) == (9, 6)
     assert same(results[0], next(scorer.score(["good film"])))
+
+
+class Frame:
+    """As much of a pandas DataFrame as a loop over it meets."""
+
+    columns = ("text", "label")
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self.columns)
+
+
+@pytest.mark.parametrize(
+    ("rows", "says"),
+    [
+        ("good film", "rows is one text"),
+        ({"text": ["good film"]}, "rows is a dict, which gives its columns' names: give a column of texts"),
+        (Frame(), "rows is a Frame, which gives"),
+        (None, "rows=None: give a list of texts"),
+    ],
+)
+def test_what_is_no_list_of_texts_is_refused(scorer: pf.Scorer, rows: Any, says: str) -> None:
+    with pytest.raises(pf.InputError, match=says):
+        list(scorer.score(rows))
 
 
 def test_a_text_without_any_token_has_an_error_and_stops_nothing(bare_tokenizer: Any) -> None:

@@ -178,6 +178,8 @@ def test_features_stay_on_disk_and_are_read_by_parts(
         ({"labels": [0, 3] * 120}, "row 1: 3 is no class id; the model's are 0 to 2"),
         ({"labels": [0, -1] * 120}, "row 1: -1 is no class id"),
         ({"labels": [0.5] * 240}, "row 0: 0.5 is no class id"),
+        ({"labels": 1}, "labels=1: give one for each row"),
+        ({"onto": tiny_stock("bert", num_labels=2)}, "onto has 6 layers of 32 and 2 labels, and the model .* 3 labels"),
         ({"labels": [2] * 239 + [None]}, "all 2: heads need two classes"),
         ({"alpha": 1.5}, "alpha=1.5"),
         ({"held_out": 0.0}, "held_out=0.0"),
@@ -232,3 +234,10 @@ def test_features_that_are_not_finite_name_row_and_layer(where: str, tiny_tokeni
 def test_a_model_in_training_mode_is_refused(tiny_tokenizer: PreTrainedTokenizerFast) -> None:
     with pytest.raises(pf.InputError, match=r"model.eval\(\)"):
         pf.fit(tiny_stock("bert").train(), tiny_tokenizer, made_texts())
+
+
+def test_labels_may_be_booleans_and_nan_is_none(tiny_tokenizer: PreTrainedTokenizerFast) -> None:
+    given: list[list[Any]] = [[1, 0, None] * 80, [True, False, float("nan")] * 80]
+    fitted = [pf.fit(tiny_stock("bert"), tiny_tokenizer, made_texts(), labels) for labels in given]
+    assert all(torch.equal(one, other) for one, other in zip(*(m.state_dict().values() for m in fitted), strict=True))
+    assert fitted[1].config.pabee_fast["fit"]["labelled"] == 160

@@ -1,12 +1,18 @@
 """What a label column says: ids, names and values, of typed tables and of those that hold only text."""
 
+import copy
 from typing import Any
 
 import pytest
+from transformers import BertConfig, BertForSequenceClassification
 
 from pabee_fast.errors import InputError
-from pabee_fast.training.labels import MULTI, REGRESSION, SINGLE, Column, Labels, labels_of_column
+from pabee_fast.training.labels import MULTI, REGRESSION, SINGLE, Column, Labels, labels_of_column, labels_of_config
+from pabee_fast.training.teacher import in_order_of
 
+TINY = BertConfig(
+    vocab_size=8, hidden_size=8, num_hidden_layers=1, num_attention_heads=1, intermediate_size=8, num_labels=3
+)
 STARS = Labels(SINGLE, ("1", "2", "3", "4", "5"))
 SET = Labels(MULTI, ("a", "b", "c"))
 
@@ -77,6 +83,34 @@ def test_numbers_that_are_names_of_some_labels_and_ids_of_others_are_refused(giv
     for is_text in (True, False):
         assert STARS.encode(column(*names, is_text=is_text)) == [int(number) - 1 for number in given]
     assert STARS.encode(column(0, 4)) == [0, 4]  # no name is 0, so these are ids
+
+
+def test_names_that_are_digits_in_the_order_of_strings_are_not_read_as_ids_where_one_agrees() -> None:
+    digits = Labels(SINGLE, tuple(sorted(map(str, range(11)))))  # 0, 1, 10, 2, ...
+    with pytest.raises(InputError, match="names of the model's labels and ids of others"):
+        digits.encode(column(0, 1, 2, 10))
+    assert digits.encode(column("0", "1", "10", "2")) == [0, 1, 2, 3]
+
+
+def test_names_of_a_config_are_strings_one_for_every_label() -> None:
+    config = BertConfig(id2label={0: 1, 1: 2, 2: None}, label2id={})
+    assert labels_of_config(config).names == ("1", "2", "None")
+    with pytest.raises(InputError, match=r"names 0, 1, 5, and no label 2: number its 3 labels from 0"):
+        labels_of_config(BertConfig(id2label={0: "a", 1: "b", 5: "c"}, label2id={}))
+
+
+def test_labels_of_one_name_are_told_by_their_ids_alone() -> None:
+    twice = Labels(SINGLE, ("a", "b", "a"))
+    assert twice.encode(column(2, 1, 0)) == [2, 1, 0] and twice.encode(column("b")) == [1]
+    with pytest.raises(InputError, match="row 2: several of the model's labels are called 'a'; give ids"):
+        twice.encode(column("b", "a"))
+    own, other = BertForSequenceClassification(TINY), BertForSequenceClassification(TINY)
+    own.config.id2label = other.config.id2label = {0: "a", 1: "b", 2: "a"}
+    assert in_order_of(labels_of_config(own.config), other) == [0, 1, 2]
+    other.config = copy.deepcopy(other.config)
+    other.config.id2label = {0: "b", 1: "a", 2: "a"}
+    with pytest.raises(InputError, match="labels of one name cannot be told apart"):
+        in_order_of(labels_of_config(own.config), other)
 
 
 def test_numbers_that_are_both_the_name_and_the_id_of_a_label_are_taken() -> None:

@@ -133,6 +133,13 @@ def test_a_row_without_a_teacher_adds_nothing_to_the_teachers_term_and_gets_no_g
     assert logits.grad[1].abs().max() < 1e-7 < logits.grad[[0, 2, 3]].abs().amax(1).min()
 
 
+@pytest.mark.parametrize("given", [{"alpha": 1.5}, {"alpha": float("nan")}, {"temperature": 0.0}])
+def test_a_distillation_out_of_range_is_refused(given: dict[str, float]) -> None:
+    [(name, value)] = given.items()
+    with pytest.raises(pf.InputError, match=f"{name}={value}: give a"):
+        Distillation(**given)
+
+
 def test_distilled_heads_are_weighted_by_depth(tiny_config: Callable[..., Any]) -> None:
     model = make_model(tiny_config(num_labels=3))
     labels, teacher = CASES["single_label_classification"][1], torch.randn(3, 3)
