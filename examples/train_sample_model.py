@@ -182,7 +182,7 @@ def projected(vectors: torch.Tensor, size: int) -> torch.Tensor:
 
 def pabee_fast_train(tables: dict[str, Path], model: Path, output: Path, *options: str) -> None:
     """The command as a user types it."""
-    command = ["-m", "pabee_fast.cli", "train", str(tables["train"]), "--eval", str(tables["dev"])]
+    command = ["-m", "pabee_fast", "train", str(tables["train"]), "--eval", str(tables["dev"])]
     command += ["--model", str(model), "--output", str(output), "--batch-size", "128", "--warmup", "0.1"]
     command += ["--weight-decay", "0.1", "--overwrite"]
     subprocess.run([sys.executable, *command, *options], check=True)

@@ -295,7 +295,7 @@ def test_rows_none_of_which_could_be_scored_are_said_so(model_dir: Path, tmp_pat
 def test_an_error_is_one_line_on_stderr_with_status_2(run_python: Any) -> None:
     printed = run_python(
         "import subprocess, sys\n"
-        "done = subprocess.run([sys.executable, '-m', 'pabee_fast.cli', 'score', 'absent.csv', '--model', 'm',"
+        "done = subprocess.run([sys.executable, '-m', 'pabee_fast', 'score', 'absent.csv', '--model', 'm',"
         " '--output', 'o.csv'], capture_output=True, text=True)\n"
         "print(done.returncode, done.stdout, done.stderr)"
     )

@@ -128,7 +128,7 @@ def test_standard_input_goes_to_standard_output_line_by_line(small_model: Path) 
 def test_a_pipe_answers_before_its_input_ends(small_model: Path) -> None:
     fixed = ["--device", "cpu", "--dtype", "float32", "--policy", "patience:1"]
     words = ["score", "-", "--model", str(small_model), "--output", "-", *fixed]
-    command = [sys.executable, "-m", "pabee_fast.cli", *words]
+    command = [sys.executable, "-m", "pabee_fast", *words]
     pipe = subprocess.PIPE
     with subprocess.Popen(command, cwd=ROOT, env=QUIET, stdin=pipe, stdout=pipe, stderr=pipe, text=True) as job:
         assert job.stdin is not None and job.stdout is not None
@@ -219,7 +219,7 @@ def test_a_mark_of_byte_order_in_front_of_a_pipe_is_no_part_of_its_first_line(sm
 
 def test_ctrl_c_ends_a_pipe_that_waits(small_model: Path) -> None:
     fixed = ["--device", "cpu", "--dtype", "float32", "--policy", "patience:1"]
-    command = [sys.executable, "-m", "pabee_fast.cli", "score", "-", "--model", str(small_model), "--output", "-"]
+    command = [sys.executable, "-m", "pabee_fast", "score", "-", "--model", str(small_model), "--output", "-"]
     pipe = subprocess.PIPE
     with subprocess.Popen(
         [*command, *fixed], cwd=ROOT, env=QUIET, stdin=pipe, stdout=pipe, stderr=pipe, text=True

@@ -1,3 +1,0 @@
-from pabee_fast.cli import main
-
-main()
