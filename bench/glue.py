@@ -26,7 +26,7 @@ from bench import glue_models, glue_table, timing
 from bench.glue_clock import wall_clock
 from bench.glue_figures import Folds, Judge
 from bench.glue_promise import promise
-from bench.glue_steps import JOINT, MAX_LENGTH, Budget, Run, Steps
+from bench.glue_steps import JOINT, MAX_LENGTH, TEACHER_ROWS, Budget, Run, Steps
 from bench.glue_tasks import DATA, TASKS, Split, Task, has_split, read_split
 from pabee_fast.policies import parse_policy
 from pabee_fast.runtime.device import choose_device
@@ -96,6 +96,7 @@ def run_one(steps: Steps, run: Run, heads: Sequence[str], depths: Sequence[int])
         "averaged": run.averaged,
         "taught": run.taught,
         "augmented": run.augmented,
+        "teacher": {"rows": TEACHER_ROWS, **vars(steps.teacher_recipe())} if run.taught else None,
         "budget": run.budget.name,
         "not_comparable": why_not_comparable(steps, run, splits),
         "metric": run.task.metric,
@@ -160,6 +161,15 @@ def steps_of(parser: argparse.ArgumentParser, args: argparse.Namespace) -> Steps
         parser.error(str(error))
 
 
+def _check_augment(parser: argparse.ArgumentParser, args: argparse.Namespace, steps: Steps) -> None:
+    """Ends the program where a task's rows do not give the texts: said before a teacher is trained."""
+    for task in args.tasks:
+        try:
+            steps.texts(Run(TASKS[task], "minilm", 0, BUDGETS[args.budget], augmented=args.augment))
+        except ValueError as error:
+            parser.error(f"--augment: {task}: {error}")
+
+
 def main() -> None:
     """Parses options, runs what is asked, and writes a JSON a run."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -180,6 +190,8 @@ def main() -> None:
     if args.augment and args.teacher is None:
         parser.error("--augment: its texts have no labels; name the --teacher that answers them")
     steps = steps_of(parser, args)
+    if args.augment:
+        _check_augment(parser, args, steps)
     args.results.mkdir(parents=True, exist_ok=True)
     together = [(args.seeds[0], tuple(args.seeds))] if args.average else []
     # One seed of everything before a second seed of anything.

@@ -27,7 +27,7 @@ def substituted(rows: Sequence[tuple[str, ...]], count: int, seed: int = 0) -> l
         count: how many.
 
     Raises:
-        ValueError: rows of pairs, or rows that do not hold so many.
+        ValueError: rows of pairs, rows of which none is part of another, or too few of these.
     """
     if any(len(row) != 1 for row in rows):
         raise ValueError("rows of pairs have no parts that are rows; augment a task of single texts")
@@ -35,12 +35,14 @@ def substituted(rows: Sequence[tuple[str, ...]], count: int, seed: int = 0) -> l
     parts = _parts(known)
     inside = {text[a:b] for text, found in parts.items() for a, b in found}
     whole = [text for text in known if text not in inside and parts[text]]
+    if not whole:
+        raise ValueError("no row is part of another, so nothing can be replaced; augment a task whose rows are such")
     beginning: dict[str, list[Words]] = defaultdict(list)
     for row in known:
         if len(row) > 1:
             beginning[row[0]].append(row)
     rng, made, taken = np.random.default_rng(seed), dict[Words, None](), set(known)
-    for _ in range(20 * count if whole else 0):  # most tries succeed; the bound ends those on rows that hold too few
+    for _ in range(20 * count):  # most tries succeed; the bound ends those on rows that hold too few
         text = whole[rng.integers(len(whole))]
         a, b = parts[text][rng.integers(len(parts[text]))]
         part = beginning[text[a]][rng.integers(len(beginning[text[a]]))]

@@ -105,7 +105,7 @@ class Run:
     def name(self) -> str:
         """What its files are called."""
         whole = "" if self.budget.name == "full" else f"-{self.budget.name}"
-        taught = "-augmented" if self.augmented else "-taught" if self.taught else ""
+        taught = f"-augmented{self.augmented}" if self.augmented else "-taught" if self.taught else ""
         return f"{self.task.name}-{self.model}-{self.seeds}{whole}{taught}"
 
 
@@ -213,11 +213,11 @@ class Steps:
             return rows, logits
         answers = logits[:, 0] if run.task.outputs == 1 else logits.argmax(-1)
         untaught = logits.new_full((len(rows), logits.shape[1]), torch.nan)
-        return rows + Split(self._texts(run), answers.tolist()), torch.cat([untaught, logits])
+        return rows + Split(self.texts(run), answers.tolist()), torch.cat([untaught, logits])
 
     def taught_by(self, run: Run) -> Path:
         """The folder of a teacher's logits: of a run's augmented texts where it has them, else of its train rows."""
-        teacher, texts = self.teacher_of(run), self._texts(run)
+        texts, teacher = self.texts(run), self.teacher_of(run)
         settings = {"step": "taught", "teacher": teacher.name, "augmented": run.augmented, "rows": len(texts)}
 
         def make(place: Path) -> None:
@@ -233,9 +233,8 @@ class Steps:
         It is one teacher for all seeds, trained by TEACHER, which nobody tuned.
         """
         assert self.teacher is not None
-        encoder, rows = self.teacher, self.train_rows(run)
+        encoder, rows, recipe = self.teacher, self.train_rows(run), self.teacher_recipe()
         sample = rows.sample(TEACHER_ROWS)
-        recipe = Recipe(**TEACHER, max_length=MAX_LENGTH, dtype=self.training_dtype)
         settings = {
             "step": "teacher",
             "task": run.task.name,
@@ -255,8 +254,12 @@ class Steps:
 
         return self._once(f"{run.task.name}-teacher", settings, make)
 
-    def _texts(self, run: Run) -> Sequence[tuple[str, ...]]:
-        """What a run's teacher is asked about."""
+    def teacher_recipe(self) -> Recipe:
+        """How a teacher is trained."""
+        return Recipe(**TEACHER, max_length=MAX_LENGTH, dtype=self.training_dtype)
+
+    def texts(self, run: Run) -> Sequence[tuple[str, ...]]:
+        """What a run's teacher is asked about; raises ValueError where train rows give no such texts, or too few."""
         rows = self.train_rows(run).rows
         return substituted(rows, run.augmented) if run.augmented else rows
 

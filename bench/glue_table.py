@@ -239,7 +239,7 @@ def _name(run: Figures) -> str:
 def _model(run: Figures) -> str:
     unlike = [] if run["budget"] == "full" else [run["budget"]]
     unlike += [f"mean of {len(run['averaged'])}"] if run["averaged"] else []
-    unlike += ["augmented" if run["augmented"] else "taught"] if run["taught"] else []
+    unlike += [f"{run['augmented']} augmented" if run["augmented"] else "taught"] if run["taught"] else []
     return run["model"] + (f" ({', '.join(unlike)})" if unlike else "")
 
 

@@ -32,7 +32,11 @@ def report_command(
     text_pair_column: TextPairColumn = None,
     label_column: Annotated[str, typer.Option(help="Column of the labels.")] = "label",
     metric: Annotated[
-        str | None, typer.Option(help="The main one: accuracy, F1, Matthews, Pearson or Spearman; default: the first.")
+        str | None,
+        typer.Option(
+            help="The main one: accuracy, F1 (of two classes; of more macro-F1, of label sets micro-F1), Matthews, "
+            "Pearson or Spearman; default: accuracy or Pearson."
+        ),
     ] = None,
     tolerance: Annotated[
         float | None, typer.Option(help="Regression: answers this close to their label count as right.")

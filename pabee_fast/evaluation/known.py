@@ -44,10 +44,14 @@ def distinct_rows(trace: Trace, like: Trace | None = None) -> set[tuple[int, byt
     """The rows by tokens and rounded logits, as copies of a text agree in them but for the last bits.
 
     Args:
-        like: whose spread says what is rounded: to a hundredth of each logit's deviation over its rows; None: `trace`.
+        like: by whose rows it is rounded: each logit to a fiftieth of its median distance from its median, and no finer
+            than to 1/5,000 of its median size, which is above the noise of a head that hardly varies; None: `trace`.
     """
-    finite = torch.where((trace if like is None else like).logits.isfinite(), (like or trace).logits, 0.0).double()
-    unit = finite.std(dim=1, correction=0, keepdim=True) / 100
+    of = trace if like is None else like
+    logits = of.logits.nan_to_num()
+    middle = logits.median(dim=1, keepdim=True).values
+    spread = (logits - middle).abs().median(dim=1, keepdim=True).values
+    unit = torch.maximum(spread, 0.01 * logits.abs().median(dim=1, keepdim=True).values).double() / 50
     steps = trace.logits.double().nan_to_num() / torch.where(unit > 0, unit, 1.0)
     rows = steps.transpose(0, 1).round().clamp(-(2**62), 2**62).long().numpy()
     return {(length, row.tobytes()) for length, row in zip(trace.lengths.tolist(), rows, strict=True)}

@@ -102,6 +102,8 @@ def evaluate(name: str, answered: Tensor, labels: Tensor) -> float:
         raise InputError(f"metric={name!r}: give one of {', '.join(METRICS)}")
     if answered.shape != labels.shape:
         raise InputError(f"answers are {list(answered.shape)} and labels {list(labels.shape)}: give one for each row")
+    if (labels.ndim == 2 and name not in ("accuracy", "micro-F1")) or (labels.ndim == 1 and name == "micro-F1"):
+        raise InputError(f"metric={name!r}: of label sets there are accuracy and micro-F1, and micro-F1 of these alone")
     if len(torch.unique(labels, dim=0)) < 2:
         raise InputError("the labels of all rows are the same: give rows of two labels or more")
     return METRICS[name](answered, labels)

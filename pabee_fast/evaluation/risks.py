@@ -40,8 +40,8 @@ class Risk:
             raise InputError(f"tolerance={self.tolerance}: it belongs to the risk 'distance', of one-output models")
         if self.name == "distance" and not (self.tolerance is not None and 0 < self.tolerance < math.inf):
             raise InputError(
-                f"tolerance={self.tolerance}: the model answers with values, so say by tolerance (--tolerance) how far "
-                "from full depth's value an answer may be, in units of the output; a number above 0"
+                f"tolerance={self.tolerance}: the risk 'distance', of models that answer with values, needs one "
+                "(--tolerance): how far from full depth's value an answer may be, in units of the output, above 0"
             )
 
     @classmethod

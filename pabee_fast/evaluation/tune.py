@@ -55,6 +55,13 @@ class TuneSettings:
     store: bool = True
 
     @property
+    def share(self) -> float | None:
+        """Of the rows, those that choose what is tested; None: other rows do."""
+        if self.order_table is not None:
+            return None
+        return ORDER_SHARE if self.order_share is None else self.order_share
+
+    @property
     def folder(self) -> Path:
         """Where frontier.json and the plot go."""
         return Path(self.output) if self.output is not None else Path(self.model) / TUNING
@@ -127,9 +134,8 @@ def tune(settings: TuneSettings) -> Tuned:
         traced = _trace_table(settings, scorer, settings.table, judged)
     elif differences := traced.conditions.differences(scorer.conditions):
         raise InputError(f"{settings.trace} was not made with this model: {'; '.join(differences)}; make a new trace")
-    order: Trace | float = ORDER_SHARE if settings.order_share is None else settings.order_share
-    if settings.order_table is not None:
-        order = _trace_table(settings, scorer, settings.order_table)
+    order = settings.share if settings.order_table is None else _trace_table(settings, scorer, settings.order_table)
+    assert order is not None
     found = calibrate(
         traced,
         epsilon=settings.epsilon,
@@ -168,8 +174,7 @@ def _trace_table(settings: TuneSettings, scorer: Scorer, table: str, judged: Ris
     """A table's trace; of one that is tested on, by the risk it is `judged` by, what is wrong with it is said first."""
     examples = read_examples(table, settings.text_columns, settings.label_column)
     if judged is not None:
-        share = settings.order_share if settings.order_table is None else None
-        check_rows(len(examples.texts), settings.epsilon, settings.delta, share)
+        check_rows(len(examples.texts), settings.epsilon, settings.delta, settings.share)
     labels = None
     if settings.label_column is not None:
         labels = labels_of_config(scorer.model.config).encode(examples.column)

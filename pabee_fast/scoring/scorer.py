@@ -226,11 +226,13 @@ def row_source(rows: Iterable[Row]) -> Iterator[Row]:
     """The rows one by one; raises InputError for a string, whose rows would be its letters, and for a table."""
     if isinstance(rows, str):
         raise InputError(f"rows is one text ({rows[:40]!r}): give a list of texts")
-    if isinstance(rows, Mapping) or hasattr(rows, "columns"):
-        raise InputError(f"rows is a {type(rows).__name__}, which gives its columns' names: give a column of texts")
-    if not isinstance(rows, Iterable):
-        raise InputError(f"rows={rows!r}: give a list of texts")
-    return iter(rows)
+    kind = type(rows)
+    if isinstance(rows, Mapping) or hasattr(kind, "columns") or hasattr(kind, "column_names"):
+        raise InputError(f"rows is a {kind.__name__}, which holds columns: give one of them, of texts")
+    try:
+        return iter(rows)
+    except TypeError:
+        raise InputError(f"rows is a {kind.__name__}: give a list of texts") from None
 
 
 def on_host(results: Results) -> Answers:

@@ -184,12 +184,13 @@ def _as_targets(labels: Sequence[Any] | Tensor, classes: int, kind: AnswerKind) 
     Raises:
         InputError: they do not fit the model, or are all of one class.
     """
-    if not hasattr(labels, "tolist") and not isinstance(labels, Sequence):
-        raise InputError(f"labels={labels!r}: give one for each row")
-    given: list[Any] = labels.tolist() if hasattr(labels, "tolist") else list(labels)
+    try:
+        given: list[Any] = labels.tolist() if hasattr(labels, "tolist") else list(labels)
+    except TypeError:
+        raise InputError(f"labels is a {type(labels).__name__}: give a list, one for each row") from None
     out = torch.full((len(given), classes), float("nan"))
     for row, label in enumerate(given):
-        if label is None or (isinstance(label, float) and math.isnan(label)):
+        if label is None or (isinstance(label, Real) and math.isnan(label)):
             continue
         if kind == "label":
             if label not in range(classes):

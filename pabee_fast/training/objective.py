@@ -48,7 +48,7 @@ class Distillation:
     def loss(self, label_loss: Tensor, logits: Tensor, teacher_logits: Tensor, kind: AnswerKind) -> Tensor:
         """One head's loss from its loss by the labels, its logits and the teacher's, [rows, classes] both.
 
-        A row whose teacher's logits are NaN has no teacher: its second term is 0.
+        A row whose teacher's logits are NaN has no teacher: its second term is 0, its first keeps the weight 1 - alpha.
         """
         teacher_logits = torch.where(teacher_logits.isnan(), logits.detach(), teacher_logits)
         return (1 - self.alpha) * label_loss + self.alpha * self._to_teacher(logits, teacher_logits, kind)

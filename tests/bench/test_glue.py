@@ -242,7 +242,7 @@ def test_a_teacher_of_augmented_texts_speaks_for_these_alone(encoder: Path, data
                     lines.write(json.dumps({"text": text, "label": int(other == "fine")}) + "\n")
     steps = glue_steps.Steps(tmp_path / "work", encoder, tmp_path / "data", torch.device("cpu"), encoder)
     run = glue_steps.Run(TASKS["sst2"], "minilm", 0, glue.BUDGETS["full"], taught=True, augmented=7)
-    assert run.name == "sst2-minilm-s0-augmented"
+    assert run.name == "sst2-minilm-s0-augmented7"
     (rows, taught), own = steps.lessons(run), steps.train_rows(run)
     assert taught is not None and len(rows) == len(taught) == len(own) + 7
     assert list(rows.rows[: len(own)]) == list(own.rows) and not set(rows.rows[len(own) :]) & set(own.rows)
@@ -258,3 +258,14 @@ def test_augmented_texts_need_a_teacher(encoder: Path, data: Path, capsys: pytes
     with pytest.MonkeyPatch.context() as patch, pytest.raises(SystemExit):
         run(patch, "--encoder", encoder, "--data", data, "--augment", 10)
     assert "--teacher" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(("task", "says"), [("stsb", "rows of pairs"), ("cola", "ask less")])
+def test_what_cannot_be_augmented_is_said_before_a_teacher_is_trained(
+    task: str, says: str, encoder: Path, data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    options = ["--encoder", encoder, "--data", data, "--work", tmp_path, "--teacher", encoder, "--augment", 9_999]
+    with pytest.MonkeyPatch.context() as patch, pytest.raises(SystemExit):
+        run(patch, *options, "--tasks", task, "--results", tmp_path)
+    assert says in capsys.readouterr().err
+    assert not list(tmp_path.glob("*teacher*"))

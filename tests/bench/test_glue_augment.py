@@ -54,5 +54,7 @@ def test_the_same_rows_and_seed_give_the_same_texts_whatever_the_rows_order() ->
 def test_rows_that_hold_too_few_texts_or_are_pairs_are_refused_with_what_can_be_done() -> None:
     with pytest.raises(ValueError, match=r"count=10000: .* ask less"):
         substituted(ROWS, 10_000)
+    with pytest.raises(ValueError, match="no row is part of another"):
+        substituted([("the film",), ("is fine",)], 1)
     with pytest.raises(ValueError, match="single texts"):
         substituted([("the film", "is fine")], 1)

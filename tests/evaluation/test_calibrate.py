@@ -268,6 +268,11 @@ def test_which_rows_are_copies_does_not_depend_on_the_unit_of_the_values(unit: f
     rows = made_up(rows=400, classes=1, kind="value", seed=3)
     rows = dataclasses.replace(rows, logits=rows.logits * unit, labels=None)
     assert len(distinct_rows(rows)) > 390
+    outlier = rows.logits.clone()
+    outlier[:, 7] = 1e6 * unit
+    assert len(distinct_rows(dataclasses.replace(rows, logits=outlier))) > 390
+    nearly_constant = torch.cat([unit * (0.3 + 1e-5 * rows.logits[:1]), rows.logits])
+    rows = dataclasses.replace(rows, logits=nearly_constant)
     copies = rows.select(torch.arange(40).repeat(10))
     off = torch.rand(copies.logits.shape, generator=torch.Generator().manual_seed(0))
     assert len(distinct_rows(dataclasses.replace(copies, logits=copies.logits * (1 + 1e-6 * off)))) < 60

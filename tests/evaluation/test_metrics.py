@@ -66,6 +66,8 @@ def test_correlations_of_values() -> None:
         ("recall", ANSWERED, LABELS, "accuracy, F1, macro-F1, micro-F1, Matthews, Pearson, Spearman"),
         ("accuracy", ANSWERED[:3], LABELS, r"\[3\] and labels \[8\]"),
         ("F1", ANSWERED, torch.ones(8).long(), "two labels or more"),
+        ("F1", torch.ones(2, 2), torch.eye(2), "of label sets there are accuracy and micro-F1"),
+        ("micro-F1", ANSWERED, LABELS, "micro-F1 of these alone"),
     ],
 )
 def test_what_no_metric_can_judge_is_refused(name: str, answered: Tensor, labels: Tensor, says: str) -> None:

@@ -201,7 +201,7 @@ def test_full_depth_that_tells_no_rows_apart_is_refused(last: float) -> None:
         ({"traces": ()}, "needs a trace"),
         ({"texts": [("a",)]}, "1 texts for 120 rows"),
         ({"truncated": {6: ()}}, "has 6 layers, the model 6"),
-        ({"metric": "Pearson"}, "accuracy, F1, Matthews"),
+        ({"metric": "Pearson"}, "accuracy, macro-F1, Matthews"),
         ({"tolerance": 0.5}, "tolerance where answers are values"),
     ],
 )
@@ -280,7 +280,7 @@ def test_seeds_that_number_their_labels_otherwise_are_read_by_name(folder: Path,
     ("options", "says"),
     [
         (["--label-column", "stars"], "no label column 'stars'"),
-        (["--metric", "Spearman"], "accuracy, F1, Matthews"),
+        (["--metric", "Spearman"], "accuracy, macro-F1, Matthews"),
         (["--tolerance", "0.5"], "tolerance where answers are values"),
         (["--truncated", "SEED"], "has 6 layers, the model 6"),
     ],
@@ -337,6 +337,9 @@ def test_a_report_says_how_many_of_its_rows_the_model_has_learned_from(
         assert CliRunner().invoke(app, [str(word) for word in [*words, "--device", "cpu"]]).exit_code == 0
         assert says in " ".join(read((tmp_path / f"{place.name}.html").read_text(encoding="utf-8")).words)
         assert ("flatter" in caplog.text) == (place.name == "trained")
+    caplog.clear()
+    assert run(folder, tmp_path / "two.html", "--model", tmp_path / "trained").exit_code == 0
+    assert f"of {tmp_path / 'trained'}, fit or train has learned from 30 of" in caplog.text
 
 
 def test_an_output_is_html_and_never_replaced_unasked(folder: Path, tmp_path: Path) -> None:

@@ -322,6 +322,15 @@ def test_a_model_that_cannot_keep_a_guarantee_is_refused_before_any_work(tiny_to
     assert "has no heads" in error_of(run("tune", table, "--model", tmp_path / "stock"))
 
 
+def test_too_few_rows_are_refused_before_the_model_runs(
+    model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delattr("pabee_fast.runtime.engine.Engine.every_head")
+    table = write(tmp_path / "in.jsonl", texts(250))
+    refused = error_of(run("tune", table, "--model", model, "--epsilon", 0.01, "--delta", 0.1))
+    assert "188 rows are left to test with" in refused and "306 in all" in refused
+
+
 def test_labels_that_are_all_the_same_are_refused_before_the_model_runs(
     model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

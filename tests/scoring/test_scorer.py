@@ -88,9 +88,9 @@ class Frame:
     ("rows", "says"),
     [
         ("good film", "rows is one text"),
-        ({"text": ["good film"]}, "rows is a dict, which gives its columns' names: give a column of texts"),
-        (Frame(), "rows is a Frame, which gives"),
-        (None, "rows=None: give a list of texts"),
+        ({"text": ["good film"]}, "rows is a dict, which holds columns: give one of them, of texts"),
+        (Frame(), "rows is a Frame, which holds columns"),
+        (None, "rows is a NoneType: give a list of texts"),
     ],
 )
 def test_what_is_no_list_of_texts_is_refused(scorer: pf.Scorer, rows: Any, says: str) -> None:

@@ -178,7 +178,7 @@ def test_features_stay_on_disk_and_are_read_by_parts(
         ({"labels": [0, 3] * 120}, "row 1: 3 is no class id; the model's are 0 to 2"),
         ({"labels": [0, -1] * 120}, "row 1: -1 is no class id"),
         ({"labels": [0.5] * 240}, "row 0: 0.5 is no class id"),
-        ({"labels": 1}, "labels=1: give one for each row"),
+        ({"labels": 1}, "labels is a int: give a list, one for each row"),
         ({"onto": tiny_stock("bert", num_labels=2)}, "onto has 6 layers of 32 and 2 labels, and the model .* 3 labels"),
         ({"labels": [2] * 239 + [None]}, "all 2: heads need two classes"),
         ({"alpha": 1.5}, "alpha=1.5"),

@@ -112,9 +112,10 @@ def _study(
         logits = full_depth_logits(rival.model, rival.tokenizer, examples.texts, max_length=rival.max_length)
         ordered = logits[:, in_order_of(labels, rival.model, path)]
         truncated[len(rival.engine.layers)].append(answers(ordered, traces[0].kind))
-    guarantee, known = guarantee_of(scorers[0].model), Known.of(traces[0])
-    if known.is_more_than(WORTH_SAYING):
-        logger.warning("%s: %s; its figures flatter the model", table, known)
+    guarantee, known = guarantee_of(scorers[0].model), [Known.of(trace) for trace in traces]
+    for path, of_model in zip(settings.models, known, strict=True):
+        if of_model.is_more_than(WORTH_SAYING):
+            logger.warning("%s: of %s, %s; its figures flatter the model", table, path, of_model)
     return Study(
         model=settings.name or Path(settings.models[0]).name,
         data=Path(table).name,
@@ -127,7 +128,7 @@ def _study(
             "hardware": setting.device_name,
             "dtype": f"{setting.dtype_name} ({setting.dtype_reason})",
             "rows cut at": f"{scorers[0].max_length} tokens",
-            "learned before": str(known),
+            "learned before": "; ".join(map(str, dict.fromkeys(known))),
             "torch, transformers": f"{torch.__version__}, {transformers.__version__}",
             **({} if guarantee is None else {"stored policy": _promise(guarantee, traces[0])}),
         },
