@@ -280,7 +280,7 @@ def test_seeds_that_number_their_labels_otherwise_are_read_by_name(folder: Path,
     ("options", "says"),
     [
         (["--label-column", "stars"], "no label column 'stars'"),
-        (["--metric", "Spearman"], "accuracy, macro-F1, Matthews"),
+        (["--metric", "Spearman"], "accuracy, F1, Matthews"),
         (["--tolerance", "0.5"], "tolerance where answers are values"),
         (["--truncated", "SEED"], "has 6 layers, the model 6"),
     ],
