@@ -132,7 +132,7 @@ def tune(settings: TuneSettings) -> Tuned:
         judged = Risk.choose(scorer.engine.kind, settings.risk, settings.tolerance)
         judged.check_kind(scorer.engine.kind)
         traced = _trace_table(settings, scorer, settings.table, judged)
-    elif differences := traced.conditions.differences(scorer.conditions):
+    elif differences := traced.conditions.differences(scorer.conditions()):
         raise InputError(f"{settings.trace} was not made with this model: {'; '.join(differences)}; make a new trace")
     order = settings.share if settings.order_table is None else _trace_table(settings, scorer, settings.order_table)
     assert order is not None

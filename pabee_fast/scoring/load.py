@@ -188,7 +188,7 @@ def _stored_or_default(scorer: Scorer, texts: int | None) -> Policy:
     guarantee = guarantee_of(scorer.model)
     if guarantee is None:
         return _default(scorer)
-    void = guarantee.why_void(replace(scorer.conditions, texts=texts))
+    void = guarantee.why_void(replace(scorer.conditions(), texts=texts))
     if void:
         scorer.policy_reason = (
             f"since what is stored with the model ({guarantee.policy}) is void here: {'; '.join(void)}; run "

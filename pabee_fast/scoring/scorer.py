@@ -1,6 +1,5 @@
 """Texts in, answers out, window by window: tokenisation, the engine, and results in input order."""
 
-import functools
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -125,9 +124,8 @@ class Scorer:
         self.labels = label_names(model.config)
         self.tally = Tally()
 
-    @functools.cached_property
     def conditions(self) -> Conditions:
-        """What this scorer's answers depend on, when first asked: a hash of all weights is taken then."""
+        """What this scorer's answers depend on now; takes a hash of all weights."""
         return Conditions.of(self.model, self.tokenizer, self.max_length)
 
     def score(self, rows: Iterable[Row]) -> Iterator[RowResult]:

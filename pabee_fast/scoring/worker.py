@@ -201,7 +201,7 @@ class Worker:
 
 def about(scorer: Scorer, setting: Setting, schema: pa.Schema) -> About:
     """Everything of a scorer that changes results, by the names that a message tells."""
-    engine, conditions = scorer.engine, scorer.conditions
+    engine, conditions = scorer.engine, scorer.conditions()
     identity = {
         "the model's weights, heads or config": conditions.model,
         "labels": json.dumps(scorer.labels),

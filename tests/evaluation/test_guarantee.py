@@ -10,12 +10,10 @@ import torch
 from transformers import PreTrainedTokenizerFast
 
 import pabee_fast as pf
-from pabee_fast.evaluation import conditions
 from pabee_fast.evaluation.conditions import model_fingerprint, tokenizer_fingerprint
 from pabee_fast.evaluation.guarantee import store_guarantee
 from pabee_fast.evaluation.risks import Risk
 from pabee_fast.scoring import durable
-from pabee_fast.scoring.recipe import Recipe
 from tests.conftest import tiny_model, tiny_stock
 from tests.evaluation.traces import CONDITIONS
 from tests.zoo import model_with_heads
@@ -79,17 +77,6 @@ def test_storing_that_is_cut_leaves_the_directory_as_it_was(folder: Path, monkey
     with pytest.raises(KeyboardInterrupt):
         store_guarantee(folder, GUARANTEE)
     assert {path.name: path.read_bytes() for path in folder.iterdir()} == before
-
-
-def test_a_worker_of_a_tuned_model_hashes_its_weights_once(
-    folder: Path, tiny_tokenizer: PreTrainedTokenizerFast, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    tiny_tokenizer.save_pretrained(folder)
-    store_guarantee(folder, GUARANTEE)
-    hashed: list[object] = []
-    monkeypatch.setattr(conditions, "model_fingerprint", lambda model: hashed.append(model) or "hash")
-    Recipe(str(folder), None, device="cpu").worker()
-    assert len(hashed) == 1
 
 
 def test_a_stored_policy_is_used_in_python_by_name(folder: Path) -> None:
