@@ -191,6 +191,6 @@ def test_a_wrong_spelling_names_the_valid_ones(text: str, says: str) -> None:
 def test_policies_are_frozen(cls: type[pf.Policy]) -> None:
     values = {"patience": "4", "threshold": "0.4", "layers": "4"}
     own = [f"{f.name}={values[f.name]}" for f in dataclasses.fields(cls) if f.default is dataclasses.MISSING]
-    policy = pf.parse_policy(":".join([pf.policies._spelling(cls), *([",".join(own)] if own else [])]))
+    policy = pf.parse_policy(":".join([pf.policies.base.spelling(cls), *([",".join(own)] if own else [])]))
     with pytest.raises(AttributeError):
         policy.needs_heads = False  # type: ignore[misc]

@@ -1,0 +1,86 @@
+"""Where rows leave is given, whatever their heads say."""
+
+import operator
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import ClassVar
+
+from pabee_fast.arguments import require_whole
+from pabee_fast.errors import InputError
+from pabee_fast.policies.base import AnswerKind, Policy, Rule, Stepping
+
+
+@dataclass(frozen=True)
+class FullDepth(Policy):
+    """Every row is given every layer; no head but the model's own runs."""
+
+    needs_heads: ClassVar[bool] = False
+
+
+@dataclass(frozen=True)
+class FixedDepth(Policy):
+    """Every row leaves at layer `layers`, as a truncated model would; only that layer's head runs."""
+
+    layers: int
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        require_whole("layers", self.layers, at_least=1)
+
+    def from_layer(self, first: int) -> "FixedDepth":
+        if self.layers < first:
+            raise InputError(f"FixedDepth({self.layers}): the model's heads begin at layer {first}; give that or more")
+        return self
+
+    def depth(self, layers: int) -> int:
+        return min(self.layers, layers)
+
+    def check(self, layers: int, kind: AnswerKind, rows: int | None = None) -> None:
+        if self.layers > layers:
+            raise InputError(f"FixedDepth({self.layers}): the model has {layers} layers; give 1 to {layers}")
+
+
+@dataclass(frozen=True)
+class Scheduled(Stepping):
+    """Given exit layers, in input order of one call: for benchmarks, where exits must not depend on the answers.
+
+    Head and streak run at every tested layer, as they do under Patience, so that the whole machinery is measured.
+    """
+
+    exit_layers: tuple[int, ...]
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        try:
+            object.__setattr__(self, "exit_layers", tuple(operator.index(layer) for layer in self.exit_layers))
+        except TypeError:
+            raise InputError(f"exit_layers={self.exit_layers!r}: give whole numbers, one for each row") from None
+        if self.exit_layers and min(self.exit_layers) < 1:
+            raise InputError(f"exit_layers holds {min(self.exit_layers)}: layers are counted from 1")
+
+    def first_exit(self, layers: int) -> int:
+        return max(self.first_layer, min(self.exit_layers, default=layers))
+
+    def tests(self, layer: int, layers: int) -> bool:
+        return layer == layers or (layer >= self.first_layer and (layer - self.first_layer) % self.every == 0)
+
+    def rule(self, layer: int, classes: int) -> Rule:
+        return Rule("given")
+
+    def exit_at(self) -> tuple[int, ...]:
+        return self.exit_layers
+
+    def check(self, layers: int, kind: AnswerKind, rows: int | None = None) -> None:
+        if rows is not None and rows != len(self.exit_layers):
+            raise InputError(
+                f"Scheduled has {len(self.exit_layers)} exit layers for {rows} rows: give one for each row"
+            )
+        if self.exit_layers and max(self.exit_layers) > layers:
+            raise InputError(f"exit_layers holds {max(self.exit_layers)}: the model has {layers} layers")
+
+    def select(self, rows: Sequence[int]) -> "Scheduled":
+        if len(rows) and max(rows) >= len(self.exit_layers):
+            raise InputError(
+                f"Scheduled has {len(self.exit_layers)} exit layers; there are more rows: give one for each"
+            )
+        return replace(self, exit_layers=tuple(self.exit_layers[row] for row in rows))
