@@ -86,6 +86,7 @@ def run_one(steps: Steps, run: Run, heads: Sequence[str], depths: Sequence[int])
             {name: of_both(steps.trace, directory) for name, directory in models.items()},
             of_both(steps.logits, stock),
             {layers: of_both(steps.logits, directory) for layers, directory in truncated.items()},
+            of_both(steps.logits, steps.teacher_of(run)) if run.taught else None,
         )
     )
     within = judge.within_a_point()

@@ -36,12 +36,14 @@ class Folds:
         traces: heads' name -> a trace of each fold, with labels.
         stock: the logits of the fine-tuned stock model, [rows, classes] for each fold.
         truncated: layers -> the logits of a model fine-tuned at that depth.
+        teacher: the logits of the larger model that they were taught by; None: they had none.
     """
 
     names: tuple[str, str]
     traces: Mapping[str, tuple[Trace, Trace]]
     stock: Pair
     truncated: Mapping[int, Pair]
+    teacher: Pair | None = None
 
     @property
     def like(self) -> Trace:
@@ -71,8 +73,10 @@ class Judge:
         ]
 
     def full_depth(self) -> dict[str, Any]:
-        """Of the stock model and of each model with heads: metrics by fold."""
+        """Of the stock model, of each model with heads, and of their teacher: metrics by fold."""
         found = {"stock": self._by_fold(self.folds.stock)}
+        if self.folds.teacher is not None:
+            found["teacher"] = self._by_fold(self.folds.teacher)
         for heads, (first, second) in self.folds.traces.items():
             found[heads] = self._by_fold((first.logits[-1], second.logits[-1]))
         return found

@@ -42,6 +42,7 @@ def tables(runs: Sequence[Figures], heads: Sequence[Figures] = ()) -> str:
     groups = [list(group) for _, group in groupby(sorted(runs, key=_group), key=_group)]
     parts = [
         _about(runs),
+        _section("Full depth, fold by fold", DEPTH, [_full_depth(group) for group in groups]),
         _section("At most a point below full depth", WITHIN, [_within(group) for group in groups]),
         _section("At most 60 % of the layers", SHARED, [_shared(group) for group in groups]),
         _section("At equal layers, against truncated models", EQUAL, [r for group in groups for r in _equal(group)]),
@@ -54,6 +55,7 @@ def tables(runs: Sequence[Figures], heads: Sequence[Figures] = ()) -> str:
     return "\n\n".join(parts)
 
 
+DEPTH = "task | model | seeds | metric | stock model | its teacher"
 WITHIN = (
     "task | model | seeds | full depth | exits | difference | p | mean exit layer | layer ratio | wall-clock | rule"
 )
@@ -82,6 +84,18 @@ def _about(runs: Sequence[Figures]) -> str:
     clocks = {(c["hardware"], c["dtype"]) for run in runs for c in run["wall_clock"] or ()}
     where = "; ".join(f"{hardware}, {dtype}" for hardware, dtype in sorted(clocks))
     return "\n".join([*lines, "", f"Wall-clock: {where or 'not measured'}."])
+
+
+def _full_depth(group: Sequence[Figures]) -> Row:
+    """Fold by fold, of the models without exits and of what taught them."""
+    first, metric = group[0], _judged_metric(group[0])
+
+    def by_fold(model: str) -> str:
+        found = [run["full_depth"][model] for run in group if model in run["full_depth"]]
+        folds = found[0] if found else ()
+        return ", ".join(f"{fold} {_percent(scores[fold][metric] for scores in found)}" for fold in folds) or "-"
+
+    return [first["task"], _model(first), str(len(group)), metric, by_fold("stock"), by_fold("teacher")]
 
 
 def _within(group: Sequence[Figures]) -> Row:

@@ -231,6 +231,18 @@ def test_one_teacher_teaches_all_seeds_and_models_and_runs_say_so(encoder: Path,
     assert len(list(tmp_path.glob("*teacher*"))) == 1
 
 
+def test_a_taught_run_says_how_often_its_teacher_is_right(encoder: Path, data: Path, tmp_path: Path) -> None:
+    steps = glue_steps.Steps(tmp_path, encoder, data, torch.device("cpu"), encoder)
+    taught = glue_steps.Run(TASKS["sst2"], "minilm", 0, glue.BUDGETS["small"], taught=True)
+    figures = glue.run_one(steps, taught, ["fit"], [])
+    labels = torch.tensor(glue_tasks.read_split(data, TASKS["sst2"], "dev").labels)
+    answered = load_file(next(tmp_path.glob("*teacher*-dev-*")) / "logits")["logits"].argmax(dim=1)
+    share = figures["full_depth"]["teacher"]["dev"]["accuracy"]
+    assert share == (answered == labels).double().mean().item()
+    [line] = [line for line in glue_table.tables([figures]).splitlines() if "| accuracy | dev" in line]
+    assert line.split("| ")[-1].startswith(f"dev {100 * share:.1f}, test ")
+
+
 def test_a_teacher_of_augmented_texts_speaks_for_these_alone(encoder: Path, data: Path, tmp_path: Path) -> None:
     """sst2's rows here hold none of the others, so some with their parts are added."""
     for folder in ("sst2", "stsb"):
