@@ -30,24 +30,29 @@ class RowResult:
     error: str | None = None
 
 
-@dataclass(frozen=True)
+@dataclass
 class Answers:
     """What a model said of rows, on the host, in their order; NaN and 0 for a row that was not scored.
 
     logits       [rows, classes] float32
     exit_layers  [rows] int64, 1-based
     errors       per row None, or why it has no answer
+    refused      how many rows had their error before anything was computed
+    truncated    how many rows were cut
     """
 
     logits: Tensor
     exit_layers: Tensor
     errors: list[str | None]
+    refused: int = 0
+    truncated: int = 0
 
     @classmethod
     def none_yet(cls, errors: Sequence[str | None], classes: int) -> "Answers":
         """Room for the answers of rows, those that have an error already included."""
-        rows = len(errors)
-        return cls(torch.full((rows, classes), float("nan")), torch.zeros(rows, dtype=torch.int64), list(errors))
+        rows, refused = len(errors), sum(error is not None for error in errors)
+        logits, exit_layers = torch.full((rows, classes), float("nan")), torch.zeros(rows, dtype=torch.int64)
+        return cls(logits, exit_layers, list(errors), refused)
 
     def put(self, rows: np.ndarray, answers: "Answers") -> None:
         """Puts the answers of some of the rows in their places."""
@@ -57,9 +62,10 @@ class Answers:
             self.errors[row] = error
 
     def refuse(self, rows: np.ndarray, error: str) -> None:
-        """Gives some of the rows an error."""
+        """Gives some of the rows their error, before they are computed."""
         for row in rows.tolist():
             self.errors[row] = error
+        self.refused += len(rows)
 
     def mark_not_finite(self) -> None:
         """Gives rows whose logits are not finite their error."""

@@ -46,15 +46,15 @@ class Tally:
         rows = self.exits.total()
         return sum(layer * count for layer, count in self.exits.items()) / rows if rows else float("nan")
 
-    def add(self, answers: Answers, bad: int, truncated: int) -> None:
-        """Counts the answers of rows, `bad` of which could not be tokenized, `truncated` of which were cut."""
+    def add(self, answers: Answers) -> None:
+        """Counts the answers of rows."""
         exits = torch.bincount(answers.exit_layers).tolist()
         errors = sum(error is not None for error in answers.errors)
         self.exits.update({layer: count for layer, count in enumerate(exits) if layer and count})
         self.rows += len(answers.errors)
         self.errors += errors
-        self.failed += errors - bad
-        self.truncated += truncated
+        self.failed += errors - answers.refused
+        self.truncated += answers.truncated
 
     def merge(self, other: "Tally") -> None:
         """Adds what another one has counted."""
@@ -149,19 +149,35 @@ class Scorer:
     def score_window(self, rows: Sequence[Row]) -> list[RowResult]:
         """Results of rows that are tokenized and sorted together; adds to `self.tally`."""
         texts, known = readable(rows)
-        good = np.array([i for i, error in enumerate(known) if error is None], dtype=np.int64)
-        answers, truncated, bad = Answers.none_yet(known, self.engine.classes), 0, len(rows) - len(good)
-        if len(good):
-            encoded = self.encoder([texts[i] for i in good])
-            empty = good[encoded.lengths == 0]
-            answers.refuse(empty, NO_TOKEN)
-            policy = self.policy.select((self.tally.rows + good).tolist())
-            for wave in self.waves(encoded):
-                answers.put(good[wave], self.run(self.pack(encoded, wave), policy.select(wave.tolist())))
-            answers.mark_not_finite()
-            truncated, bad = encoded.truncated, bad + len(empty)
-        self.tally.add(answers, bad, truncated)
+        answers = Answers.none_yet(known, self.engine.classes)
+        for places, batch, policy in self.plan(texts, answers, self.tally.rows):
+            answers.put(places, self.run(batch, policy))
+        answers.mark_not_finite()
+        self.tally.add(answers)
         return row_results(answers, self.labels, self.engine.kind)
+
+    def plan(
+        self, texts: Sequence[tuple[str, ...]], answers: Answers, first: int
+    ) -> Iterator[tuple[np.ndarray, PackedBatch, Policy]]:
+        """What is to be run for the rows that have no error, window by window and wave by wave.
+
+        Args:
+            texts: each row's, as the tokenizer takes them.
+            answers: of these rows; those without a token get their error here, and the cut ones are counted.
+            first: the number of the first row in the whole input, for policies that have a value for each.
+
+        Yields:
+            The places of a wave's rows among `texts`, their batch, on the host, and their policy.
+        """
+        good = np.array([i for i, error in enumerate(answers.errors) if error is None], dtype=np.int64)
+        for start in range(0, len(good), self.window):
+            rows = good[start : start + self.window]
+            encoded = self.encoder([texts[i] for i in rows])
+            answers.truncated += encoded.truncated
+            answers.refuse(rows[encoded.lengths == 0], NO_TOKEN)
+            policy = self.policy.select((first + rows).tolist())
+            for wave in self.waves(encoded):
+                yield rows[wave], self.pack(encoded, wave), policy.select(wave.tolist())
 
     def waves(self, encoded: Encoded) -> list[np.ndarray]:
         """The rows of each wave, but for those without a token: a pure function of rows and the budget first given."""

@@ -28,7 +28,6 @@ from pabee_fast.scoring.audit import Promise, chosen
 from pabee_fast.scoring.columns import result_columns, result_schema
 from pabee_fast.scoring.load import Setting
 from pabee_fast.scoring.scorer import Scorer, Tally, readable
-from pabee_fast.scoring.tokens import NO_TOKEN
 
 UNDER_WAY = 3
 """Tasks that keep a device busy: one in it, one tokenized, one that becomes columns or text."""
@@ -121,25 +120,14 @@ class Worker:
         """
         scorer, seconds, tally = self.scorer, Seconds(), Tally()
         texts, known = readable(task.texts, task.errors)
-        answers, truncated = Answers.none_yet(known, scorer.engine.classes), 0
+        answers = Answers.none_yet(known, scorer.engine.classes)
         audited = chosen(task.file, task.first_row, len(texts), self.audit)
-        good = np.array([i for i, error in enumerate(known) if error is None], dtype=np.int64)
-        bad, waves = len(texts) - len(good), list[tuple[np.ndarray, Future[Any]]]()
-        for first in range(0, len(good), scorer.window):
-            rows = good[first : first + scorer.window]
-            started = time.perf_counter()
-            encoded = scorer.encoder([texts[i] for i in rows])
-            truncated += encoded.truncated
-            empty = rows[encoded.lengths == 0]
-            answers.refuse(empty, NO_TOKEN)
-            bad += len(empty)
-            policy = scorer.policy.select((task.first_row + rows).tolist())
-            for wave in scorer.waves(encoded):
-                batch = self._to_device(scorer.pack(encoded, wave))
-                audit = np.flatnonzero(audited[rows[wave]])
-                running = self._device.submit(self._compute, *batch, policy.select(wave.tolist()), audit)
-                waves.append((rows[wave], running))
-            seconds.tokenise += time.perf_counter() - started
+        started, waves = time.perf_counter(), list[tuple[np.ndarray, Future[Any]]]()
+        for rows, batch, policy in scorer.plan(texts, answers, task.first_row):
+            audit = np.flatnonzero(audited[rows])
+            running = self._device.submit(self._compute, *self._to_device(batch), policy, audit)
+            waves.append((rows, running))
+        seconds.tokenise = time.perf_counter() - started
         for rows, future in waves:
             found, audit_counts, spent = future.result()
             answers.put(rows, found)
@@ -147,7 +135,7 @@ class Worker:
             tally.disagreed += audit_counts[1]
             seconds.merge(spent)
         answers.mark_not_finite()
-        tally.add(answers, bad, truncated)
+        tally.add(answers)
         results = result_columns(answers, scorer.labels, scorer.engine.kind, self.schema)
         return Scored(results, tally, seconds)
 
