@@ -4,7 +4,7 @@ Whatever is called runs as its owner made it. What is not called would be passed
 """
 
 import functools
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import TYPE_CHECKING, Any
 
 from torch import nn
@@ -45,34 +45,37 @@ def is_original(forward: Callable[..., Any]) -> bool:
     return where.startswith(("transformers.", "torch.nn."))
 
 
-def check_around(model: nn.Module, layers: Sequence[nn.Module], heads: "Sequence[Head]") -> None:
-    """Raises UnsupportedError where a head's linear, or a module that holds layers or heads, was changed.
+def check_around(model: nn.Module, called: Iterable[nn.Module], heads: "Sequence[Head]") -> None:
+    """Raises UnsupportedError where a head's linear, or a module that holds `called` ones or heads, was changed.
 
     The model itself is its class's affair: hooks on it are run by whoever calls it.
+
+    Args:
+        called: the layers, or of layers that are not called themselves the parts that are.
     """
     for head in heads:
         if wrong := why_not_original(head.linear):
             raise UnsupportedError(f"a head of the model {wrong}: the exit step reads its weights; {_WAY_OUT}")
-    called = {*layers, *(head.linear for head in heads)}
+    taken = {*called, *(head.linear for head in heads)}
     for head in heads:
         parts = (head.pooler, getattr(head.pooler, "dense", None))
-        called.update(part for part in parts if isinstance(part, nn.Module))
+        taken.update(part for part in parts if isinstance(part, nn.Module))
     poolers = {id(head.pooler.weight) for head in heads if isinstance(head.pooler, Pooler)}
-    for name, module in _holders(model, called, poolers):
+    for name, module in _holders(model, taken, poolers):
         if name and type(module).__name__ not in _DELEGATES and (wrong := why_not_original(module)):
             raise UnsupportedError(f"{name} {wrong}: early exit reads its parts and never calls it; {_WAY_OUT}")
 
 
 def _holders(
-    module: nn.Module, called: set[nn.Module], poolers: set[int], name: str = ""
+    module: nn.Module, taken: set[nn.Module], poolers: set[int], name: str = ""
 ) -> list[tuple[str, nn.Module]]:
     """`module` and what is inside it, by name, as far as it holds something that the runtime takes out of it."""
     holds, found = False, []
     for key, child in module._modules.items():
         if child is None:
             continue
-        if child in called or id(child._parameters.get("weight")) in poolers:
+        if child in taken or id(child._parameters.get("weight")) in poolers:
             holds = True
         else:
-            found += _holders(child, called, poolers, f"{name}.{key}".lstrip("."))
+            found += _holders(child, taken, poolers, f"{name}.{key}".lstrip("."))
     return [(name, module), *found] if holds or found else []

@@ -149,6 +149,10 @@ class Family:
         out = layer(hidden, layout=layout)
         return out if isinstance(out, Tensor) else out[0]
 
+    def called(self, layer: Any) -> tuple[nn.Module, ...]:
+        """What `run_layer` calls of one of `layers`: whatever its owner did to the rest would be passed over."""
+        return (layer,)
+
     def blocks(self, layer: Any) -> tuple[Block, ...]:
         """The post-norm blocks, in order, that one of `layers` is made of while its modules are transformers' own; none
         where it is something else."""

@@ -38,7 +38,8 @@ class HeadSpec:
         """As asked for; pooling None is the one that the model's own classifier has.
 
         Raises:
-            InputError: an unknown kind or pooling, or a first layer that the model does not have.
+            InputError: an unknown kind or pooling, a first layer that the model does not have, or layers that came or
+                went behind its config's back.
         """
         family = family_of(model)
         spec = cls(head, family.pooling(model) if pooling is None else pooling, first_layer)
@@ -46,7 +47,12 @@ class HeadSpec:
             if given not in known:
                 raise InputError(f"{name}={given!r}: give {', '.join(map(repr, known[:-1]))} or {known[-1]!r}")
         require_whole("first_layer", first_layer, at_least=1)
-        layers = model.config.num_hidden_layers
+        layers, held = model.config.num_hidden_layers, len(family.layers(model))
+        if held != layers:
+            raise InputError(
+                f"config.num_hidden_layers={layers}, and the model holds {held}: a head would serve another layer than "
+                f"its own; set model.config.num_hidden_layers = {held}, then attach heads"
+            )
         if first_layer > layers:
             raise InputError(f"first_layer={first_layer}: the model has {layers} layers; give 1 to {layers}")
         return spec

@@ -155,26 +155,39 @@ def exit_heads_of(model: PreTrainedModel) -> list[Head]:
     the last layer alone.
 
     Raises:
+        InputError: a head is missing or left over.
         UnsupportedError: what transformers' class does between layers and logits was changed, where that is not called.
     """
-    family = family_of(model)
+    family, layers = family_of(model), family_of(model).layers(model)
     try:
+        called = [part for layer in dict.fromkeys(layers) for part in family.called(layer)]
         own = Head(family.classifier(model), family.pooling(model), family.pooler(model), family.norm(model))
     except AttributeError as error:
         raise UnsupportedError(
-            f"{type(model).__name__} is not built as {family.model_type} is ({error}): was its pooler or classifier "
+            f"{type(model).__name__} is not built as {family.model_type} is ({error}): was a part of it "
             "replaced? give it back, or teach pabee_fast yours by pf.register_family"
         ) from None
     spec = spec_of(model) if has_heads(model) else None
     heads = [own] if spec is None else [*(spec.exit_head(own, linear) for linear in getattr(model, HEADS)), own]
+    if spec is not None and spec.first_layer + len(heads) - 1 != len(layers):
+        raise InputError(
+            f"the model has {len(layers)} layers, and {len(heads)} heads from layer {spec.first_layer} on: layers were "
+            "taken out or put in; call pf.attach_heads(model) anew, and fit or train its heads"
+        )
     if is_built_in(family):
         if not is_original(stock_class(type(model)).forward):
             raise UnsupportedError(
                 f"{type(model).__name__} has a forward of its own, which early exit would not run: give a model of the "
                 "class that it comes from, or teach pabee_fast yours by pf.register_family"
             )
-        check_around(model, family.layers(model), heads)
+        check_around(model, called, heads)
     return heads
+
+
+def require_evaluation(model: PreTrainedModel) -> None:
+    """Raises InputError in training mode, in which dropout has a say in the answers."""
+    if model.training:
+        raise InputError("the model is in training mode: call model.eval() first")
 
 
 def answer_kind(model: PreTrainedModel) -> AnswerKind:
@@ -294,7 +307,10 @@ def from_pretrained(path_or_id: str | Path, policy: Policy | None = None, **kwar
     hub: dict[str, Any] = {
         k: kwargs[k] for k in ("cache_dir", "revision", "token", "subfolder", "local_files_only") if k in kwargs
     }
-    config = kwargs.pop("config", None) or AutoConfig.from_pretrained(path_or_id, **hub)
+    config = kwargs.pop("config", None)
+    if config is None:  # which takes what is the config's, num_labels say, as transformers' own from_pretrained has it
+        config, rest = AutoConfig.from_pretrained(path_or_id, return_unused_kwargs=True, **kwargs)
+        kwargs = rest | hub
     tables = (AutoModelForSequenceClassification._model_mapping, AutoModelForImageClassification._model_mapping)
     stock = next((_get_model_class(config, table) for table in tables if type(config) in table), None)
     if stock is None:

@@ -35,4 +35,4 @@ class MPNet(PaddedFamily, DenseHeadFamily):
         return layer.attention.attn(states, mask, bias)[0]
 
     def join(self, layer: Any, attended: Tensor, hidden: Tensor) -> Tensor:
-        return layer.attention.LayerNorm(attended + hidden)
+        return layer.attention.LayerNorm(layer.attention.dropout(attended) + hidden)

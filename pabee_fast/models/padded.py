@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from pabee_fast.models.family import Family
 
@@ -36,6 +36,9 @@ class PaddedFamily(Family):
             attended[rows.tokens] = states.flatten(0, 1)[rows.back].to(attended.dtype)
         attention_output = self.join(layer, attended[None], hidden)
         return layer.output(layer.intermediate(attention_output), attention_output)
+
+    def called(self, layer: Any) -> tuple[nn.Module, ...]:
+        return (*layer.attention.children(), layer.intermediate, layer.output)
 
     def attend(self, model: Any, layer: Any, states: Tensor, rows: "PaddedRows") -> Tensor:
         """Attention over padded rows, [rows, length, hidden_size] to the same shape, without residual and norm."""

@@ -17,7 +17,7 @@ from transformers import PreTrainedModel
 from pabee_fast.arguments import require_whole
 from pabee_fast.models import family_of
 from pabee_fast.models.family import check_weights
-from pabee_fast.models.heads import answer_kind, exit_heads_of, has_heads, heads_of, inner_heads
+from pabee_fast.models.heads import answer_kind, exit_heads_of, has_heads, heads_of, inner_heads, require_evaluation
 from pabee_fast.policies import FullDepth, Policy, Rule, require_policy
 from pabee_fast.runtime import ops
 from pabee_fast.runtime.layers import Layers
@@ -84,6 +84,7 @@ class Engine:
 
     def _bind_heads(self) -> None:
         """Every run does so, for a model is its owner's between runs."""
+        require_evaluation(self.model)
         self._look()
         self.heads = exit_heads_of(self.model)
 
@@ -109,7 +110,8 @@ class Engine:
         """Every row's logits at its exit layer, in the order of `batch`.
 
         Raises:
-            InputError: the policy does not fit the model or the rows, or a row is longer than the budget asked for.
+            InputError: the policy does not fit the model or the rows, a row is longer than the budget asked for, or the
+                model is in training mode.
         """
         self._bind_heads()
         rows, policy = len(batch.lengths), policy.from_layer(self.first_head)

@@ -64,7 +64,7 @@ class Layers:
     """The layers of a model, a shared one repeated, ready to run on packed tokens within `ready()`.
 
     A layer that is not transformers' own any more (adapters, hooks, quantised or replaced modules) keeps running as it
-    is, and `describe` says why.
+    is, and `describe` says why; in a family of which only a layer's parts are called, the layer itself must not change.
 
     Args:
         model: a model of `family`.

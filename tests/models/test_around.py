@@ -123,7 +123,7 @@ CHANGES: dict[str, tuple[Callable[[Any], Any], str]] = {
         lambda m: setattr(m.bert, "pooler", OtherPooler(m.bert.pooler)),
         "bert.pooler has another forward",
     ),
-    "no pooler": (lambda m: setattr(m.bert, "pooler", None), "not built as bert is.*its pooler or classifier"),
+    "no pooler": (lambda m: setattr(m.bert, "pooler", None), "not built as bert is.*was a part of it replaced"),
     "a pooler that does nothing": (lambda m: setattr(m.bert, "pooler", nn.Identity()), "not built as bert is"),
 }
 
@@ -152,6 +152,35 @@ def test_hooks_on_what_is_called_are_run() -> None:
     model, batch = tiny_stock("bert"), padded_rows(LENGTHS)
     model.bert.embeddings.register_forward_hook(double)
     model.bert.encoder.layer[2].register_forward_hook(double)
+    with torch.no_grad():
+        expected = model(**batch).logits
+    assert_close(pf.accelerate(model, pf.FullDepth())(**batch).logits, expected)
+
+
+def layer_of(model: Any) -> Any:
+    return model.base_model.encoder.layer[1]
+
+
+LAYER_CHANGES: dict[str, Callable[[Any], Any]] = {
+    "a hook on a layer": lambda m: layer_of(m).register_forward_hook(lambda *_: None),
+    "a hook on its attention": lambda m: layer_of(m).attention.register_forward_hook(lambda *_: None),
+    "another forward of a layer": lambda m: setattr(layer_of(m), "forward", lambda *args, **kwargs: args[0]),
+}
+
+
+@pytest.mark.parametrize("change", LAYER_CHANGES)
+@pytest.mark.parametrize("variant", ["deberta", "deberta-v2", "mpnet"])
+def test_a_change_of_a_layer_whose_parts_alone_are_called_is_refused(variant: str, change: str) -> None:
+    model = pf.accelerate(zoo.stock_model(variant), pf.FullDepth())
+    LAYER_CHANGES[change](model)
+    with pytest.raises(pf.UnsupportedError, match=r"encoder.layer.1(\.attention)? has .*never calls it"):
+        model(**zoo.rows(variant, LENGTHS))
+
+
+@pytest.mark.parametrize("variant", ["deberta", "deberta-v2", "mpnet"])
+def test_a_changed_part_of_such_a_layer_is_run(variant: str) -> None:
+    model, batch = zoo.stock_model(variant), zoo.rows(variant, LENGTHS)
+    layer_of(model).intermediate.register_forward_hook(double)
     with torch.no_grad():
         expected = model(**batch).logits
     assert_close(pf.accelerate(model, pf.FullDepth())(**batch).logits, expected)

@@ -38,6 +38,23 @@ def padded_logits(model: PreTrainedModel, batch: dict[str, Tensor]) -> Tensor:
         return torch.stack(every_head(model, forward, **batch)[1])
 
 
+def test_heads_never_serve_another_layer_than_their_own_when_layers_were_taken_out() -> None:
+    model = tiny_stock("bert")
+    model.bert.encoder.layer = model.bert.encoder.layer[:4]
+    with pytest.raises(pf.InputError, match=r"set model.config.num_hidden_layers = 4, then attach heads"):
+        pf.attach_heads(model)
+    model.config.num_hidden_layers = 4
+    assert len(pf.attach_heads(model).exit_heads) == 3
+
+    model = pf.accelerate(tiny_model("bert"), pf.Patience(1))
+    model.bert.encoder.layer = model.bert.encoder.layer[:4]
+    with pytest.raises(pf.InputError, match=r"config.num_hidden_layers=6, and the model holds 4"):
+        model(**padded_rows(LENGTHS))
+    model.config.num_hidden_layers = 4
+    with pytest.raises(pf.InputError, match=r"4 layers, and 6 heads from layer 1 on.*attach_heads"):
+        model(**padded_rows(LENGTHS))
+
+
 @pytest.mark.parametrize("pooling", POOLINGS)
 @pytest.mark.parametrize("head", KINDS)
 def test_a_head_reads_what_its_kind_says(head: str, pooling: str) -> None:

@@ -120,6 +120,18 @@ def test_remote_code_is_refused(tmp_path: Path) -> None:
         pf.from_pretrained(tmp_path, trust_remote_code=True)
 
 
+def test_settings_of_the_config_may_be_given_in_loading_as_to_transformers(tmp_path: Path) -> None:
+    tiny_model("bert").save_pretrained(tmp_path)
+    given = {"problem_type": "multi_label_classification", "hidden_dropout_prob": 0.3, "dtype": torch.bfloat16}
+    model = pf.from_pretrained(tmp_path, **given)
+    stock = AutoModelForSequenceClassification.from_pretrained(tmp_path, **given)
+    assert (model.config.problem_type, model.bert.embeddings.dropout.p) == ("multi_label_classification", 0.3)
+    assert model.dtype == stock.dtype == torch.bfloat16
+    batch = padded_rows([3, 8])
+    with torch.no_grad():
+        assert torch.equal(model(**batch).logits, stock.eval()(**batch).logits)
+
+
 def test_heads_are_attached_once_and_of_a_known_kind() -> None:
     with pytest.raises(pf.InputError, match="has heads already"):
         pf.attach_heads(tiny_model("bert"))
