@@ -23,6 +23,7 @@ from pabee_fast.scoring.pipeline import run_parts
 from pabee_fast.scoring.scorer import Tally
 from pabee_fast.scoring.source import Part, Source, find_files
 from pabee_fast.scoring.tables import CHUNK_BYTES, Chunk, check_names
+from pabee_fast.scoring.tables_write import check_columns
 from pabee_fast.scoring.worker import About, Scored, Seconds
 
 logger = logging.getLogger(__name__)
@@ -132,6 +133,7 @@ class Job:
             )
         self.source = self._open(paths)
         check_names(self.source.schema, result_schema([], "label").names, columns.prefix)
+        check_columns(self.output.format, self.source.schema)
         self.progress = Progress(Tally(), 0, self.source.rows, 0)
 
     def _open(self, paths: Sequence[Path]) -> Source:

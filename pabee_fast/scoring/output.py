@@ -13,7 +13,14 @@ from pathlib import Path
 import pyarrow as pa
 
 from pabee_fast.errors import InputError
-from pabee_fast.scoring.durable import durable_file, reached, remove_temporaries, sha256_of, sync_directory
+from pabee_fast.scoring.durable import (
+    check_writable,
+    durable_file,
+    reached,
+    remove_temporaries,
+    sha256_of,
+    sync_directory,
+)
 from pabee_fast.scoring.manifest import NAME, Manifest, PartRecord
 from pabee_fast.scoring.scorer import Tally
 from pabee_fast.scoring.source import Part
@@ -69,6 +76,8 @@ class Output:
         for source in inputs:
             if output.directory in Path(os.path.realpath(source)).parents:
                 raise InputError(f"{source} lies in {output.directory}, where the results go: choose another output")
+        for place in filter(None, (output.table, output.directory)):
+            check_writable(place)
         if not output.is_begun and output.directory.is_dir() and any(output.directory.iterdir()):
             raise InputError(f"{output.directory} holds files that are not of a job; give a new or empty directory")
         return output

@@ -21,6 +21,20 @@ from pabee_fast.scoring.process import TRIES
 from pabee_fast.scoring.recipe import Recipe
 from pabee_fast.scoring.worker import UNDER_WAY, About, Scored, Task
 
+logger = logging.getLogger(__name__)
+
+SLOW_START = 60
+"""Seconds after which a user is told that workers are still to start."""
+
+
+def cores_each(cores: Sequence[int], workers: int) -> int:
+    """The most cores that each of `workers` can have, none of them spread over machines.
+
+    Args:
+        cores: of each machine; `workers` are no more than their sum.
+    """
+    return next(each for each in range(max(cores), 0, -1) if sum(own // each for own in cores) >= workers)
+
 
 class RayExecutor(Executor):
     """A Ray actor for each worker; Ray starts one that dies again, and gives it once more what it had.
@@ -55,30 +69,38 @@ class RayExecutor(Executor):
             raise
 
     def _start(self, recipe: Recipe, workers: int | None) -> list[Any]:
-        resources = self._ray.cluster_resources()
-        gpus, cpus = int(resources.get("GPU", 0)), int(resources.get("CPU", 0))
+        machines = [node["Resources"] for node in self._ray.nodes() if node["Alive"]]
+        gpus = sum(int(machine.get("GPU", 0)) for machine in machines)
+        cores = [int(machine["CPU"]) for machine in machines if machine.get("CPU", 0) >= 1]
         if recipe.device not in ("auto", "cpu", "cuda"):
             raise InputError(f"device={recipe.device!r}: Ray gives each worker its own; give auto, cpu or cuda")
         if recipe.device == "cuda" and not gpus:
             raise InputError("device='cuda': the cluster has no GPU; give cpu or auto")
         on_gpu = gpus > 0 and recipe.device != "cpu"
-        most, what = (gpus, "GPUs") if on_gpu else (cpus, "CPU cores")
-        count = (gpus if on_gpu else len(self._ray.nodes())) if workers is None else workers
+        most, what = (gpus, "GPUs") if on_gpu else (sum(cores), "CPU cores")
+        count = (gpus if on_gpu else len(cores)) if workers is None else workers
         if not 1 <= count <= most:
             raise InputError(f"workers={count}: the cluster has {most} {what}; give 1 to {most}")
         if on_gpu:
             recipe, needs = replace(recipe, device="cuda"), {"num_gpus": 1}
         else:
-            cores = cpus // count
-            recipe, needs = replace(recipe, device="cpu", threads=recipe.threads or cores), {"num_cpus": cores}
+            each = cores_each(cores, count)
+            recipe, needs = replace(recipe, device="cpu", threads=recipe.threads or each), {"num_cpus": each}
         actor = self._ray.remote(**needs, max_restarts=-1, max_task_retries=TRIES - 1, max_concurrency=UNDER_WAY)(
             _Actor
         )
         return [actor.remote(recipe) for _ in range(count)]
 
     def _abouts(self) -> list[About]:
+        asked = [actor.about.remote() for actor in self._actors]
+        _, late = self._ray.wait(asked, num_returns=len(asked), timeout=SLOW_START)
+        if late:
+            logger.warning(
+                "%d of %d Ray workers have not started after %d s: they load the model, or wait for cores or GPUs that "
+                "others hold (`ray status`)", len(late), len(asked), SLOW_START,
+            )  # fmt: skip
         try:
-            abouts: list[About] = self._ray.get([actor.about.remote() for actor in self._actors])
+            abouts: list[About] = self._ray.get(asked)
         except self._ray.exceptions.RayActorError as error:
             cause = error.__cause__ or error
             raise InputError(f"a Ray worker could not be started: {cause}") from error
@@ -167,7 +189,8 @@ class BatchScorer:
         self._columns, self._prefix = list(text_columns), prefix
 
     def __call__(self, batch: Any) -> Any:
-        """The batch (a pyarrow table, or a dict of numpy arrays) with its result columns.
+        """The batch with its result columns: a pyarrow table, or a dict of numpy arrays, whose dtypes are then the same
+        for all batches; a row without an answer has exit layer 0 there, None for text, and NaN for numbers.
 
         Raises:
             InputError: a text column is missing, or a result column's name is taken.
@@ -186,4 +209,10 @@ class BatchScorer:
             for name, column in added.items():
                 batch = batch.append_column(name, column)
             return batch
-        return {**batch, **{name: np.asarray(column.to_numpy(zero_copy_only=False)) for name, column in added.items()}}
+        return {**batch, **{name: _to_numpy(column) for name, column in added.items()}}
+
+
+def _to_numpy(column: pa.Array) -> np.ndarray:
+    """Without nulls where the column is of whole numbers, which would else be floats wherever a batch has one."""
+    whole = pa.types.is_integer(column.type)
+    return np.asarray((column.fill_null(0) if whole else column).to_numpy(zero_copy_only=False))

@@ -13,6 +13,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from pabee_fast.arguments import require_whole
 from pabee_fast.errors import InputError
 from pabee_fast.evaluation.conditions import Conditions
+from pabee_fast.models.heads import require_evaluation
 from pabee_fast.policies import FullDepth, Policy
 from pabee_fast.runtime.engine import Engine
 from pabee_fast.runtime.packed import PackedBatch
@@ -103,8 +104,7 @@ class Scorer:
         token_budget: int | None = None,
         window: int = 8_192,
     ) -> None:
-        if model.training:
-            raise InputError("the model is in training mode: call model.eval() first")
+        require_evaluation(model)
         self.engine = Engine(model, token_budget=token_budget)
         self.model, self.tokenizer = model, tokenizer
         self.policy = self.engine.check(policy or getattr(model, "exit_policy", None) or FullDepth())
@@ -131,30 +131,24 @@ class Scorer:
     def score(self, rows: Iterable[Row]) -> Iterator[RowResult]:
         """One result a row, in input order; a row that cannot be scored has an `error` and stops nothing.
 
-        Memory holds one window. `self.tally` counts what this call has done.
+        Memory holds one window. `self.tally` counts what the call begun last has done.
 
         Raises:
             InputError: `Scheduled` with another number of exit layers than rows.
         """
-        self.tally = Tally()
+        self.tally = tally = Tally()
         source = row_source(rows)
         while window := list(islice(source, self.window)):
-            yield from self.score_window(window)
+            texts, known = readable(window)
+            answers = Answers.none_yet(known, self.engine.classes)
+            for places, batch, policy in self.plan(texts, answers, tally.rows):
+                answers.put(places, self.run(batch, policy))
+            answers.mark_not_finite()
+            tally.add(answers)
+            yield from row_results(answers, self.labels, self.engine.kind)
         given = self.policy.exit_at()
-        if given is not None and len(given) != self.tally.rows:
-            raise InputError(
-                f"Scheduled has {len(given)} exit layers for {self.tally.rows} rows: give one for each row"
-            )
-
-    def score_window(self, rows: Sequence[Row]) -> list[RowResult]:
-        """Results of rows that are tokenized and sorted together; adds to `self.tally`."""
-        texts, known = readable(rows)
-        answers = Answers.none_yet(known, self.engine.classes)
-        for places, batch, policy in self.plan(texts, answers, self.tally.rows):
-            answers.put(places, self.run(batch, policy))
-        answers.mark_not_finite()
-        self.tally.add(answers)
-        return row_results(answers, self.labels, self.engine.kind)
+        if given is not None and len(given) != tally.rows:
+            raise InputError(f"Scheduled has {len(given)} exit layers for {tally.rows} rows: give one for each row")
 
     def plan(
         self, texts: Sequence[tuple[str, ...]], answers: Answers, first: int
@@ -190,7 +184,7 @@ class Scorer:
         return encoded.pack(wave, self.model)
 
     def batches(self, rows: Sequence[Row], first: int = 0) -> Iterator[tuple[np.ndarray, PackedBatch]]:
-        """A window's rows as `score_window` runs them: the places of a wave's rows, and their batch, on the host.
+        """A window's rows as `score` runs them: the places of a wave's rows, and their batch, on the host.
 
         Args:
             rows: the window.

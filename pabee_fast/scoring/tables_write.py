@@ -108,6 +108,18 @@ def write_table(
             writer.close()
 
 
+def check_columns(kind: str, schema: pa.Schema) -> None:
+    """Raises InputError where a format cannot hold a column: parquet lacks some of Arrow's types."""
+    for field in schema if kind == "parquet" else ():
+        try:
+            pq.ParquetWriter(pa.BufferOutputStream(), pa.schema([field])).close()
+        except pa.ArrowNotImplementedError as error:
+            raise InputError(
+                f"column {field.name!r} is of type {field.type}, which parquet cannot hold: leave it out, convert it, "
+                "or write jsonl (--output OUTPUT.jsonl, --format jsonl)"
+            ) from error
+
+
 def open_writer(kind: str, file: BinaryIO, schema: pa.Schema, results: pa.Schema) -> "TableWriter":
     """What writes a table of a format into an open file, its header included; see `write_table`."""
     return _WRITERS[kind](file, schema, results)

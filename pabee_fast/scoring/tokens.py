@@ -44,7 +44,7 @@ class Encoded:
     inputs: dict[str, np.ndarray]  # input_ids and perhaps token_type_ids, each [tokens] int32
     lengths: np.ndarray  # [rows] int64
     truncated: int  # rows that were cut to the limit
-    padding: dict[str, int]  # what fills the padded layout of each input
+    padding: dict[str, int]  # what fills the padded layout of each input, unless the model has its own
 
     def pack(self, rows: np.ndarray, model: PreTrainedModel) -> PackedBatch:
         """The given rows, at least one, in the given order, as the model takes them."""
@@ -63,8 +63,11 @@ class Encoded:
         mask = column < lengths[:, None]  # [rows, longest]
         # Positions belong to the padded layout, so the rows pass through it once, right-padded.
         where = np.minimum(starts[:, None] + column, len(self.inputs["input_ids"]) - 1)
+        # The model's own, as it is now, before the tokenizer's: some models find the end of a row by it.
+        own = {} if model.config.pad_token_id is None else {"input_ids": model.config.pad_token_id}
+        fill = self.padding | own
         padded = {
-            name: torch.from_numpy(np.where(mask, flat[where], self.padding[name]).astype(np.int64))
+            name: torch.from_numpy(np.where(mask, flat[where], fill[name]).astype(np.int64))
             for name, flat in self.inputs.items()
         }
         return pack(model, attention_mask=torch.from_numpy(mask), **padded)
@@ -91,9 +94,7 @@ class Encoder:
         self._core.no_padding()
         self._core.enable_truncation(max_length, direction=tokenizer.truncation_side)
         self._core.encode_special_tokens = tokenizer.split_special_tokens
-        # The model's padding, not the tokenizer's: some find the end of a row by it.
-        pad = model.config.pad_token_id if model.config.pad_token_id is not None else tokenizer.pad_token_id
-        self._padding = {"input_ids": pad or 0}
+        self._padding = {"input_ids": tokenizer.pad_token_id or 0}
         if "token_type_ids" in tokenizer.model_input_names and "token_type_ids" in family_of(model).inputs:
             self._padding["token_type_ids"] = 0
 

@@ -9,6 +9,7 @@ import pytest
 
 from pabee_fast.errors import InputError
 from pabee_fast.scoring.executors import Executor
+from pabee_fast.scoring.job import Columns, Job
 from tests.scoring.conftest import RunJob, put_rows
 from tests.scoring.test_job import begin
 
@@ -39,6 +40,28 @@ def test_a_directory_that_holds_the_output_is_scored_stopped_and_resumed(
     assert run_job(folder, folder / "out.csv", part_rows=10).resumed == 20
     assert (folder / "out.csv").read_bytes() == apart.read_bytes()
     assert run_job(folder, folder / "out.csv", part_rows=10, overwrite=True).rows == 40
+
+
+def test_a_column_that_the_outputs_format_cannot_hold_is_named_before_any_row(run_job: RunJob, tmp_path: Path) -> None:
+    spans = pa.array([(1, 2, 3), None], pa.month_day_nano_interval())
+    table = pa.table({"text": ["good film", "bad"], "span": spans})
+    with pa.ipc.new_file(tmp_path / "in.arrow", table.schema) as writer:
+        writer.write_table(table)
+    with pytest.raises(InputError, match=r"column 'span' is of type month_day_nano_interval.*write jsonl"):
+        run_job(tmp_path / "in.arrow", tmp_path / "out.parquet")
+    assert not (tmp_path / "out.parquet.parts").exists()
+    run_job(tmp_path / "in.arrow", tmp_path / "out.jsonl")
+    assert len((tmp_path / "out.jsonl").read_text().splitlines()) == 2
+
+
+def test_an_output_that_cannot_be_written_is_refused_before_the_model_is_loaded(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    source = put_rows(tmp_path / "in.jsonl", 3)
+    monkeypatch.setattr(os, "access", lambda *_: False)  # the superuser, whom some test runs have, may write anywhere
+    for output in ("out.csv", "out/"):
+        with pytest.raises(InputError, match="cannot be written: no permission"):
+            Job([str(source)], f"{tmp_path}/{output}", Columns(["text"]))
 
 
 def test_a_struct_without_fields_is_written_as_one(run_job: RunJob, tmp_path: Path) -> None:

@@ -10,11 +10,14 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 import pabee_fast as pf
 from pabee_fast.errors import InputError
+from pabee_fast.scoring import ray as ray_module
 from pabee_fast.scoring.job import Columns, Job, JobOptions, Progress
-from pabee_fast.scoring.ray import BatchScorer, RayExecutor
+from pabee_fast.scoring.ray import BatchScorer, RayExecutor, cores_each
 from pabee_fast.scoring.recipe import Recipe
 from tests.conftest import ROOT
 from tests.scoring.conftest import RunJob, put_rows, text_of
@@ -60,6 +63,22 @@ def test_a_job_on_ray_outlives_a_killed_worker_and_leaves_the_table_of_one_proce
     assert (summary.tally.rows, summary.tally.errors) == (400, 1)
     assert (tmp_path / "ray.parquet").read_bytes() == (tmp_path / "one.parquet").read_bytes()
     assert two._ray.get(two._actors[1].pid.remote()) not in pids, "it was started again"
+
+
+@given(cores=st.lists(st.integers(1, 64), min_size=1, max_size=6), data=st.data())
+def test_workers_get_as_many_cores_as_lets_all_of_them_start(cores: list[int], data: st.DataObject) -> None:
+    workers = data.draw(st.integers(1, sum(cores)))
+    each = cores_each(cores, workers)
+    assert sum(own // each for own in cores) >= workers > sum(own // (each + 1) for own in cores)
+
+
+def test_columns_of_numpy_batches_have_one_dtype_whatever_rows_are_in_them(small_model: Path) -> None:
+    scorer = BatchScorer(str(small_model), "patience:1", device="cpu", dtype="float32", threads=1)
+    whole, holed = (scorer({"text": np.array(["good film", last], dtype=object)}) for last in ("bad film", None))
+    assert {name: column.dtype for name, column in whole.items()} == {
+        name: column.dtype for name, column in holed.items()
+    }
+    assert whole["exit_layer"].dtype == np.int32 and holed["exit_layer"][1] == 0
 
 
 def test_an_executor_leaves_a_cluster_alone_that_it_did_not_start(two: RayExecutor, cluster: Any) -> None:
@@ -123,11 +142,8 @@ def test_without_ray_the_extra_is_named(monkeypatch: pytest.MonkeyPatch) -> None
 class FewCores:
     """As much of Ray as says how large a cluster is: two machines with four cores each."""
 
-    def cluster_resources(self) -> dict[str, float]:
-        return {"CPU": 8.0}
-
-    def nodes(self) -> list[None]:
-        return [None, None]
+    def nodes(self) -> list[dict[str, Any]]:
+        return [{"Alive": True, "Resources": {"CPU": 4.0}}] * 2
 
 
 @pytest.mark.parametrize(
@@ -145,3 +161,23 @@ def test_what_a_cluster_does_not_have_is_refused(device: str, workers: int | Non
     executor._ray = FewCores()
     with pytest.raises(InputError, match=says):
         executor._start(Recipe("m", None, device=device), workers)
+
+
+def test_machines_without_cores_and_lost_ones_get_no_worker(
+    cluster: Any, two: RayExecutor, recipe: Recipe, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    others = [{"Alive": True, "Resources": {"memory": 1.0}}, {"Alive": False, "Resources": {"CPU": 8.0}}]
+    two.close()  # its cores are needed
+    nodes = cluster.nodes() + others
+    monkeypatch.setattr(cluster, "nodes", lambda: nodes)
+    with RayExecutor(recipe) as made:
+        assert made.workers == 1
+
+
+def test_workers_that_are_late_are_told_of(
+    cluster: Any, two: RayExecutor, recipe: Recipe, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    two.close()
+    monkeypatch.setattr(ray_module, "SLOW_START", 0)
+    with RayExecutor(recipe, 1):
+        assert "1 of 1 Ray workers have not started after 0 s" in caplog.text

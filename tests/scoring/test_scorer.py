@@ -11,7 +11,9 @@ from hypothesis import strategies as st
 import pabee_fast as pf
 from pabee_fast.runtime.engine import TOKEN_BUDGETS
 from pabee_fast.scoring.tokens import NO_TOKEN
+from tests import zoo
 from tests.conftest import tiny_model
+from tests.tolerances import assert_close
 
 WORDS = ["a", "bad", "film", "good", "is", "long", "the", "this", "was", "very", "not", "it", ".", ",", "!"]
 TEXTS = [" ".join(WORDS[(i * k) % len(WORDS)] for k in range(1, 2 + (7 * i) % 23)) for i in range(60)]
@@ -189,3 +191,28 @@ def test_options_out_of_range_are_refused(tiny_tokenizer: Any, options: dict[str
 def test_a_model_in_training_mode_is_refused(tiny_tokenizer: Any) -> None:
     with pytest.raises(pf.InputError, match=r"model\.eval\(\)"):
         pf.Scorer(model_for(tiny_tokenizer).train(), tiny_tokenizer)
+    scorer = pf.Scorer(model_for(tiny_tokenizer), tiny_tokenizer)
+    scorer.model.train()
+    with pytest.raises(pf.InputError, match=r"model\.eval\(\)"):
+        list(scorer.score(TEXTS))
+
+
+def test_two_calls_of_one_scorer_may_take_turns(tiny_tokenizer: Any) -> None:
+    exits = tuple(1 + i % 6 for i in range(10))
+    scorer = pf.Scorer(model_for(tiny_tokenizer), tiny_tokenizer, policy=pf.Scheduled(exits), window=4)
+    first = scorer.score(TEXTS[:10])
+    begun = [next(first).exit_layer]
+    assert tuple(result.exit_layer for result in scorer.score(TEXTS[:10])) == exits
+    assert scorer.tally.rows == 10
+    assert (*begun, *(result.exit_layer for result in first)) == exits
+
+
+def test_a_padding_token_that_a_decoder_was_given_late_pads_its_rows(tiny_tokenizer: Any) -> None:
+    model = zoo.stock_model("gpt2", pad_token_id=None)
+    scorer = pf.Scorer(model, tiny_tokenizer, policy=pf.FullDepth())
+    with pytest.raises(pf.InputError, match=r"set model.config.pad_token_id"):
+        list(scorer.score(TEXTS))
+    model.config.pad_token_id = 4
+    together = [result.scores for result in scorer.score(TEXTS)]
+    alone = [result.scores for text in TEXTS for result in scorer.score([text])]
+    assert_close(torch.tensor(together), torch.tensor(alone))
