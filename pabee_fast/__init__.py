@@ -26,7 +26,8 @@ if TYPE_CHECKING:
     from pabee_fast.evaluation.trace import Trace, trace
     from pabee_fast.models import register_family
     from pabee_fast.models.family import Family
-    from pabee_fast.models.heads import attach_heads, from_pretrained
+    from pabee_fast.models.heads import attach_heads
+    from pabee_fast.models.load import from_pretrained
     from pabee_fast.models.pabee_checkpoint import load_pabee_checkpoint
     from pabee_fast.runtime.forward import accelerate, restore
     from pabee_fast.scoring.answers import RowResult
@@ -83,7 +84,8 @@ _MODULES = {
     "evaluation.trace": ("Trace", "trace"),
     "models": ("register_family",),
     "models.family": ("Family",),
-    "models.heads": ("attach_heads", "from_pretrained"),
+    "models.heads": ("attach_heads",),
+    "models.load": ("from_pretrained",),
     "models.pabee_checkpoint": ("load_pabee_checkpoint",),
     "runtime.forward": ("accelerate", "restore"),
     "scoring.answers": ("RowResult",),

@@ -18,7 +18,8 @@ from transformers import (
 
 from pabee_fast.errors import InputError
 from pabee_fast.evaluation.guarantee import guarantee_of
-from pabee_fast.models.heads import CONFIG_ENTRY, classifies, from_pretrained, has_heads
+from pabee_fast.models.heads import CONFIG_ENTRY, classifies, has_heads
+from pabee_fast.models.load import from_pretrained
 from pabee_fast.policies import FullDepth, Patience, Policy
 from pabee_fast.runtime import ops
 from pabee_fast.runtime.device import choose_device, choose_dtype

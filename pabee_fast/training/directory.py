@@ -16,7 +16,8 @@ from transformers import (
 )
 
 from pabee_fast.errors import InputError, PabeeFastError
-from pabee_fast.models.heads import CONFIG_ENTRY, from_pretrained
+from pabee_fast.models.heads import CONFIG_ENTRY
+from pabee_fast.models.load import from_pretrained
 from pabee_fast.scoring.durable import check_writable
 from pabee_fast.scoring.load import readable_weights
 from pabee_fast.scoring.tokens import check_vocabulary
