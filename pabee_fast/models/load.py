@@ -45,9 +45,10 @@ def from_pretrained(path_or_id: str | Path, policy: Policy | None = None, **kwar
         k: kwargs[k] for k in ("cache_dir", "revision", "token", "subfolder", "local_files_only") if k in kwargs
     }
     config = kwargs.pop("config", None)
-    if config is None:  # which takes what is the config's, num_labels say, as transformers' own from_pretrained has it
+    if config is None:  # which takes what is the config's, problem_type say, as transformers' own from_pretrained has it
+        precision = {k: kwargs.pop(k) for k in ("dtype", "torch_dtype") if k in kwargs}  # "auto" is the loader's to read
         config, rest = AutoConfig.from_pretrained(path_or_id, return_unused_kwargs=True, **kwargs)
-        kwargs = rest | hub
+        kwargs = rest | hub | precision
     tables = (AutoModelForSequenceClassification._model_mapping, AutoModelForImageClassification._model_mapping)
     stock = next((_get_model_class(config, table) for table in tables if type(config) in table), None)
     if stock is None:

@@ -130,6 +130,8 @@ def test_settings_of_the_config_may_be_given_in_loading_as_to_transformers(tmp_p
     batch = padded_rows([3, 8])
     with torch.no_grad():
         assert torch.equal(model(**batch).logits, stock.eval()(**batch).logits)
+    model.save_pretrained(tmp_path / "half")
+    assert pf.from_pretrained(tmp_path / "half", dtype="auto", problem_type=None).dtype == torch.bfloat16
 
 
 def test_heads_are_attached_once_and_of_a_known_kind() -> None:
