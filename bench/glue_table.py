@@ -79,7 +79,8 @@ def _about(runs: Sequence[Figures]) -> str:
             f"; **not comparable with published tables** ({run['not_comparable']})" if run["not_comparable"] else ""
         )
         made = f" and {run['augmented']} texts made of their parts" if run["augmented"] else ""
-        trained = f"{run['train_rows']} train rows{made}, {run['recipe']['epochs']} epochs"
+        teacher = run["teacher"] and f"; teacher: {run['teacher']['rows']} rows, epochs: {run['teacher']['epochs']}"
+        trained = f"{run['train_rows']} train rows{made}, {run['recipe']['epochs']} epochs{teacher or ''}"
         lines.append(f"- {_name(run)}, seed {_seed(run)}: {trained}; {rows}{unlike}")
     clocks = {(c["hardware"], c["dtype"]) for run in runs for c in run["wall_clock"] or ()}
     where = "; ".join(f"{hardware}, {dtype}" for hardware, dtype in sorted(clocks))
@@ -237,8 +238,10 @@ def _section(title: str, columns: str, rows: Sequence[Row]) -> str:
     return "\n".join([f"### {title}", "", f"| {columns} |", line, *(f"| {' | '.join(row)} |" for row in rows)])
 
 
-def _group(run: Figures) -> tuple[str, str, str, int, bool, int]:
-    return run["model"], run["task"], run["budget"], len(run["averaged"]), run["taught"], run["augmented"]
+def _group(run: Figures) -> tuple[str, str, str, int, int, str]:
+    """What runs that differ in their seed alone have in common."""
+    teacher = json.dumps(run["teacher"], sort_keys=True) if run["taught"] else ""
+    return run["model"], run["task"], run["budget"], len(run["averaged"]), run["augmented"], teacher
 
 
 def _seed(run: Figures) -> str:

@@ -17,6 +17,10 @@ from pabee_fast.runtime.ops import ACTIVATIONS, Pooler
 KINDS = ("pabee", "own-pooler", "linear")
 OWN_ACTIVATION = "tanh"
 
+WITHOUT_HEADS = (
+    "Take layers out of a model without heads (load it by transformers), set its config.num_hidden_layers to"
+)
+
 
 @dataclass(frozen=True)
 class HeadSpec:
@@ -51,7 +55,7 @@ class HeadSpec:
         if held != layers:
             raise InputError(
                 f"config.num_hidden_layers={layers}, and the model holds {held}: a head would serve another layer than "
-                f"its own; set model.config.num_hidden_layers = {held}, then attach heads"
+                f"its own. {WITHOUT_HEADS} {held}, and call pf.attach_heads(model)"
             )
         if first_layer > layers:
             raise InputError(f"first_layer={first_layer}: the model has {layers} layers; give 1 to {layers}")

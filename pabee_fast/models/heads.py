@@ -22,7 +22,7 @@ from pabee_fast.errors import InputError, UnsupportedError
 from pabee_fast.models import family_of, is_built_in
 from pabee_fast.models.around import check_around, is_original
 from pabee_fast.models.family import Head
-from pabee_fast.models.head_kinds import HeadSpec
+from pabee_fast.models.head_kinds import WITHOUT_HEADS, HeadSpec
 from pabee_fast.policies import AnswerKind, Policy
 
 CONFIG_ENTRY = "pabee_fast"
@@ -53,6 +53,7 @@ class EarlyExitModel(PreTrainedModel if TYPE_CHECKING else object):  # type: ign
 
     def save_pretrained(self, save_directory: Any, *args: Any, **kwargs: Any) -> Any:
         """As the model's own, with the config entry brought up to date with the heads that are written."""
+        check_heads(self)
         if has_heads(self):
             state = kwargs.get("state_dict") or self.state_dict()
             heads = {name: t for name, t in state.items() if name.startswith(f"{HEADS}.")}
@@ -128,6 +129,18 @@ def spec_of(model: PreTrainedModel) -> HeadSpec:
     return HeadSpec.from_entry(model, getattr(model.config, CONFIG_ENTRY))
 
 
+def check_heads(model: PreTrainedModel) -> None:
+    """Raises InputError where a model's heads are not as many as its layers from the first one with a head on."""
+    if not has_heads(model):
+        return
+    first, heads, layers = spec_of(model).first_layer, inner_heads(model) + 1, model.config.num_hidden_layers
+    if first + heads - 1 != layers:
+        raise InputError(
+            f"the model has {layers} layers, and {heads} heads from layer {first} on. {WITHOUT_HEADS} what it holds, "
+            "and call pf.attach_heads(model)"
+        )
+
+
 def heads_of(model: PreTrainedModel) -> list[nn.Linear]:
     """The heads of the layers from `spec_of(model).first_layer` on, the model's own classifier last.
 
@@ -150,9 +163,11 @@ def exit_heads_of(model: PreTrainedModel) -> list[Head]:
         InputError: a head is missing or left over.
         UnsupportedError: what transformers' class does between layers and logits was changed, where that is not called.
     """
-    family, layers = family_of(model), family_of(model).layers(model)
+    check_heads(model)
+    family = family_of(model)
+    layers = dict.fromkeys(family.layers(model)) if is_built_in(family) else ()
     try:
-        called = [part for layer in dict.fromkeys(layers) for part in family.called(layer)]
+        called = [part for layer in layers for part in family.called(layer)]
         own = Head(family.classifier(model), family.pooling(model), family.pooler(model), family.norm(model))
     except AttributeError as error:
         raise UnsupportedError(
@@ -161,11 +176,6 @@ def exit_heads_of(model: PreTrainedModel) -> list[Head]:
         ) from None
     spec = spec_of(model) if has_heads(model) else None
     heads = [own] if spec is None else [*(spec.exit_head(own, linear) for linear in getattr(model, HEADS)), own]
-    if spec is not None and spec.first_layer + len(heads) - 1 != len(layers):
-        raise InputError(
-            f"the model has {len(layers)} layers, and {len(heads)} heads from layer {spec.first_layer} on: layers were "
-            "taken out or put in; call pf.attach_heads(model) anew, and fit or train its heads"
-        )
     if is_built_in(family):
         if not is_original(stock_class(type(model)).forward):
             raise UnsupportedError(

@@ -12,6 +12,7 @@ from transformers import (
     AutoConfig,
     AutoModelForImageClassification,
     AutoModelForSequenceClassification,
+    PretrainedConfig,
     PreTrainedModel,
 )
 from transformers.models.auto.auto_factory import _get_model_class
@@ -20,6 +21,9 @@ from transformers.utils import cached_file
 from pabee_fast.errors import CheckpointError, InputError, UnsupportedError
 from pabee_fast.models.heads import CONFIG_ENTRY, FORMATS, HEADS, early_exit_class, hash_of
 from pabee_fast.policies import Policy
+
+HUB = ("cache_dir", "force_download", "local_files_only", "proxies", "revision", "subfolder", "token")
+"""Settings that say where a directory lies: config, heads and weights are all read there."""
 
 
 def from_pretrained(path_or_id: str | Path, policy: Policy | None = None, **kwargs: Any) -> PreTrainedModel:
@@ -41,12 +45,14 @@ def from_pretrained(path_or_id: str | Path, policy: Policy | None = None, **kwar
         raise InputError("trust_remote_code=True: only the families that pabee_fast names are loaded")
     if kwargs.pop("output_loading_info", False):
         raise InputError("output_loading_info=True: the model alone is returned; ask its stock class for that")
-    hub: dict[str, Any] = {
-        k: kwargs[k] for k in ("cache_dir", "revision", "token", "subfolder", "local_files_only") if k in kwargs
-    }
+    hub: dict[str, Any] = {k: kwargs[k] for k in HUB if k in kwargs}
     config = kwargs.pop("config", None)
-    if config is None:  # which takes what is the config's, problem_type say, as transformers' own from_pretrained has it
-        precision = {k: kwargs.pop(k) for k in ("dtype", "torch_dtype") if k in kwargs}  # "auto" is the loader's to read
+    if (
+        config is None
+    ):  # which takes what is the config's, problem_type say, as transformers' own from_pretrained has it
+        precision = {
+            k: kwargs.pop(k) for k in ("dtype", "torch_dtype") if k in kwargs
+        }  # "auto" is the loader's to read
         config, rest = AutoConfig.from_pretrained(path_or_id, return_unused_kwargs=True, **kwargs)
         kwargs = rest | hub | precision
     tables = (AutoModelForSequenceClassification._model_mapping, AutoModelForImageClassification._model_mapping)
@@ -58,6 +64,7 @@ def from_pretrained(path_or_id: str | Path, policy: Policy | None = None, **kwar
             f"{path_or_id} has no heads (no {CONFIG_ENTRY!r} in its config): fit some with `pabee-fast fit`, train "
             "some with `pabee-fast train`, or load it with transformers, pf.attach_heads(model), and train"
         )
+    _check_settings(str(path_or_id), config)
     _check_heads(str(path_or_id), getattr(config, CONFIG_ENTRY), hub, kwargs.get("variant"))
     model = early_exit_class(stock).from_pretrained(path_or_id, config=config, **kwargs).eval()
     if policy is not None:
@@ -65,6 +72,20 @@ def from_pretrained(path_or_id: str | Path, policy: Policy | None = None, **kwar
 
         accelerate(model, policy)
     return model
+
+
+def _check_settings(path: str, config: PretrainedConfig) -> None:
+    """Holds layers and labels against the config entry: heads of others would be new ones, which nobody has trained."""
+    entry = getattr(config, CONFIG_ENTRY)
+    numbers = {name.split(".")[1] for name in entry["shapes"]}  # exit_heads.0.weight
+    layers, labels = entry.get("first_layer", 1) + len(numbers), config.num_labels
+    if numbers:
+        labels = entry["shapes"][f"{HEADS}.0.weight"][0]
+    if (layers, labels) != (config.num_hidden_layers, config.num_labels):
+        raise CheckpointError(
+            f"{path}: its heads are of {layers} layers and {labels} labels, and its config, with the settings given, "
+            f"says {config.num_hidden_layers} and {config.num_labels}; leave num_hidden_layers and num_labels out"
+        )
 
 
 def _check_heads(path: str, entry: Mapping[str, Any], hub: Mapping[str, Any], variant: str | None) -> None:

@@ -19,8 +19,6 @@ from pabee_fast.runtime.packed import pack
 from pabee_fast.training.objective import multi_exit_loss
 
 IGNORED_BY_TRAINER = "exit_layers"
-CLASS_NUMBERS = (torch.long, torch.int)
-"""Labels that transformers' loss takes for classes; by any others it makes a model, once and for all, multi-label."""
 
 
 @dataclass
@@ -138,11 +136,11 @@ def _refuse(model: PreTrainedModel, unsupported: dict[str, Any], labels: Tensor 
         )
     config = model.config
     is_open = config.num_labels > 1 and config.problem_type is None
-    if labels is not None and is_open and labels.dtype not in CLASS_NUMBERS:
+    if labels is not None and is_open and labels.dtype != torch.long:
         raise InputError(
-            f"labels are {labels.dtype} and config.problem_type is None: their loss would make the model one of label "
-            "sets, after its policy was chosen; set model.config.problem_type = 'multi_label_classification' before "
-            "pf.accelerate, or give class numbers as torch.long"
+            f"labels are {labels.dtype} and config.problem_type is None: their loss would fail, or make the model one "
+            "of label sets after its policy was chosen; set model.config.problem_type = 'multi_label_classification' "
+            "before pf.accelerate, or give class numbers as torch.long"
         )
     for name in ("output_attentions", "output_hidden_states"):
         if unsupported.pop(name, None) or getattr(model.config, name, False):

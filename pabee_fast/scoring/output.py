@@ -76,8 +76,9 @@ class Output:
         for source in inputs:
             if output.directory in Path(os.path.realpath(source)).parents:
                 raise InputError(f"{source} lies in {output.directory}, where the results go: choose another output")
-        for place in filter(None, (output.table, output.directory)):
-            check_writable(place)
+        check_writable(output.directory)
+        if output.table is not None:  # which is renamed into its place, so that its own permissions do not matter
+            check_writable(output.table.parent)
         if not output.is_begun and output.directory.is_dir() and any(output.directory.iterdir()):
             raise InputError(f"{output.directory} holds files that are not of a job; give a new or empty directory")
         return output

@@ -111,13 +111,22 @@ def write_table(
 def check_columns(kind: str, schema: pa.Schema) -> None:
     """Raises InputError where a format cannot hold a column: parquet lacks some of Arrow's types."""
     for field in schema if kind == "parquet" else ():
+        column = pa.table([_one_null(field.type)], schema=pa.schema([field.with_nullable(True)]))
         try:
-            pq.ParquetWriter(pa.BufferOutputStream(), pa.schema([field])).close()
-        except pa.ArrowNotImplementedError as error:
+            pq.write_table(column, pa.BufferOutputStream())  # some types fail with a row alone
+        except (pa.ArrowException, OSError) as error:
             raise InputError(
                 f"column {field.name!r} is of type {field.type}, which parquet cannot hold: leave it out, convert it, "
                 "or write jsonl (--output OUTPUT.jsonl, --format jsonl)"
             ) from error
+
+
+def _one_null(kind: pa.DataType) -> pa.Array:
+    """A column of one row, or of none where Arrow cannot make such a null."""
+    try:
+        return pa.nulls(1, kind)
+    except pa.ArrowException:
+        return pa.array([], kind)
 
 
 def open_writer(kind: str, file: BinaryIO, schema: pa.Schema, results: pa.Schema) -> "TableWriter":

@@ -16,7 +16,7 @@ from transformers.modeling_outputs import SequenceClassifierOutput
 from pabee_fast.errors import InputError
 from pabee_fast.models import family_of
 from pabee_fast.models.head_kinds import read_padded
-from pabee_fast.models.heads import HEADS, answer_kind, named_arguments, spec_of
+from pabee_fast.models.heads import HEADS, answer_kind, check_heads, named_arguments, spec_of
 from pabee_fast.policies import AnswerKind
 
 
@@ -114,13 +114,14 @@ def every_head(
     those of layer `spec_of(model).first_layer`."""
     wanted = kwargs.pop("output_hidden_states", None) or model.config.output_hidden_states
     out = stock_forward(*args, **kwargs, output_hidden_states=True, return_dict=True)
+    check_heads(model)
     spec, given, family = spec_of(model), named_arguments(model, *args, **kwargs), family_of(model)
     states = family.layer_outputs(model, out.hidden_states)[spec.first_layer - 1 :]
     norm = family.norm(model) or (lambda tokens: tokens)
     kept = functools.partial(family.kept, model, given.get("input_ids"))
     logits = [
         spec.logits(model, head, read_padded(norm(state), given.get("attention_mask"), spec.pooling, kept))
-        for head, state in zip(getattr(model, HEADS), states, strict=False)
+        for head, state in zip(getattr(model, HEADS), states[:-1], strict=True)
     ]
     if not wanted:
         out.hidden_states = None

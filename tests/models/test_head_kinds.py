@@ -38,10 +38,10 @@ def padded_logits(model: PreTrainedModel, batch: dict[str, Tensor]) -> Tensor:
         return torch.stack(every_head(model, forward, **batch)[1])
 
 
-def test_heads_never_serve_another_layer_than_their_own_when_layers_were_taken_out() -> None:
+def test_heads_never_serve_another_layer_than_their_own_when_layers_were_taken_out(tmp_path: Path) -> None:
     model = tiny_stock("bert")
     model.bert.encoder.layer = model.bert.encoder.layer[:4]
-    with pytest.raises(pf.InputError, match=r"set model.config.num_hidden_layers = 4, then attach heads"):
+    with pytest.raises(pf.InputError, match=r"set its config.num_hidden_layers to 4, and call pf.attach_heads"):
         pf.attach_heads(model)
     model.config.num_hidden_layers = 4
     assert len(pf.attach_heads(model).exit_heads) == 3
@@ -51,8 +51,13 @@ def test_heads_never_serve_another_layer_than_their_own_when_layers_were_taken_o
     with pytest.raises(pf.InputError, match=r"config.num_hidden_layers=6, and the model holds 4"):
         model(**padded_rows(LENGTHS))
     model.config.num_hidden_layers = 4
-    with pytest.raises(pf.InputError, match=r"4 layers, and 6 heads from layer 1 on.*attach_heads"):
+    left_over = pytest.raises(pf.InputError, match=r"4 layers, and 6 heads from layer 1 on.*attach_heads")
+    with left_over:
         model(**padded_rows(LENGTHS))
+    with left_over:
+        model.train()(**padded_rows(LENGTHS), labels=torch.zeros(len(LENGTHS)).long())
+    with left_over:
+        model.save_pretrained(tmp_path)
 
 
 @pytest.mark.parametrize("pooling", POOLINGS)

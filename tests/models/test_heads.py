@@ -134,6 +134,13 @@ def test_settings_of_the_config_may_be_given_in_loading_as_to_transformers(tmp_p
     assert pf.from_pretrained(tmp_path / "half", dtype="auto", problem_type=None).dtype == torch.bfloat16
 
 
+@pytest.mark.parametrize("given", [{"num_hidden_layers": 8}, {"num_hidden_layers": 4}, {"num_labels": 5}])
+def test_settings_that_the_heads_do_not_fit_are_refused(given: dict[str, int], tmp_path: Path) -> None:
+    tiny_model("bert").save_pretrained(tmp_path)
+    with pytest.raises(pf.CheckpointError, match="its heads are of 6 layers and 3 labels"):
+        pf.from_pretrained(tmp_path, **given)
+
+
 def test_heads_are_attached_once_and_of_a_known_kind() -> None:
     with pytest.raises(pf.InputError, match="has heads already"):
         pf.attach_heads(tiny_model("bert"))

@@ -92,7 +92,7 @@ def test_families_without_a_table_of_positions_take_longer_rows(variant: str) ->
 def test_labels_that_would_change_the_kind_of_answer_are_refused_and_others_leave_exits_as_they_are() -> None:
     model, batch = pf.accelerate(tiny_model("bert"), pf.Patience(1)), padded_rows(LENGTHS)
     exits = model(**batch).exit_layers
-    for labels in (torch.rand(8, 3).round(), torch.zeros(8, dtype=torch.uint8), torch.zeros(8, dtype=torch.bool)):
+    for labels in (torch.rand(8, 3).round(), *(torch.zeros(8, dtype=t) for t in (torch.uint8, torch.bool, torch.int))):
         with pytest.raises(pf.InputError, match=rf"labels are {labels.dtype}.*problem_type = 'multi_label.*torch.long"):
             model(**batch, labels=labels)
     assert torch.equal(model(**batch, labels=torch.zeros(8).long()).exit_layers, exits)

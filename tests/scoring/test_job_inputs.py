@@ -9,7 +9,8 @@ import pytest
 
 from pabee_fast.errors import InputError
 from pabee_fast.scoring.executors import Executor
-from pabee_fast.scoring.job import Columns, Job
+from pabee_fast.scoring.job import Columns, Job, JobOptions
+from pabee_fast.scoring.tables_write import check_columns
 from tests.scoring.conftest import RunJob, put_rows
 from tests.scoring.test_job import begin
 
@@ -45,6 +46,9 @@ def test_a_directory_that_holds_the_output_is_scored_stopped_and_resumed(
 def test_a_column_that_the_outputs_format_cannot_hold_is_named_before_any_row(run_job: RunJob, tmp_path: Path) -> None:
     spans = pa.array([(1, 2, 3), None], pa.month_day_nano_interval())
     table = pa.table({"text": ["good film", "bad"], "span": spans})
+    for kind in (pa.dictionary(pa.int32(), pa.list_(pa.int32())), pa.binary(0)):  # one fails with a row alone
+        with pytest.raises(InputError, match="column 'span' is of type"):
+            check_columns("parquet", pa.schema([("span", kind)]))
     with pa.ipc.new_file(tmp_path / "in.arrow", table.schema) as writer:
         writer.write_table(table)
     with pytest.raises(InputError, match=r"column 'span' is of type month_day_nano_interval.*write jsonl"):
@@ -58,10 +62,14 @@ def test_an_output_that_cannot_be_written_is_refused_before_the_model_is_loaded(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     source = put_rows(tmp_path / "in.jsonl", 3)
-    monkeypatch.setattr(os, "access", lambda *_: False)  # the superuser, whom some test runs have, may write anywhere
+    # Told by path: the superuser, whom some test runs have, may write anywhere.
+    monkeypatch.setattr(os, "access", lambda path, mode: Path(path) != tmp_path)
     for output in ("out.csv", "out/"):
         with pytest.raises(InputError, match="cannot be written: no permission"):
             Job([str(source)], f"{tmp_path}/{output}", Columns(["text"]))
+    (tmp_path / "out.csv").touch()
+    monkeypatch.setattr(os, "access", lambda path, mode: Path(path) != tmp_path / "out.csv")
+    Job([str(source)], f"{tmp_path}/out.csv", Columns(["text"]), JobOptions(overwrite=True))  # by a new name, renamed
 
 
 def test_a_struct_without_fields_is_written_as_one(run_job: RunJob, tmp_path: Path) -> None:
