@@ -14,9 +14,7 @@ from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
 import torch
 from torch import Tensor, nn
-from transformers import (
-    PreTrainedModel,
-)
+from transformers import PreTrainedModel
 
 from pabee_fast.errors import InputError, UnsupportedError
 from pabee_fast.models import family_of, is_built_in

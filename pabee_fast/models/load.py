@@ -33,13 +33,15 @@ def from_pretrained(path_or_id: str | Path, policy: Policy | None = None, **kwar
         path_or_id: a directory or hub id, as `AutoModelForSequenceClassification.from_pretrained` takes it.
         policy: accelerates the model with it; None leaves the model at full depth, whatever `pabee-fast tune` stored
             with it (`pf.guarantee_of(model).policy`).
-        **kwargs: passed on (dtype, device_map, revision, ...). Hub code is never run: `trust_remote_code` is refused.
+        **kwargs: passed on (dtype, device_map, revision, ...), settings of the config among them (problem_type, ...).
+            Hub code is never run: `trust_remote_code` is refused.
 
     Returns:
         The model in evaluation mode.
 
     Raises:
-        CheckpointError: no heads in it, heads that its config promises are absent, or they are not the config's.
+        CheckpointError: no heads in it, heads that its config promises are absent, they are not the config's, or they
+            do not fit a number of layers or labels that was given.
     """
     if kwargs.pop("trust_remote_code", False):
         raise InputError("trust_remote_code=True: only the families that pabee_fast names are loaded")
@@ -47,12 +49,9 @@ def from_pretrained(path_or_id: str | Path, policy: Policy | None = None, **kwar
         raise InputError("output_loading_info=True: the model alone is returned; ask its stock class for that")
     hub: dict[str, Any] = {k: kwargs[k] for k in HUB if k in kwargs}
     config = kwargs.pop("config", None)
-    if (
-        config is None
-    ):  # which takes what is the config's, problem_type say, as transformers' own from_pretrained has it
-        precision = {
-            k: kwargs.pop(k) for k in ("dtype", "torch_dtype") if k in kwargs
-        }  # "auto" is the loader's to read
+    if config is None:
+        # It takes what is the config's, problem_type say, as in transformers; a dtype "auto" is the loader's to read.
+        precision = {k: kwargs.pop(k) for k in ("dtype", "torch_dtype") if k in kwargs}
         config, rest = AutoConfig.from_pretrained(path_or_id, return_unused_kwargs=True, **kwargs)
         kwargs = rest | hub | precision
     tables = (AutoModelForSequenceClassification._model_mapping, AutoModelForImageClassification._model_mapping)
@@ -64,8 +63,8 @@ def from_pretrained(path_or_id: str | Path, policy: Policy | None = None, **kwar
             f"{path_or_id} has no heads (no {CONFIG_ENTRY!r} in its config): fit some with `pabee-fast fit`, train "
             "some with `pabee-fast train`, or load it with transformers, pf.attach_heads(model), and train"
         )
-    _check_settings(str(path_or_id), config)
     _check_heads(str(path_or_id), getattr(config, CONFIG_ENTRY), hub, kwargs.get("variant"))
+    _check_settings(str(path_or_id), config)
     model = early_exit_class(stock).from_pretrained(path_or_id, config=config, **kwargs).eval()
     if policy is not None:
         from pabee_fast.runtime.forward import accelerate

@@ -43,7 +43,7 @@ class RayExecutor(Executor):
 
     Args:
         recipe: of a worker; its device `auto` is a GPU where the cluster has any.
-        workers: None: one for each GPU; in a cluster without, one for each machine.
+        workers: None: one for each GPU; in a cluster without, as many as there are machines with cores.
 
     Raises:
         InputError: Ray is not installed, or the cluster is too small.
