@@ -9,13 +9,17 @@ from rich.table import Table
 
 from pabee_fast.cli.options import (
     TABLES,
+    Delimiter,
     Device,
+    Encoding,
     MaxLength,
     OverwriteModel,
+    Quoting,
     RememberRows,
     TextColumn,
     TextPairColumn,
     TokenBudget,
+    reading,
     text_columns,
 )
 from pabee_fast.cli.show import progress_bar, quieten_transformers
@@ -27,6 +31,9 @@ def fit_command(
     output: Annotated[Path, typer.Option(help="Directory for the model with heads.")],
     text_column: TextColumn = "text",
     text_pair_column: TextPairColumn = None,
+    delimiter: Delimiter = None,
+    quoting: Quoting = "auto",
+    encoding: Encoding = "utf-8",
     label_column: Annotated[
         str | None, typer.Option(help="Column of labels, used where a row has one; default: none is needed.")
     ] = None,
@@ -54,6 +61,7 @@ def fit_command(
         model=model,
         output=str(output),
         text_columns=text_columns(text_column, text_pair_column),
+        reading=reading(delimiter, quoting, encoding),
         label_column=label_column,
         head=head,
         pooling=pooling,

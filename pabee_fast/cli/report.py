@@ -8,12 +8,16 @@ from rich.console import Console
 
 from pabee_fast.cli.options import (
     TABLES,
+    Delimiter,
     Device,
     Dtype,
+    Encoding,
     MaxLength,
+    Quoting,
     TextColumn,
     TextPairColumn,
     TokenBudget,
+    reading,
     text_columns,
 )
 from pabee_fast.cli.show import quieten_transformers
@@ -30,6 +34,9 @@ def report_command(
     ] = [],  # noqa: B006 - typer wants a list and copies it
     text_column: TextColumn = "text",
     text_pair_column: TextPairColumn = None,
+    delimiter: Delimiter = None,
+    quoting: Quoting = "auto",
+    encoding: Encoding = "utf-8",
     label_column: Annotated[str, typer.Option(help="Column of the labels.")] = "label",
     metric: Annotated[
         str | None,
@@ -58,6 +65,7 @@ def report_command(
         output=str(output),
         truncated=tuple(truncated),
         text_columns=text_columns(text_column, text_pair_column),
+        reading=reading(delimiter, quoting, encoding),
         label_column=label_column,
         metric=metric,
         tolerance=tolerance,

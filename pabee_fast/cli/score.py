@@ -6,7 +6,19 @@ from typing import Annotated, Any
 
 import typer
 
-from pabee_fast.cli.options import Device, Dtype, MaxLength, TextColumn, TextPairColumn, TokenBudget, text_columns
+from pabee_fast.cli.options import (
+    Delimiter,
+    Device,
+    Dtype,
+    Encoding,
+    MaxLength,
+    Quoting,
+    TextColumn,
+    TextPairColumn,
+    TokenBudget,
+    reading,
+    text_columns,
+)
 from pabee_fast.cli.watch import Watch, choose_watch
 
 
@@ -26,6 +38,9 @@ def score_command(
     ],
     text_column: TextColumn = "text",
     text_pair_column: TextPairColumn = None,
+    delimiter: Delimiter = None,
+    quoting: Quoting = "auto",
+    encoding: Encoding = "utf-8",
     policy: Annotated[
         str | None,
         typer.Option(
@@ -77,7 +92,7 @@ def score_command(
 
     transformers.logging.disable_progress_bar()  # one bar is enough
     watch = choose_watch(log_format)
-    columns = Columns(text_columns(text_column, text_pair_column), prefix)
+    columns = Columns(text_columns(text_column, text_pair_column), prefix, reading(delimiter, quoting, encoding))
     recipe = Recipe(
         model=model,
         policy=None if policy is None else parse_policy(policy),
@@ -97,8 +112,11 @@ def score_command(
             raise InputError("standard input goes to standard output: give - for both, or files for both")
         given = {"part_rows": part_rows, "format": format, "overwrite": overwrite, "retry_errors": retry_errors}
         given["log_format json"] = log_format != "text"
+        given |= columns.reading.settings()
         if unused := [f"--{name.replace('_', '-')}" for name, value in given.items() if value]:
-            raise InputError(f"{', '.join(unused)}: standard input is scored as it comes, without parts; leave it out")
+            raise InputError(
+                f"{', '.join(unused)}: standard input is JSON Lines, scored as they come, without parts; leave it out"
+            )
         _stream(recipe, columns, devices, engine, workers, max_errors)
         return
     job = Job(inputs, output, columns, options)  # before a model is loaded

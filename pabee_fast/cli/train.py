@@ -6,7 +6,18 @@ from typing import Annotated
 import typer
 from rich.console import Console
 
-from pabee_fast.cli.options import TABLES, OverwriteModel, RememberRows, TextColumn, TextPairColumn, text_columns
+from pabee_fast.cli.options import (
+    TABLES,
+    Delimiter,
+    Encoding,
+    OverwriteModel,
+    Quoting,
+    RememberRows,
+    TextColumn,
+    TextPairColumn,
+    reading,
+    text_columns,
+)
 from pabee_fast.cli.show import quieten_transformers
 
 
@@ -19,6 +30,9 @@ def train_command(
     ] = None,
     text_column: TextColumn = "text",
     text_pair_column: TextPairColumn = None,
+    delimiter: Delimiter = None,
+    quoting: Quoting = "auto",
+    encoding: Encoding = "utf-8",
     label_column: Annotated[
         str,
         typer.Option(
@@ -70,6 +84,7 @@ def train_command(
         output=str(output),
         eval=eval_table,
         text_columns=text_columns(text_column, text_pair_column),
+        reading=reading(delimiter, quoting, encoding),
         label_column=label_column,
         problem_type=problem_type,
         head=head,

@@ -8,7 +8,19 @@ import typer
 from rich.console import Console
 from rich.table import Column, Table
 
-from pabee_fast.cli.options import TABLES, Device, MaxLength, TextColumn, TextPairColumn, TokenBudget, text_columns
+from pabee_fast.cli.options import (
+    TABLES,
+    Delimiter,
+    Device,
+    Encoding,
+    MaxLength,
+    Quoting,
+    TextColumn,
+    TextPairColumn,
+    TokenBudget,
+    reading,
+    text_columns,
+)
 from pabee_fast.cli.show import quieten_transformers
 
 if TYPE_CHECKING:
@@ -47,6 +59,9 @@ def tune_command(
     ] = None,
     text_column: TextColumn = "text",
     text_pair_column: TextPairColumn = None,
+    delimiter: Delimiter = None,
+    quoting: Quoting = "auto",
+    encoding: Encoding = "utf-8",
     label_column: Annotated[str | None, typer.Option(help="Column of the labels, for --risk accuracy-loss.")] = None,
     trace: Annotated[Path | None, typer.Option(help="A trace of the calibration texts, in place of TABLE.")] = None,
     max_length: MaxLength = None,
@@ -89,6 +104,7 @@ def tune_command(
         epsilon=epsilon,
         delta=delta,
         text_columns=text_columns(text_column, text_pair_column),
+        reading=reading(delimiter, quoting, encoding),
         label_column=label_column,
         max_length=max_length,
         token_budget=token_budget,

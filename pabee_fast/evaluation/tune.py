@@ -19,6 +19,7 @@ from pabee_fast.policies import FullDepth
 from pabee_fast.scoring.durable import check_writable
 from pabee_fast.scoring.load import Setting, load_scorer
 from pabee_fast.scoring.scorer import Scorer
+from pabee_fast.scoring.tables_read import USUAL, Reading
 from pabee_fast.training.directory import TUNING
 from pabee_fast.training.examples import read_examples
 from pabee_fast.training.labels import labels_of_config
@@ -53,6 +54,7 @@ class TuneSettings:
     output: str | None = None
     plot: str = "svg"
     store: bool = True
+    reading: Reading = USUAL  # of csv and tsv
 
     @property
     def share(self) -> float | None:
@@ -172,7 +174,7 @@ def _load_trace(settings: TuneSettings) -> Trace:
 
 def _trace_table(settings: TuneSettings, scorer: Scorer, table: str, judged: Risk | None = None) -> Trace:
     """A table's trace; of one that is tested on, by the risk it is `judged` by, what is wrong with it is said first."""
-    examples = read_examples(table, settings.text_columns, settings.label_column)
+    examples = read_examples(table, settings.text_columns, settings.label_column, settings.reading)
     if judged is not None:
         check_rows(len(examples.texts), settings.epsilon, settings.delta, settings.share)
     labels = None

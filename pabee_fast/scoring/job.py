@@ -23,6 +23,7 @@ from pabee_fast.scoring.pipeline import run_parts
 from pabee_fast.scoring.scorer import Tally
 from pabee_fast.scoring.source import Part, Source, find_files
 from pabee_fast.scoring.tables import CHUNK_BYTES, Chunk, check_names
+from pabee_fast.scoring.tables_read import USUAL, Reading
 from pabee_fast.scoring.tables_write import check_columns
 from pabee_fast.scoring.worker import About, Scored, Seconds
 
@@ -39,6 +40,7 @@ class Columns:
 
     texts: Sequence[str]  # one, or two for pairs
     prefix: str = ""  # of the result columns
+    reading: Reading = USUAL  # of csv and tsv
 
 
 @dataclass(frozen=True)
@@ -149,7 +151,7 @@ class Job:
                     for one in record["inputs"]
                 ]
                 scan = record["scan"] if quick == before and record["texts"] == list(self.columns.texts) else None
-        return Source(paths, self.columns.texts, scan)
+        return Source(paths, self.columns.texts, scan, self.columns.reading)
 
     def run(self, executor: Executor, on_part: Callable[[Progress], None] = lambda progress: None) -> Summary:
         """Scores what is not scored yet, and leaves the output.
@@ -246,6 +248,7 @@ class Job:
                 "part_rows": str(part_rows),
                 "part_bytes": str(self.options.part_bytes),
                 "format": self.output.format,
+                **self.columns.reading.settings(),
             },
             "inputs": self.source.identity(self.output.directory),
             "texts": list(self.columns.texts),
@@ -271,7 +274,11 @@ class Job:
 def _differences(before: dict[str, Any], now: dict[str, Any]) -> list[str]:
     """In words, what is not as it was when the job was begun."""
     old, new = before["settings"], now["settings"]
-    told = [_changed(name, old.get(name), new.get(name)) for name in {**old, **new} if old.get(name) != new.get(name)]
+    told = [
+        _changed(name, old.get(name, "unset"), new.get(name, "unset"))
+        for name in {**old, **new}
+        if old.get(name) != new.get(name)
+    ]
     files, others = ({one["path"]: one for one in job["inputs"]} for job in (before, now))
     told += [f"the input {path} is gone" for path in files if path not in others]
     told += [f"the input {path} is new" for path in others if path not in files]

@@ -19,8 +19,9 @@ import pyarrow as pa
 from pabee_fast.errors import InputError
 from pabee_fast.scoring.manifest import PartRecord
 from pabee_fast.scoring.tables import CHUNK_BYTES, CHUNK_ROWS, check_file, open_table
+from pabee_fast.scoring.tables_bytes import compression
 from pabee_fast.scoring.tables_jsonl import JsonTable, scan_json
-from pabee_fast.scoring.tables_read import FORMATS, Chunk, Place, Table, compression, quoted
+from pabee_fast.scoring.tables_read import FORMATS, USUAL, Chunk, Place, Reading, Table, quoted
 
 _SAMPLE = 64 * 2**10
 
@@ -46,20 +47,27 @@ class Source:
         paths: of the files, in the order of their rows.
         text_columns: one name, or two for pairs.
         scan: what `scan` gave when the same files were opened before, so that they need not be read to be opened.
+        reading: how csv and tsv are read.
 
     Raises:
         InputError: a file that cannot be read or has other columns than the first, or no text column.
     """
 
-    def __init__(self, paths: Sequence[Path], text_columns: Sequence[str], scan: Any = None) -> None:
+    def __init__(
+        self,
+        paths: Sequence[Path],
+        text_columns: Sequence[str],
+        scan: Any = None,
+        reading: Reading = USUAL,
+    ) -> None:
         self.paths = list(paths)
-        kinds = {check_file(path) for path in self.paths}
+        kinds = {check_file(path, reading) for path in self.paths}
         if len(kinds) > 1:
             raise InputError(f"the input files are {', '.join(sorted(kinds))}: give files of one format")
         self.tables = (
             _open_json(self.paths, text_columns, scan)
             if kinds == {"jsonl"}
-            else [open_table(path, text_columns) for path in self.paths]
+            else [open_table(path, text_columns, reading=reading) for path in self.paths]
         )
         self.schema = self.tables[0].schema
         for table in self.tables[1:]:

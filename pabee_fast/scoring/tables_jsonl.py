@@ -16,7 +16,8 @@ from typing import Any, NamedTuple
 import pyarrow as pa
 
 from pabee_fast.errors import InputError
-from pabee_fast.scoring.tables_read import ROW_SIZE, Chunk, Place, Table, grouped, open_bytes, replace_surrogates
+from pabee_fast.scoring.tables_bytes import open_bytes
+from pabee_fast.scoring.tables_read import ROW_SIZE, Chunk, Place, Table, grouped, replace_surrogates
 
 # Bounds on what is remembered of a file's keys, so that data used as keys cannot fill the memory.
 _MOST_COLUMNS = 4096

@@ -10,7 +10,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from pabee_fast.errors import InputError
-from pabee_fast.scoring.tables_read import READ_BUFFER, Chunk, Place, Table
+from pabee_fast.scoring.tables_bytes import READ_BUFFER
+from pabee_fast.scoring.tables_read import Chunk, Place, Table
 
 
 class BatchTable(Table):

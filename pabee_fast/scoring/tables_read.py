@@ -4,7 +4,6 @@ Knows rows, columns and texts; knows nothing of models, nor of how results are w
 row with an error: never an exception, never left out. Exceptions are for what spoils the table as a whole.
 """
 
-import io
 import os
 import re
 from abc import ABC, abstractmethod
@@ -12,11 +11,12 @@ from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, BinaryIO, NamedTuple, Protocol, TypeVar
+from typing import NamedTuple, Protocol, TypeVar
 
 import pyarrow as pa
 
 from pabee_fast.errors import InputError
+from pabee_fast.scoring.tables_bytes import UTF8, check_encoding, compression
 
 FORMATS = {
     ".csv": "csv",
@@ -27,11 +27,46 @@ FORMATS = {
     ".arrow": "arrow",
 }
 WRITTEN_FORMATS = ("csv", "tsv", "jsonl", "parquet")
-COMPRESSIONS = {".gz": "gzip", ".bz2": "bz2", ".zst": "zstd"}
 # The most one csv record or JSON line may take: a quote that is never closed must not read the whole file into memory.
 ROW_SIZE = 64 * 2**20
-READ_BUFFER = 2**20
 SURROGATES = re.compile("[\ud800-\udfff]")
+QUOTING = ("auto", "minimal", "none")
+
+
+@dataclass(frozen=True)
+class Reading:
+    """How csv and tsv files are read.
+
+    Args:
+        delimiter: what stands between fields; None: a comma, of tsv a tab. A tab may be spelled as in Python.
+        quoting: "minimal": a field in double quotes may hold delimiters, line breaks and doubled quotes. "none": quotes
+            are characters as any other, and every line is a row. "auto": minimal for csv; for tsv, quotes that close a
+            cell are read so too, others are characters, and what looks like rows is not taken for lines of one cell.
+        encoding: as Python calls it.
+
+    Raises:
+        InputError: a delimiter that is not one character, or an unknown quoting or encoding.
+    """
+
+    delimiter: str | None = None
+    quoting: str = "auto"
+    encoding: str = UTF8
+
+    def __post_init__(self) -> None:
+        if self.delimiter == r"\t":
+            object.__setattr__(self, "delimiter", "\t")
+        if self.delimiter is not None and (len(self.delimiter) != 1 or self.delimiter in '"\r\n'):
+            raise InputError(f"delimiter={self.delimiter!r}: give one character, no quote or line break")
+        if self.quoting not in QUOTING:
+            raise InputError(f"quoting={self.quoting!r}: give one of {', '.join(QUOTING)}")
+        object.__setattr__(self, "encoding", check_encoding(self.encoding))
+
+    def settings(self) -> dict[str, str]:
+        """Return what was asked for beyond the usual, as a job's manifest holds it."""
+        return {name: repr(value) for name, value in vars(self).items() if value != getattr(USUAL, name)}
+
+
+USUAL = Reading()
 
 
 class _Sized(Protocol):
@@ -98,7 +133,7 @@ class Table(ABC):
         Where a chunk ends depends only on where it starts, `chunk_rows` and `chunk_bytes`.
         """
 
-    def _require_columns(self) -> None:
+    def _require_columns(self, fix: str = "name the texts' by --text-column") -> None:
         names = self.schema.names
         repeated = [name for name, count in Counter(names).items() if count > 1]
         if repeated:
@@ -106,8 +141,7 @@ class Table(ABC):
         missing = [name for name in self.text_columns if name not in names]
         if missing:
             raise InputError(
-                f"{self.path} has no column {quoted(missing)}; its columns are {quoted(names) or 'none'}: "
-                "name the texts' by --text-column"
+                f"{self.path} has no column {quoted(missing)}; its columns are {quoted(names) or 'none'}: {fix}"
             )
 
     def _chunk(
@@ -134,50 +168,6 @@ def table_format(path: str | os.PathLike[str]) -> str:
         names = ", ".join(FORMATS)
         raise InputError(f"{path}: {suffix or 'no suffix'} names no table format; use one of {names}")
     return FORMATS[suffix.lower()]
-
-
-def compression(path: str | os.PathLike[str]) -> str | None:
-    """What a path's suffix says the file is compressed by: gzip, bz2, zstd or None."""
-    return COMPRESSIONS.get(Path(path).suffix.lower())
-
-
-def open_bytes(path: Path, at: int = 0) -> BinaryIO:
-    """The file's decompressed bytes from `at` on. Reaching a place in a compressed file decompresses what is before it.
-
-    Reading raises InputError where the compressed data are damaged.
-    """
-    if (kind := compression(path)) is None:
-        file: BinaryIO = path.open("rb", buffering=READ_BUFFER)
-        file.seek(at)
-        return file
-    file = io.BufferedReader(_Decompressed(path, kind), READ_BUFFER)
-    while at and (skipped := len(file.read(min(at, READ_BUFFER)))):
-        at -= skipped
-    return file
-
-
-class _Decompressed(io.RawIOBase):
-    """A compressed file's content, through pyarrow, which knows zstd too."""
-
-    def __init__(self, path: Path, kind: str) -> None:
-        self._path, self._kind = path, kind
-        self._stream = pa.input_stream(str(path), compression=kind, buffer_size=READ_BUFFER)
-
-    def readable(self) -> bool:
-        return True
-
-    def readinto(self, buffer: Any) -> int:
-        try:
-            data = self._stream.read(len(buffer))
-        except (pa.ArrowException, OSError) as error:
-            raise InputError(f"{self._path} cannot be read as {self._kind}: {error}") from error
-        buffer[: len(data)] = data
-        return len(data)
-
-    def close(self) -> None:
-        if not self.closed:
-            self._stream.close()
-        super().close()
 
 
 def quoted(names: Iterable[str]) -> str:

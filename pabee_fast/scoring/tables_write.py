@@ -21,9 +21,10 @@ import pyarrow.parquet as pq
 
 from pabee_fast.errors import InputError
 from pabee_fast.scoring.durable import durable_file
-from pabee_fast.scoring.tables_csv import header_bytes
+from pabee_fast.scoring.tables_bytes import READ_BUFFER, compression, open_file
+from pabee_fast.scoring.tables_csv import all_quoted, header_bytes
 from pabee_fast.scoring.tables_jsonl import json_text
-from pabee_fast.scoring.tables_read import READ_BUFFER, WRITTEN_FORMATS, Chunk, compression, quoted, table_format
+from pabee_fast.scoring.tables_read import WRITTEN_FORMATS, Chunk, quoted, table_format
 
 _GROUP_ROWS = 2**17
 _GROUP_BYTES = 64 * 2**20
@@ -137,9 +138,9 @@ def open_writer(kind: str, file: BinaryIO, schema: pa.Schema, results: pa.Schema
 def join_tables(kind: str, paths: Sequence[Path], file: BinaryIO) -> None:
     """Writes the rows of several tables of one format and the same columns, one after the other, as one such table."""
     if kind == "parquet":
-        with closing(_GroupedParquet(file, pq.read_schema(paths[0]))) as whole:
+        with closing(_GroupedParquet(file, pq.read_schema(open_file(paths[0])))) as whole:
             for path in paths:
-                for batch in pq.ParquetFile(path, buffer_size=READ_BUFFER, pre_buffer=False).iter_batches():
+                for batch in pq.ParquetFile(open_file(path), buffer_size=READ_BUFFER, pre_buffer=False).iter_batches():
                     whole.append(batch)
         return
     for number, path in enumerate(paths):
@@ -188,21 +189,30 @@ class _CsvWriter(TableWriter):
         # the record's own end can be cut to "\n".
         sink = SimpleNamespace(write=lambda record: self._lines.append(record[:-2] + "\n"))
         self._csv = csv.writer(sink, delimiter=self.delimiter, lineterminator="\r\n")
-        self._csv.writerow([*schema.names, *results.names])
-        self._flush()
+        self._write([(*schema.names, *results.names)])
 
     def _append(self, chunk: Chunk, results: pa.RecordBatch) -> None:
         columns = [_texts(column)[0] for column in (*chunk.batch.columns, *results.columns)]
-        self._csv.writerows(zip(*columns, strict=True))
-        self._flush()
+        self._write(list(zip(*columns, strict=True)))
 
-    def _flush(self) -> None:
+    def _write(self, rows: Sequence[Sequence[str | None]]) -> None:
+        self._csv.writerows(rows)
+        self._check(rows)
         self._file.write("".join(self._lines).encode())
         self._lines.clear()
+
+    def _check(self, rows: Sequence[Sequence[str | None]]) -> None:
+        """Make of the rows' lines what readers of the format understand."""
 
 
 class _TsvWriter(_CsvWriter):
     delimiter = "\t"
+
+    def _check(self, rows: Sequence[Sequence[str | None]]) -> None:
+        # All fields in quotes tell a reader that lines within one are no rows.
+        for row, line in enumerate(self._lines):
+            if "\n" in line[:-1] or "\r" in line:
+                self._lines[row] = all_quoted(rows[row], self.delimiter) + "\n"
 
 
 class _JsonWriter(TableWriter):

@@ -12,14 +12,12 @@ from transformers import PreTrainedTokenizerBase
 
 from pabee_fast.errors import InputError
 from pabee_fast.scoring.source import Source, find_files
-from pabee_fast.scoring.tables import Table, table_format
+from pabee_fast.scoring.tables import TEXT_FORMATS, Table, table_format
 from pabee_fast.scoring.tables_jsonl import JsonTable
+from pabee_fast.scoring.tables_read import USUAL, Reading
 from pabee_fast.training.labels import Column
 
 Features = list[dict[str, Any]]
-
-TEXT_FORMATS = ("csv", "tsv")
-"""Tables whose values are all strings."""
 
 
 @dataclass(frozen=True)
@@ -37,22 +35,27 @@ class Examples:
         return [dict(zip([*encoded, "labels"], row, strict=True)) for row in rows]
 
 
-def open_tables(named: str | Path, text_columns: Sequence[str]) -> list[Table]:
-    """The tables of a file, a directory, a glob or a saved dataset, all of one format and the same columns.
+def open_tables(named: str | Path, text_columns: Sequence[str], reading: Reading = USUAL) -> list[Table]:
+    """Return the tables of a file, a directory, a glob or a saved dataset, all of one format and the same columns.
+
+    Args:
+        reading: how csv and tsv are read.
 
     Raises:
         InputError: nothing is there, or it cannot be read as that.
     """
-    return Source(find_files([str(named)]), text_columns).tables
+    return Source(find_files([str(named)]), text_columns, reading=reading).tables
 
 
-def read_examples(named: str | Path, text_columns: Sequence[str], label_column: str | None) -> Examples:
-    """Reads the tables of a file, a directory, a glob or a saved dataset whole.
+def read_examples(
+    named: str | Path, text_columns: Sequence[str], label_column: str | None, reading: Reading = USUAL
+) -> Examples:
+    """Read the tables of a file, a directory, a glob or a saved dataset whole.
 
     Raises:
         InputError: no rows, a missing column, or a row with an error or without a label; it names the row, from 1.
     """
-    tables = open_tables(named, text_columns)
+    tables = open_tables(named, text_columns, reading)
     if label_column is not None:
         _check_label_column(named, tables, label_column)
     texts: list[Any] = []

@@ -12,6 +12,7 @@ from transformers import PreTrainedModel
 from pabee_fast.errors import InputError
 from pabee_fast.models.heads import CONFIG_ENTRY, FIT, classifies
 from pabee_fast.scoring.load import Setting
+from pabee_fast.scoring.tables_read import USUAL, Reading
 from pabee_fast.training.directory import check_model_output, load_classifier, load_config_and_tokenizer, save
 from pabee_fast.training.examples import Scorable, labels_where_given, open_tables
 from pabee_fast.training.fit import fit
@@ -39,6 +40,7 @@ class FitSettings:
     seed: int = 0
     remember_rows: bool = True
     overwrite: bool = False
+    reading: Reading = USUAL  # of csv and tsv
 
 
 @dataclass(frozen=True)
@@ -69,7 +71,7 @@ def fit_table(
     output = Path(settings.output)
     check_model_output(output, overwrite=settings.overwrite)
     setting = Setting.choose(settings.device, settings.dtype)
-    tables = open_tables(settings.table, settings.text_columns)
+    tables = open_tables(settings.table, settings.text_columns, settings.reading)
     config, tokenizer = load_config_and_tokenizer("model", settings.model)
     if classifies(config) != "texts":
         raise InputError(

@@ -26,6 +26,7 @@ from pabee_fast.arguments import require_seed, require_whole
 from pabee_fast.errors import InputError, PabeeFastError
 from pabee_fast.models import family_of
 from pabee_fast.models.heads import BACKBONE, CONFIG_ENTRY, FIT, attach_heads, classifies, has_heads, spec_of
+from pabee_fast.scoring.tables_read import USUAL, Reading
 from pabee_fast.training.directory import check_model_output, load_classifier, load_config_and_tokenizer, save
 from pabee_fast.training.evaluate import LayerScores, as_table, evaluate_layers
 from pabee_fast.training.examples import Examples, Features, read_examples
@@ -70,6 +71,7 @@ class TrainSettings:
     seed: int = 0
     remember_rows: bool = True
     overwrite: bool = False
+    reading: Reading = USUAL  # of csv and tsv
 
     def distillation(self) -> Distillation:
         """How a teacher's answers are learned."""
@@ -127,10 +129,10 @@ def train(settings: TrainSettings, console: Console) -> PreTrainedModel:
     if importlib.util.find_spec("accelerate") is None:
         raise PabeeFastError("training needs accelerate: pip install 'pabee-fast[train]'")
     settings.check()
-    examples = read_examples(settings.train, settings.text_columns, settings.label_column)
+    examples = read_examples(settings.train, settings.text_columns, settings.label_column, settings.reading)
     held_out = None
     if settings.eval is not None:
-        held_out = read_examples(settings.eval, settings.text_columns, settings.label_column)
+        held_out = read_examples(settings.eval, settings.text_columns, settings.label_column, settings.reading)
     set_seed(settings.seed)
     model, tokenizer = _load(settings, examples)
     _remember(settings, model, examples)

@@ -36,7 +36,8 @@ def stop_after(parts: int, error: type[BaseException] = Stop) -> Any:
 
 def begin(source: Path, target: object, executor: Executor, parts: int = 3, **options: Any) -> None:
     """A job that stops after so many parts."""
-    job = Job([str(source)], str(target), Columns(["text"]), JobOptions(part_rows=10, **options))
+    columns = options.pop("columns", Columns(["text"]))
+    job = Job([str(source)], str(target), columns, JobOptions(part_rows=10, **options))
     with pytest.raises(Stop):
         job.run(executor, stop_after(parts))
 

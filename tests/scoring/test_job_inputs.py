@@ -10,6 +10,7 @@ import pytest
 from pabee_fast.errors import InputError
 from pabee_fast.scoring.executors import Executor
 from pabee_fast.scoring.job import Columns, Job, JobOptions
+from pabee_fast.scoring.tables import Reading
 from pabee_fast.scoring.tables_write import check_columns
 from tests.scoring.conftest import RunJob, put_rows
 from tests.scoring.test_job import begin
@@ -79,3 +80,20 @@ def test_a_struct_without_fields_is_written_as_one(run_job: RunJob, tmp_path: Pa
     run_job(tmp_path / "in.arrow", tmp_path / "out.jsonl")
     rows = [json.loads(line) for line in (tmp_path / "out.jsonl").read_text().splitlines()]
     assert [row["meta"] for row in rows] == [{}, None]
+
+
+def test_a_job_goes_on_only_with_the_reading_it_was_begun_with(local: Executor, tmp_path: Path) -> None:
+    source, target = tmp_path / "in.csv", str(tmp_path / "out.csv")
+    source.write_text("id;text\n" + "".join(f"{row};good film\n" for row in range(40)), encoding="utf-8")
+
+    def columns(*reading: str) -> Columns:
+        return Columns(["text"], reading=Reading(*reading))
+
+    begin(source, target, local, parts=2, columns=columns(";"))
+    for other, told in (
+        ((";", "none"), "quoting was unset and is 'none'"),
+        ((";", "auto", "cp1252"), "encoding was un"),
+    ):
+        with pytest.raises(InputError, match=told):
+            Job([str(source)], target, columns(*other), JobOptions(part_rows=10)).run(local)
+    assert Job([str(source)], target, columns(";"), JobOptions(part_rows=10)).run(local).resumed == 20

@@ -328,3 +328,21 @@ def test_info_tells_of_images_and_of_attention_that_is_a_familys_own(tmp_path: P
     (tmp_path / "in.csv").write_text("text\na\n")
     options = ["--model", tmp_path / "vit", "--output", tmp_path / "out.csv"]
     assert "classifies images, and rows are texts" in run("score", tmp_path / "in.csv", *options)
+
+
+def test_a_csv_by_another_delimiter_and_encoding_is_scored(model_dir: Path, tmp_path: Path) -> None:
+    table, output = tmp_path / "in.csv", tmp_path / "out.jsonl"
+    table.write_bytes("id;text\n1;caf\xe9, good\n".encode("cp1252"))
+    result = score(
+        table, "--model", model_dir, "--output", output, "--delimiter", ";", "--encoding", "cp1252", "--quoting", "none"
+    )
+    assert result.exit_code == 0, result.output
+    assert read(output)[0]["text"] == "caf\xe9, good"
+
+
+def test_an_unknown_way_of_reading_is_refused_before_a_model_is_loaded(tmp_path: Path) -> None:
+    for option, value in (("--delimiter", ";;"), ("--quoting", "all"), ("--encoding", "utf8x")):
+        result = score(tmp_path / "in.csv", "--model", "absent", "--output", tmp_path / "out.csv", option, value)
+        assert f"{option.removeprefix('--')}={value!r}" in error_of(result)
+    result = score("-", "--model", "absent", "--output", "-", "--delimiter", ";")
+    assert "--delimiter: standard input is JSON Lines" in error_of(result)

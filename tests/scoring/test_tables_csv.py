@@ -153,5 +153,7 @@ def test_parquet_strings_that_are_not_utf8_give_their_row_an_error(tmp_path: Pat
 
 
 def test_utf16_is_refused_with_the_fix(tmp_path: Path) -> None:
-    with pytest.raises(InputError, match=r"is UTF-16; convert it to UTF-8 first"):
+    with pytest.raises(InputError, match=r"is UTF-16; give --encoding utf-16"):
         read_raw(tmp_path / "in.csv", "text\na\n".encode("utf-16"))
+    with pytest.raises(InputError, match=r"is UTF-16; convert it to UTF-8 first"):
+        read_raw(tmp_path / "in.jsonl", '{"text": "a"}'.encode("utf-16"))

@@ -22,6 +22,7 @@ from pabee_fast.policies import FullDepth
 from pabee_fast.scoring.durable import check_writable
 from pabee_fast.scoring.load import Setting, load_scorer
 from pabee_fast.scoring.scorer import Scorer
+from pabee_fast.scoring.tables_read import USUAL, Reading
 from pabee_fast.training.examples import Examples, read_examples
 from pabee_fast.training.labels import labels_of_config
 from pabee_fast.training.teacher import full_depth_logits, in_order_of
@@ -47,6 +48,7 @@ class ReportSettings:
     dtype: str = "auto"
     device: str = "auto"
     overwrite: bool = False
+    reading: Reading = USUAL  # of csv and tsv
 
     def check(self) -> None:
         """Raises InputError for an output that cannot be written, and if a package is missing says so."""
@@ -74,7 +76,10 @@ def make_report(settings: ReportSettings) -> str:
     """
     settings.check()
     setting = Setting.choose(settings.device, settings.dtype)
-    examples = [read_examples(table, settings.text_columns, settings.label_column) for table in settings.tables]
+    examples = [
+        read_examples(table, settings.text_columns, settings.label_column, settings.reading)
+        for table in settings.tables
+    ]
     scorers = [_load(settings, setting, path) for path in settings.models]
     for scorer in scorers:  # rather than after the models have run
         check_measures(scorer.engine.kind, scorer.engine.classes, settings.metric, settings.tolerance)
