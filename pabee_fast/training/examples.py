@@ -1,5 +1,6 @@
 """Examples of tables, labelled or not, and their tokens."""
 
+import json
 import math
 from array import array
 from collections.abc import Iterator, Sequence
@@ -8,6 +9,7 @@ from itertools import chain
 from pathlib import Path
 from typing import Any, cast
 
+import pyarrow as pa
 from transformers import PreTrainedTokenizerBase
 
 from pabee_fast.errors import InputError
@@ -17,6 +19,8 @@ from pabee_fast.scoring.tables_jsonl import JsonTable
 from pabee_fast.scoring.tables_read import USUAL, Reading
 from pabee_fast.training.labels import Column
 
+NO_CLASS = -1
+"""What Hugging Face's datasets hold where a row has none of the classes that their schema names."""
 Features = list[dict[str, Any]]
 
 
@@ -78,7 +82,8 @@ def read_examples(
             texts += chunk.texts
     if not texts:
         raise InputError(f"{named} has no rows")
-    return Examples(texts, Column(labels, _where(named, label_column), _is_text(tables), files))
+    names = _class_names(tables, label_column)
+    return Examples(texts, Column(labels, _where(named, label_column), _is_text(tables), files, names=names))
 
 
 def _where(path: str | Path, label_column: str | None) -> str:
@@ -102,6 +107,37 @@ def _check_label_column(named: str | Path, tables: Sequence[Table], name: str, i
             f'{_where(named, name)} holds values of several types, such as 1 and "1", so that one label may be two: '
             "write all as numbers, or all as strings"
         )
+
+
+def _class_names(tables: Sequence[Table], column: str | None) -> tuple[str, ...]:
+    """Return what Hugging Face's datasets wrote into the tables' schemas: what a column's numbers stand for.
+
+    Returns:
+        Names by number; () where the tables say nothing, or call numbers by themselves.
+
+    Raises:
+        InputError: tables that differ in it.
+    """
+    each = {table.path: _names_in(table.schema, column) for table in tables}
+    first, *others = dict.fromkeys(each.values())
+    if others:
+        one, other = (next(path for path, names in each.items() if names == told) for told in (first, others[0]))
+        raise InputError(
+            f"column {column!r}: {one} names its numbers {', '.join(first) or 'by nothing'}, and {other} "
+            f"{', '.join(others[0]) or 'by nothing'}; files that are read as one table must name them alike"
+        )
+    return () if first == tuple(map(str, range(len(first)))) else first
+
+
+def _names_in(schema: pa.Schema, column: str | None) -> tuple[str, ...]:
+    try:
+        feature = json.loads(schema.metadata[b"huggingface"])["info"]["features"][column]
+        (feature,) = feature if isinstance(feature, list) else (feature,)  # a list is written in two ways
+        names = feature.get("feature", feature)["names"]
+        is_list = isinstance(names, list) and all(isinstance(name, str) for name in names)
+        return tuple(names) if is_list else ()
+    except (AttributeError, KeyError, TypeError, ValueError):
+        return ()  # no metadata, another kind of column, or not as datasets writes it
 
 
 class Scorable:
@@ -129,13 +165,13 @@ def is_scorable(text: tuple[str | None, ...], error: str | None) -> bool:
 
 
 def labels_where_given(named: str | Path, tables: Sequence[Table], label_column: str) -> Column:
-    """The labels of the rows that are scorable, None where a row has none (null, empty or NaN).
+    """The labels of the rows that are scorable, None where a row has none (null, empty, NaN, or NO_CLASS).
 
     Raises:
         InputError: no such column.
     """
     _check_label_column(named, tables, label_column, ", or leave the option out")
-    is_text = _is_text(tables)
+    is_text, names = _is_text(tables), _class_names(tables, label_column)
     column: list[Any] = []
     files: list[tuple[int, str]] = []
     rows = array("q")
@@ -148,8 +184,8 @@ def labels_where_given(named: str | Path, tables: Sequence[Table], label_column:
             for row, (text, value, error) in enumerate(given, start):
                 if is_scorable(text, error):
                     is_nan = str(value).lower() == "nan" and (is_text or isinstance(value, float))
-                    is_missing = value == "" or is_nan
+                    is_missing = value == "" or is_nan or (bool(names) and value == NO_CLASS)
                     column.append(None if is_missing else value)
                     rows.append(row)
             start += len(values)
-    return Column(column, _where(named, label_column), is_text, files, rows)
+    return Column(column, _where(named, label_column), is_text, files, rows, names)

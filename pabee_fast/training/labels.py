@@ -3,7 +3,7 @@
 import bisect
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from pabee_fast.errors import InputError
@@ -25,6 +25,7 @@ class Column:
         where: what messages call it.
         files: what messages call the column of each table, and the index of its first label; (): `where`.
         rows: the row of each label in its table, from 1; (): none was left out.
+        names: what the tables say that their numbers stand for, by number; (): nothing.
     """
 
     given: Sequence[Any]
@@ -32,6 +33,7 @@ class Column:
     is_text: bool = False
     files: Sequence[tuple[int, str]] = ()
     rows: Sequence[int] = ()
+    names: tuple[str, ...] = ()
 
     def place(self, index: int) -> str:
         """Where a label stands, for messages."""
@@ -53,6 +55,41 @@ class Column:
             if isinstance(value, float) and not math.isfinite(value):
                 raise InputError(f"{self.place(index)}: no label ({value!r}); correct the row or leave it out")
         return values
+
+    def named(self, labels: Sequence[str]) -> "Column":
+        """Return the column with the tables' names in place of its numbers.
+
+        Args:
+            labels: the model's, which must have every name that is used.
+
+        Raises:
+            InputError: a number without a name, or a name that is no label; it says the row, from 1.
+        """
+
+        def name(value: Any, index: int) -> Any:
+            if type(value) is not int:
+                return value
+            if not 0 <= value < len(self.names):
+                raise InputError(
+                    f"{self.place(index)}: label {value} has no name among the table's own ({_listed(self.names)}); "
+                    "correct the row or leave it out"
+                )
+            if self.names[value] not in labels:
+                raise InputError(
+                    f"{self.place(index)}: label {value} is called {self.names[value]!r} by the table, and the model's "
+                    f"labels are {_listed(labels)}: name them alike, or store the model's ids as plain integers"
+                )
+            return self.names[value]
+
+        values = [
+            [name(item, index) for item in value] if isinstance(value, list) else name(value, index)
+            for index, value in enumerate(self.given)
+        ]
+        return replace(self, given=values, names=())
+
+
+def _listed(names: Sequence[str]) -> str:
+    return ", ".join(names[:8]) + (", ..." if len(names) > 8 else "")
 
 
 def _as_numbers(column: list[Any]) -> list[Any]:
@@ -79,9 +116,13 @@ class Labels:
     def __str__(self) -> str:
         if not self.names:
             return "a number (regression)"
-        shown = ", ".join(self.names[:8]) + (", ..." if len(self.names) > 8 else "")
         what = "classes" if self.problem_type == SINGLE else "labels, of which a row has a set"
-        return f"{len(self.names)} {what}: {shown}"
+        return f"{len(self.names)} {what}: {_listed(self.names)}"
+
+    @property
+    def has_names(self) -> bool:
+        """Whether the labels are called more than LABEL_0, LABEL_1 and so on, or 0, 1."""
+        return any(name not in (f"LABEL_{i}", str(i)) for i, name in enumerate(self.names))
 
     @property
     def outputs(self) -> int:
@@ -97,11 +138,15 @@ class Labels:
     def encode(self, column: Column) -> list[Any]:
         """A column's values as a model is taught them: ids, floats, or a 0/1 list a row; None stays.
 
+        Numbers that the tables name are taken by their names, unless the model's labels have none.
+
         Raises:
             InputError: a value that is none of these labels; it names the row, counted from 1.
         """
+        if column.names and self.has_names:
+            column = column.named(self.names)
         values = column.values(self.names)
-        if self.problem_type == MULTI and multi_hot_length(values) == len(self.names):
+        if self.problem_type == MULTI and not column.names and multi_hot_length(values) == len(self.names):
             return [None if value is None else [float(item) for item in value] for value in values]
         self._check_one_reading(values, column.where)
         return [
@@ -181,8 +226,8 @@ def multi_hot_length(values: Sequence[Any]) -> int | None:
 def labels_of_column(column: Column, problem_type: str | None = None) -> Labels:
     """What a label column asks of a new model.
 
-    Whole numbers are class ids, other numbers values, strings names. Lists are label sets: of ids, of names, or of a 0
-    or 1 for every label.
+    Whole numbers are class ids, called as the tables name them; other numbers are values, strings names. Lists are
+    label sets: of ids, of names, or of a 0 or 1 for every label.
 
     Raises:
         InputError: fewer than two classes, ids that leave gaps, values of several kinds, or another problem type.
@@ -196,7 +241,7 @@ def labels_of_column(column: Column, problem_type: str | None = None) -> Labels:
     values = [item for v in given for item in v] if kinds == {"list"} else given
     if wrong := [v for v in values if not isinstance(v, int | float | str)]:
         raise InputError(f"{where} holds {wrong[0]!r}, a {type(wrong[0]).__name__}: give ids, names or numbers")
-    if problem_type in (None, MULTI) and (labels := multi_hot_length(given)) is not None:
+    if problem_type in (None, MULTI) and not column.names and (labels := multi_hot_length(given)) is not None:
         return Labels(MULTI, tuple(f"LABEL_{i}" for i in range(labels)))
     numeric = all(isinstance(v, int | float) for v in values)
     if problem_type is None:
@@ -213,6 +258,8 @@ def labels_of_column(column: Column, problem_type: str | None = None) -> Labels:
     classes = sorted(set(values))
     if len(classes) < 2:
         raise InputError(f"{where} holds {len(classes)} class(es): a classifier needs two or more")
+    if numeric and column.names:
+        return Labels(problem_type, column.names)
     if numeric and classes != list(range(len(classes))):
         raise InputError(
             f"{where} holds the ids {', '.join(map(str, classes[:8]))}: number classes from 0 without gaps, write them "
