@@ -1,8 +1,9 @@
 """Tables that are Arrow's own kinds of file: parquet, and Arrow IPC as Hugging Face `datasets` writes it."""
 
+import os
 from abc import abstractmethod
 from collections.abc import Iterator
-from contextlib import closing
+from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -10,8 +11,11 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from pabee_fast.errors import InputError
-from pabee_fast.scoring.tables_bytes import READ_BUFFER
-from pabee_fast.scoring.tables_read import Chunk, Place, Table
+from pabee_fast.scoring.tables_bytes import READ_BUFFER, open_file
+from pabee_fast.scoring.tables_read import Chunk, Place, Table, table_format
+
+# What pyarrow raises of a damaged file; names that are not UTF-8 and numbers beyond all bounds are Python's own errors.
+_DAMAGE = (pa.ArrowException, OSError, UnicodeDecodeError, OverflowError)
 
 
 class BatchTable(Table):
@@ -35,10 +39,17 @@ class BatchTable(Table):
         """The rows from `first` on."""
 
     def _checked(self, first: int) -> Any:  # a generator, for `closing`
-        try:
+        with self._damage_told():
             yield from self._batches(first)
-        except (pa.ArrowException, OSError) as error:
-            raise InputError(f"{self.path} is damaged: {error}") from error
+
+    @contextmanager
+    def _damage_told(self) -> Iterator[None]:
+        """Turn what pyarrow raises of a damaged file into an InputError."""
+        try:
+            yield
+        except _DAMAGE as error:
+            kind = table_format(self.path)
+            raise InputError(f"{self.path} cannot be read as {kind}, or is damaged: {error}") from error
 
 
 class ParquetTable(BatchTable):
@@ -46,13 +57,13 @@ class ParquetTable(BatchTable):
 
     def __init__(self, path: Path, text_columns: tuple[str, ...], chunk_rows: int, chunk_bytes: int) -> None:
         super().__init__(path, text_columns, chunk_rows, chunk_bytes)
-        with self._open() as file:
+        with self._damage_told(), self._open() as file:
             self.schema = file.schema_arrow
             self.rows = file.metadata.num_rows
             groups = [file.metadata.row_group(index) for index in range(file.metadata.num_row_groups)]
             self._group_rows = [group.num_rows for group in groups]
             self._row_bytes = max((group.total_byte_size // max(group.num_rows, 1) for group in groups), default=0)
-        self._require_columns()
+            self._require_columns()
 
     def _most_rows(self) -> int:
         return min(self.chunk_rows, max(self.chunk_bytes // max(self._row_bytes, 1), 1))
@@ -69,35 +80,34 @@ class ParquetTable(BatchTable):
             yield from _without(file.iter_batches(batch_size=self._most_rows(), row_groups=groups), first)
 
     def _open(self) -> pq.ParquetFile:
-        try:
-            # A buffer and no pre-buffering: otherwise whole column chunks are read into memory.
-            return pq.ParquetFile(self.path, buffer_size=READ_BUFFER, pre_buffer=False)
-        except (pa.ArrowException, OSError) as error:
-            raise InputError(f"{self.path} cannot be read as parquet: {error}") from error
+        # A buffer and no pre-buffering: otherwise whole column chunks are read into memory.
+        return pq.ParquetFile(open_file(self.path), buffer_size=READ_BUFFER, pre_buffer=False)
 
 
 class ArrowTable(BatchTable):
-    """An Arrow IPC file or stream, mapped into memory: only what is asked for is read."""
+    """An Arrow IPC file or stream, a batch at a time."""
 
     def __init__(self, path: Path, text_columns: tuple[str, ...], chunk_rows: int, chunk_bytes: int) -> None:
         super().__init__(path, text_columns, chunk_rows, chunk_bytes)
-        try:
-            with pa.memory_map(str(path)) as source:
-                reader = _ipc_reader(source)
-                self.schema = reader.schema
-                self.rows = sum(batch.num_rows for batch in _ipc_batches(reader))
-        except (pa.ArrowException, OSError) as error:
-            raise InputError(f"{path} cannot be read as an Arrow file: {error}") from error
-        self._require_columns()
+        # Mapped into memory, so that counting the rows does not read them.
+        with self._damage_told(), pa.memory_map(os.fsencode(path)) as source:
+            reader = _ipc_reader(source)
+            self.schema = reader.schema
+            self.rows = sum(batch.num_rows for batch in _ipc_batches(reader))
+            self._require_columns()
 
     def _batches(self, first: int) -> Iterator[pa.RecordBatch]:
-        with pa.memory_map(str(self.path)) as source:
-            yield from _without(_ipc_batches(_ipc_reader(source)), first)
+        with open_file(self.path) as source:  # a mapped file that is cut meanwhile would end the process
+            for batch in _without(_ipc_batches(_ipc_reader(source)), first):
+                _check_layout(batch)
+                yield batch
 
 
 def _ipc_reader(source: pa.NativeFile) -> Any:
     """The file format has its name at the start; without it, it is the stream format."""
-    return pa.ipc.open_file(source) if source.read_at(6, 0) == b"ARROW1" else pa.ipc.open_stream(source)
+    is_file = source.read(6) == b"ARROW1"
+    source.seek(0)
+    return pa.ipc.open_file(source) if is_file else pa.ipc.open_stream(source)
 
 
 def _ipc_batches(reader: Any) -> Iterator[pa.RecordBatch]:
@@ -161,6 +171,35 @@ def _size(column: pa.Array) -> int:
     if pa.types.is_string_view(column.type):
         return column.cast(pa.large_string()).nbytes
     return column.nbytes
+
+
+def _check_layout(batch: pa.RecordBatch) -> None:
+    """Raise ArrowInvalid where offsets lead beyond the batch's buffers. Texts that are not UTF-8 may stay."""
+    for column in batch.columns:
+        column.view(_as_bytes(column.type)).validate(full=True)
+
+
+def _as_bytes(kind: pa.DataType) -> pa.DataType:
+    """Return the type with bytes in place of texts."""
+    if pa.types.is_string(kind):
+        return pa.binary()
+    if pa.types.is_large_string(kind):
+        return pa.large_binary()
+    if pa.types.is_string_view(kind):
+        return pa.binary_view()
+    if pa.types.is_dictionary(kind):
+        return pa.dictionary(kind.index_type, _as_bytes(kind.value_type), kind.ordered)
+    if pa.types.is_struct(kind):
+        return pa.struct([field.with_type(_as_bytes(field.type)) for field in kind])
+    if pa.types.is_list(kind):
+        return pa.list_(kind.value_field.with_type(_as_bytes(kind.value_type)))
+    if pa.types.is_large_list(kind):
+        return pa.large_list(kind.value_field.with_type(_as_bytes(kind.value_type)))
+    if pa.types.is_fixed_size_list(kind):
+        return pa.list_(kind.value_field.with_type(_as_bytes(kind.value_type)), kind.list_size)
+    if pa.types.is_map(kind):
+        return pa.map_(_as_bytes(kind.key_type), _as_bytes(kind.item_type), kind.keys_sorted)
+    return kind
 
 
 def _repaired(batch: pa.RecordBatch, errors: list[str | None]) -> pa.RecordBatch:

@@ -5,6 +5,7 @@ from datetime import UTC, datetime
 from decimal import Decimal
 from pathlib import Path
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
@@ -134,3 +135,39 @@ def test_texts_that_slices_share_do_not_make_chunks_of_single_rows(tmp_path: Pat
     pq.write_table(pa.table({"text": texts}), tmp_path / "in.parquet")
     chunks = list(open_table(tmp_path / "in.parquet", ["text"], chunk_bytes=20_000))
     assert 2 <= len(chunks) <= 40
+
+
+@pytest.mark.parametrize("kind", ["file", "stream"])
+def test_offsets_beyond_a_columns_texts_are_damage_and_told(kind: str, tmp_path: Path) -> None:
+    offsets = pa.py_buffer(np.array([0, 1, 2**30, 3], np.int32))
+    texts = pa.Array.from_buffers(pa.string(), 3, [None, offsets, pa.py_buffer(b"abc")])
+    for column in (texts, pa.StructArray.from_arrays([texts], ["k"]), pa.ListArray.from_arrays([0, 1, 2, 3], texts)):
+        batch = pa.record_batch([["x", "y", "z"], column], names=["text", "other"])
+        new = pa.ipc.new_file if kind == "file" else pa.ipc.new_stream
+        with new(tmp_path / "in.arrow", batch.schema) as writer:
+            writer.write_batch(batch)
+        with pytest.raises(InputError, match=r"in.arrow cannot be read as arrow, or is damaged: .*offset"):
+            list(open_table(tmp_path / "in.arrow", ["text"]))
+
+
+def test_texts_of_an_arrow_file_that_are_not_utf8_give_their_row_an_error_wherever_they_are(tmp_path: Path) -> None:
+    wrong = pa.Array.from_buffers(pa.string(), 2, pa.array([b"ok", b"\xff"], pa.binary()).buffers())
+    maps = pa.MapArray.from_arrays([0, 1, 2], ["k", "k"], wrong)
+    for column in (wrong, pa.StructArray.from_arrays([wrong], ["k"]), wrong.dictionary_encode(), maps):
+        table = pa.table({"text": ["a", "b"], "other": column})
+        with pa.ipc.new_file(tmp_path / "in.arrow", table.schema) as writer:
+            writer.write_table(table)
+        (chunk,) = open_table(tmp_path / "in.arrow", ["text"])
+        assert chunk.errors == [None, "column 'other' holds bytes that are not UTF-8"]
+
+
+def test_a_column_name_that_is_not_utf8_is_damage_and_told(tmp_path: Path) -> None:
+    table = pa.table({"text": ["a"], "caf~": ["b"]})
+    with pa.ipc.new_file(tmp_path / "in.arrow", table.schema) as writer:
+        writer.write_table(table)
+    pq.write_table(table, tmp_path / "in.parquet", store_schema=False)
+    for name in ("in.arrow", "in.parquet"):
+        path = tmp_path / name
+        path.write_bytes(path.read_bytes().replace(b"caf~", b"caf\xe9"))
+        with pytest.raises(InputError, match=r"cannot be read as .*, or is damaged: .*utf-8"):
+            open_table(path, ["text"])
