@@ -27,8 +27,8 @@ def score_command(
         list[str],
         typer.Argument(
             metavar="INPUT...",
-            help="Tables of texts (csv, tsv, jsonl, parquet, arrow; .gz, .bz2, .zst), directories or globs of them, a "
-            "dataset saved by Hugging Face, or - for jsonl on standard input.",
+            help="Tables of texts (csv, tsv, jsonl, parquet, arrow; .gz, .bz2, .zst), directories or globs of them "
+            "(their folders NAME=VALUE become columns), a dataset saved by Hugging Face, or - for jsonl on standard input.",
         ),
     ],
     model: Annotated[str, typer.Option(help="Model directory or hub id; policies that can exit need one with heads.")],

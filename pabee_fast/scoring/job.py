@@ -8,7 +8,6 @@ import re
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
@@ -17,11 +16,12 @@ from pabee_fast.errors import InputError, JobError
 from pabee_fast.scoring.columns import prefixed, result_schema
 from pabee_fast.scoring.durable import remove_temporaries
 from pabee_fast.scoring.executors import Executor
+from pabee_fast.scoring.files import Found, find_files
 from pabee_fast.scoring.manifest import Manifest
 from pabee_fast.scoring.output import Output
 from pabee_fast.scoring.pipeline import run_parts
 from pabee_fast.scoring.scorer import Tally
-from pabee_fast.scoring.source import Part, Source, find_files
+from pabee_fast.scoring.source import Part, Source
 from pabee_fast.scoring.tables import CHUNK_BYTES, Chunk, check_names
 from pabee_fast.scoring.tables_read import USUAL, Reading
 from pabee_fast.scoring.tables_write import check_columns
@@ -126,32 +126,32 @@ class Job:
 
     def __init__(self, inputs: Sequence[str], output: str, columns: Columns, options: JobOptions | None = None) -> None:
         self.columns, self.options = columns, options or JobOptions()
-        paths = find_files(inputs, output)
-        self.output = Output.choose(output, paths, self.options.format, overwrite=self.options.overwrite)
+        found = find_files(inputs, output)
+        self.output = Output.choose(output, list(found), self.options.format, overwrite=self.options.overwrite)
         if self.options.retry_errors and not self.output.is_begun:
             raise InputError(
                 f"retry_errors: {self.output.directory} holds no job. Parts are kept where rows failed in computing; "
                 "the errors of other rows are in the input"
             )
-        self.source = self._open(paths)
+        self.source = self._open(found)
         check_names(self.source.schema, result_schema([], "label").names, columns.prefix)
         check_columns(self.output.format, self.source.schema)
         self.progress = Progress(Tally(), 0, self.source.rows, 0)
 
-    def _open(self, paths: Sequence[Path]) -> Source:
+    def _open(self, found: Found) -> Source:
         """The source; a job that was begun on the same files spares reading them first."""
         scan = None
         if self.output.is_begun:
             with Manifest(self.output.directory, discard_damaged=self.options.overwrite) as manifest:
                 record = manifest.job
             if record is not None and record["scan"] is not None:
-                quick = [(path.resolve(), path.stat().st_size, path.stat().st_mtime_ns) for path in paths]
+                quick = [(path.resolve(), path.stat().st_size, path.stat().st_mtime_ns) for path in found]
                 before = [
                     ((self.output.directory / one["path"]).resolve(), one["size"], one.get("modified"))
                     for one in record["inputs"]
                 ]
                 scan = record["scan"] if quick == before and record["texts"] == list(self.columns.texts) else None
-        return Source(paths, self.columns.texts, scan, self.columns.reading)
+        return Source(found, self.columns.texts, scan, self.columns.reading)
 
     def run(self, executor: Executor, on_part: Callable[[Progress], None] = lambda progress: None) -> Summary:
         """Scores what is not scored yet, and leaves the output.
@@ -249,6 +249,7 @@ class Job:
                 "part_bytes": str(self.options.part_bytes),
                 "format": self.output.format,
                 **self.columns.reading.settings(),
+                **({"the folders' columns": ", ".join(folders)} if (folders := self.source.folder_columns) else {}),
             },
             "inputs": self.source.identity(self.output.directory),
             "texts": list(self.columns.texts),

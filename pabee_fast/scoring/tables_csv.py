@@ -71,6 +71,7 @@ class CsvTable(Table):
                 f"{path}: its header is not {self._encoding.upper()}; name the file's encoding by --encoding"
             )
         self.schema = pa.schema([(name, pa.string()) for name in names])
+        self.untyped = frozenset(names)
         self._require_columns("name the texts' by --text-column, or what stands between fields by --delimiter")
         self._first = header.end
 

@@ -101,6 +101,7 @@ class JsonTable(Table):
             scan = scan_json([path], text_columns, chunk_rows, chunk_bytes)
             columns, rows, first_error = scan.columns, scan.rows[0], scan.first_error
         self.types, self.rows = columns, rows
+        self.mixed = frozenset(name for name, kind in columns.items() if kind is None)
         self.schema = pa.schema([(name, kind or pa.string()) for name, kind in columns.items()])
         try:
             self._require_columns()

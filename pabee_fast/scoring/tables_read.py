@@ -112,19 +112,28 @@ class Table(ABC):
     rows          how many rows it has; None where only reading it all would tell (csv)
     chunk_rows    most rows in a chunk; may be set before reading
     chunk_bytes   most bytes in a chunk, unless one row is larger
+    untyped       columns of strings that may stand for numbers (csv)
+    mixed         columns of JSON texts, since their values share no type
     """
 
     schema: pa.Schema
     rows: int | None = None
+    untyped: frozenset[str] = frozenset()
+    mixed: frozenset[str] = frozenset()
 
     def __init__(self, path: Path, text_columns: tuple[str, ...], chunk_rows: int, chunk_bytes: int) -> None:
         self.path = path
+        self.opened = _state(path)
         self.text_columns = text_columns
         self.chunk_rows = chunk_rows
         self.chunk_bytes = chunk_bytes
 
     def __iter__(self) -> Iterator[Chunk]:
-        return self.chunks(Place())
+        rows = 0
+        for chunk in self.chunks(Place()):
+            rows += chunk.batch.num_rows
+            yield chunk
+        self.check_read(rows)
 
     @abstractmethod
     def chunks(self, start: Place) -> Iterator[Chunk]:
@@ -132,6 +141,16 @@ class Table(ABC):
 
         Where a chunk ends depends only on where it starts, `chunk_rows` and `chunk_bytes`.
         """
+
+    def check_read(self, rows: int) -> None:
+        """Raise InputError unless the file that was read is the one that was opened, and had so many rows then."""
+        if (now := _state(self.path)) != self.opened:
+            told = "is gone" if now is None else "was written or replaced"
+            raise InputError(f"{self.path} {told} while it was read; run again when nothing changes it")
+        if self.rows not in (None, rows):
+            raise InputError(
+                f"{self.path} has {rows} rows, and had {self.rows} when it was opened; run when nothing changes it"
+            )
 
     def _require_columns(self, fix: str = "name the texts' by --text-column") -> None:
         names = self.schema.names
@@ -158,6 +177,15 @@ class Table(ABC):
             if error is not None:
                 texts[row] = (None,) * len(columns)
         return Chunk(batch, texts, errors, end, lines)
+
+
+def _state(path: Path) -> tuple[int, ...] | None:
+    """Return what changes with a file's content, as far as can be told without reading it."""
+    try:
+        found = path.stat()
+    except OSError:
+        return None
+    return found.st_size, found.st_mtime_ns, found.st_ino, found.st_dev
 
 
 def table_format(path: str | os.PathLike[str]) -> str:

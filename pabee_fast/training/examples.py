@@ -13,9 +13,9 @@ import pyarrow as pa
 from transformers import PreTrainedTokenizerBase
 
 from pabee_fast.errors import InputError
-from pabee_fast.scoring.source import Source, find_files
-from pabee_fast.scoring.tables import TEXT_FORMATS, Table, table_format
-from pabee_fast.scoring.tables_jsonl import JsonTable
+from pabee_fast.scoring.files import find_files
+from pabee_fast.scoring.source import Source
+from pabee_fast.scoring.tables import Table
 from pabee_fast.scoring.tables_read import USUAL, Reading
 from pabee_fast.training.labels import Column
 
@@ -83,7 +83,9 @@ def read_examples(
     if not texts:
         raise InputError(f"{named} has no rows")
     names = _class_names(tables, label_column)
-    return Examples(texts, Column(labels, _where(named, label_column), _is_text(tables), files, names=names))
+    return Examples(
+        texts, Column(labels, _where(named, label_column), _is_text(tables, label_column), files, names=names)
+    )
 
 
 def _where(path: str | Path, label_column: str | None) -> str:
@@ -91,8 +93,8 @@ def _where(path: str | Path, label_column: str | None) -> str:
     return str(path) if label_column is None else f"{path}, column {label_column!r}"
 
 
-def _is_text(tables: Sequence[Table]) -> bool:
-    return table_format(tables[0].path) in TEXT_FORMATS
+def _is_text(tables: Sequence[Table], label_column: str | None) -> bool:
+    return label_column in tables[0].untyped
 
 
 def _check_label_column(named: str | Path, tables: Sequence[Table], name: str, instead: str = "") -> None:
@@ -102,7 +104,7 @@ def _check_label_column(named: str | Path, tables: Sequence[Table], name: str, i
             f"{tables[0].path} has no label column {name!r}; its columns are {', '.join(columns)}: name one by "
             f"--label-column{instead}"
         )
-    if any(isinstance(table, JsonTable) and table.types[name] is None and table.rows for table in tables):
+    if any(name in table.mixed and table.rows for table in tables):
         raise InputError(
             f'{_where(named, name)} holds values of several types, such as 1 and "1", so that one label may be two: '
             "write all as numbers, or all as strings"
@@ -171,7 +173,7 @@ def labels_where_given(named: str | Path, tables: Sequence[Table], label_column:
         InputError: no such column.
     """
     _check_label_column(named, tables, label_column, ", or leave the option out")
-    is_text, names = _is_text(tables), _class_names(tables, label_column)
+    is_text, names = _is_text(tables, label_column), _class_names(tables, label_column)
     column: list[Any] = []
     files: list[tuple[int, str]] = []
     rows = array("q")

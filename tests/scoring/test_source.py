@@ -12,7 +12,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pabee_fast.errors import InputError
-from pabee_fast.scoring.source import Source, find_files
+from pabee_fast.scoring.files import find_files
+from pabee_fast.scoring.source import Source
 from pabee_fast.scoring.tables_read import Place
 from tests.scoring.conftest import put_rows
 from tests.scoring.tables_cases import in_tmp_path, put
@@ -53,7 +54,7 @@ def test_a_dataset_saved_by_hugging_face_is_read_without_its_library_and_equals_
     chosen_source = Source(find_files([str(tmp_path / "chosen")]), ["text"])
     assert [t for _, chunk in chosen_source.parts(9, BIG, {}) for t in chunk.texts] == [(t,) for t in chosen["text"]]
     datasets.DatasetDict({"train": whole, "dev": chosen}).save_to_disk(tmp_path / "splits")
-    with pytest.raises(InputError, match=r"name one, of 'train', 'dev'"):
+    with pytest.raises(InputError, match=r"name one, of 'dev', 'train'"):
         find_files([str(tmp_path / "splits")])
     assert len(find_files([str(tmp_path / "splits" / "dev")])) == 1
 

@@ -100,7 +100,7 @@ def test_damaged_and_doubly_compressed_files_are_input_errors(tmp_path: Path) ->
         read_raw(tmp_path / "in.csv.zst", b"plain text")
     with pytest.raises(InputError, match="compressed inside"):
         read_raw(tmp_path / "in.parquet.gz", gzip.compress(b""))
-    with pytest.raises(InputError, match="cannot be read as an Arrow file"):
+    with pytest.raises(InputError, match="cannot be read as arrow"):
         read_raw(tmp_path / "in.arrow", b"ARROW1 no")
 
 
