@@ -28,7 +28,8 @@ def score_command(
         typer.Argument(
             metavar="INPUT...",
             help="Tables of texts (csv, tsv, jsonl, parquet, arrow; .gz, .bz2, .zst), directories or globs of them "
-            "(their folders NAME=VALUE become columns), a dataset saved by Hugging Face, or - for jsonl on standard input.",
+            "(whose folders NAME=VALUE become columns), a dataset saved by Hugging Face, or - for jsonl on standard "
+            "input.",
         ),
     ],
     model: Annotated[str, typer.Option(help="Model directory or hub id; policies that can exit need one with heads.")],
