@@ -14,9 +14,11 @@ from pabee_fast.cli.fit import fit_command
 from pabee_fast.cli.info import info_command
 from pabee_fast.cli.report import report_command
 from pabee_fast.cli.score import score_command
+from pabee_fast.cli.show import show_plainly
 from pabee_fast.cli.train import train_command
 from pabee_fast.cli.tune import tune_command
 from pabee_fast.errors import PabeeFastError
+from pabee_fast.shown import plain
 
 app = typer.Typer(
     help="Patience-based early exit that makes batches of a Hugging Face classifier faster.",
@@ -36,14 +38,15 @@ _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 def main() -> None:
     """The console script `pabee-fast`: an error of ours, or of a file, is one line on stderr and exit status 2."""
     before = signal.signal(signal.SIGTERM, _interrupt)  # by which schedulers end jobs: taken as Ctrl-C, it tidies up
+    show_plainly()
     try:
         app()
     except PabeeFastError as error:
-        print(f"pabee-fast: {' '.join(str(error).split())}", file=sys.stderr)
+        print(f"pabee-fast: {plain(' '.join(str(error).split()))}", file=sys.stderr)
         sys.exit(2)
     except OSError as error:
         if error.filename is not None:
-            print(f"pabee-fast: {error.filename} cannot be read or written: {error.strerror}", file=sys.stderr)
+            print(f"pabee-fast: {plain(error.filename)} cannot be read or written: {error.strerror}", file=sys.stderr)
         elif error.errno in _FULL:
             print(f"pabee-fast: {error.strerror}: make room, and run the same command again", file=sys.stderr)
         else:

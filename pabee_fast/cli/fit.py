@@ -23,6 +23,7 @@ from pabee_fast.cli.options import (
     text_columns,
 )
 from pabee_fast.cli.show import progress_bar, quieten_transformers
+from pabee_fast.shown import plain
 
 
 def fit_command(
@@ -84,7 +85,7 @@ def fit_command(
             on_head=lambda layer: bar.update(task, rate=f"head of layer {layer} fitted"),
         )
     _print_summary(fitted)
-    print(f"wrote {output}")
+    print(plain(f"wrote {output}"))
 
 
 def _print_summary(fitted: Any) -> None:

@@ -5,6 +5,7 @@ from typing import Annotated
 import typer
 
 from pabee_fast.cli.options import Device, Dtype
+from pabee_fast.shown import plain
 
 
 def info_command(
@@ -55,4 +56,4 @@ def info_command(
             "token budget": str(engine.token_budget),
         }
     for name, value in lines.items():
-        print(f"{name + ':':<24}{value}")
+        print(plain(f"{name + ':':<24}{value}"))

@@ -4,7 +4,6 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
-from rich.console import Console
 
 from pabee_fast.cli.options import (
     TABLES,
@@ -21,6 +20,7 @@ from pabee_fast.cli.options import (
     text_columns,
 )
 from pabee_fast.cli.show import quieten_transformers
+from pabee_fast.shown import plain
 
 
 def report_command(
@@ -77,4 +77,4 @@ def report_command(
         overwrite=overwrite,
     )
     make_report(settings)
-    Console().print(f"wrote {output}", soft_wrap=True, highlight=False)
+    print(plain(f"wrote {output}"))

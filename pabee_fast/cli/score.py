@@ -20,6 +20,7 @@ from pabee_fast.cli.options import (
     text_columns,
 )
 from pabee_fast.cli.watch import Watch, choose_watch
+from pabee_fast.shown import plain
 
 
 def score_command(
@@ -139,7 +140,7 @@ def _stream(
 
     try:
         with open_executor(recipe, devices, engine, workers) as executor:
-            print(policy_line(executor.about), file=sys.stderr)
+            print(plain(policy_line(executor.about)), file=sys.stderr)
             tally = score_stream(sys.stdin.buffer, sys.stdout.buffer, columns, executor, max_errors)
             promise = executor.about.promise
     except KeyboardInterrupt:
@@ -164,4 +165,4 @@ def _say_done(summary: Any, about: Any, place: Any, watch: Watch, log_format: st
 
     watch.on_end("end", **summary_figures(summary, about, place))
     if log_format == "text":
-        print("\n".join(summary_lines(summary, about, place)))
+        print("\n".join(map(plain, summary_lines(summary, about, place))))

@@ -1,10 +1,27 @@
 """What the commands show on a terminal."""
 
+import io
+import logging
 import sys
 
 from rich.console import Console
 from rich.progress import BarColumn, Progress, ProgressColumn, Task, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.text import Text
+
+from pabee_fast.shown import plain
+
+
+class _PlainFormatter(logging.Formatter):
+    def formatMessage(self, record: logging.LogRecord) -> str:
+        return plain(super().formatMessage(record))
+
+
+def show_plainly() -> None:
+    """Let no name steer the terminal by a warning, nor end the command by a character that the terminal lacks."""
+    if logging.lastResort is not None:
+        logging.lastResort.setFormatter(_PlainFormatter())
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="backslashreplace")
 
 
 def quieten_transformers() -> None:

@@ -19,6 +19,7 @@ from pabee_fast.cli.options import (
     text_columns,
 )
 from pabee_fast.cli.show import quieten_transformers
+from pabee_fast.shown import plain
 
 
 def train_command(
@@ -107,6 +108,5 @@ def train_command(
         remember_rows=remember_rows,
         overwrite=overwrite,
     )
-    console = Console()
-    train(settings, console)
-    console.print(f"wrote {output}", soft_wrap=True)
+    train(settings, Console())
+    print(plain(f"wrote {output}"))

@@ -22,6 +22,7 @@ from pabee_fast.cli.options import (
     text_columns,
 )
 from pabee_fast.cli.show import quieten_transformers
+from pabee_fast.shown import plain
 
 if TYPE_CHECKING:
     from pabee_fast.evaluation.calibrate import Calibration
@@ -175,6 +176,6 @@ def _print_choice(console: Console, tuned: "Tuned", stored_in: str | None) -> No
         console.print(f"full depth is right on {accuracy:.1%} of these rows", highlight=False)
     console.print(str(tuned.calibration.known), highlight=False)
     for file in tuned.files:
-        console.print(f"wrote {file}", highlight=False, soft_wrap=True)
+        print(plain(f"wrote {file}"))
     if stored_in is not None:
-        console.print(f"stored in {Path(stored_in) / 'config.json'}", highlight=False, soft_wrap=True)
+        print(plain(f"stored in {Path(stored_in) / 'config.json'}"))

@@ -36,7 +36,7 @@ def chosen(file: str, first_row: int, rows: int, share: float) -> np.ndarray:
     A pure function of the file's name and the row's number, so that a row is chosen or not however the job is cut, and
     whether or not it is resumed.
     """
-    seed = np.uint64(zlib.crc32(file.encode())) << np.uint64(32)
+    seed = np.uint64(zlib.crc32(file.encode(errors="surrogateescape"))) << np.uint64(32)
     row = seed + np.arange(first_row, first_row + rows, dtype=np.uint64)
     # The finaliser of splitmix64 (Steele, Lea and Flood, OOPSLA 2014): every bit depends on every other.
     row = (row ^ row >> np.uint64(30)) * np.uint64(0xBF58476D1CE4E5B9)

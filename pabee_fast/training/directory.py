@@ -20,6 +20,7 @@ from pabee_fast.models.heads import CONFIG_ENTRY
 from pabee_fast.models.load import from_pretrained
 from pabee_fast.scoring.durable import check_writable
 from pabee_fast.scoring.load import readable_weights
+from pabee_fast.scoring.tables_read import SURROGATES
 from pabee_fast.scoring.tokens import check_vocabulary
 
 TUNING = "tuning"
@@ -27,8 +28,13 @@ TUNING = "tuning"
 
 
 def check_model_output(path: str | Path, *, overwrite: bool) -> None:
-    """Raises InputError for an output directory that is a file, or has files and may not be overwritten."""
+    """Raise InputError for an output directory that is a file, or has files and may not be overwritten.
+
+    So it is for a name that is not UTF-8: safetensors and tokenizers cannot write there.
+    """
     output = Path(path)
+    if SURROGATES.search(str(output.absolute())):
+        raise InputError(f"{output}: the name is not UTF-8, as files of a model must have it; name another directory")
     if output.is_file():
         raise InputError(f"{output} is a file: name a directory for the model")
     check_writable(output)

@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 from rich.console import Console
+from rich.markup import escape
 from transformers import (
     DataCollatorWithPadding,
     PreTrainedModel,
@@ -27,6 +28,7 @@ from pabee_fast.errors import InputError, PabeeFastError
 from pabee_fast.models import family_of
 from pabee_fast.models.heads import BACKBONE, CONFIG_ENTRY, FIT, attach_heads, classifies, has_heads, spec_of
 from pabee_fast.scoring.tables_read import USUAL, Reading
+from pabee_fast.shown import plain
 from pabee_fast.training.directory import check_model_output, load_classifier, load_config_and_tokenizer, save
 from pabee_fast.training.evaluate import LayerScores, as_table, evaluate_layers
 from pabee_fast.training.examples import Examples, Features, read_examples
@@ -137,7 +139,7 @@ def train(settings: TrainSettings, console: Console) -> PreTrainedModel:
     model, tokenizer = _load(settings, examples)
     _remember(settings, model, examples)
     labels = labels_of_config(model.config)
-    console.print(f"labels: {labels}", highlight=False)
+    console.print(plain(f"labels: {labels}"), highlight=False, markup=False)
     features = examples.features(tokenizer, settings.max_length, labels.encode(examples.column))
     eval_features = None
     if held_out is not None:
@@ -209,7 +211,7 @@ class _Epochs(TrainerCallback):
                 model, self.eval_features, self.collator, batch_size=self.settings.batch_size
             )
             result |= {column.metric: column.by_layer for column in scores}
-            evaluated = Path(self.settings.eval or "").resolve().name
+            evaluated = escape(plain(Path(self.settings.eval or "").resolve().name))
             self.console.print(as_table(f"{evaluated} after epoch {epoch} of {self.settings.epochs}", scores))
         self.record.epochs.append(result)
         save(model, self.tokenizer, Path(self.settings.output), {RECORD: self.record.as_json()})

@@ -217,3 +217,7 @@ def test_without_accelerate_the_extra_is_named(
     train, find = table("train.csv", reviews), importlib.util.find_spec
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if name == "accelerate" else find(name))
     assert "pip install 'pabee-fast[train]'" in refused(train)
+
+
+def test_an_output_whose_name_is_not_utf8_is_refused_before_anything_is_read(refused: Callable[..., str]) -> None:
+    assert r"out\udcff: the name is not UTF-8" in refused("absent.csv", "--output", "out\udcff")

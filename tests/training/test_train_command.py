@@ -278,3 +278,20 @@ def test_training_further_drops_what_was_fitted(
     entry = json.loads((second / "config.json").read_text())["pabee_fast"]
     assert entry["of another"] == "tool"
     assert "fit" not in entry
+
+
+def test_labels_and_names_are_shown_as_they_are_and_steer_no_terminal(
+    pabee_fast: Command,
+    table: Tables,
+    reviews: Rows,
+    encoder: Path,
+    tmp_path: Path,
+    brief: list[str],
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    train = table("[bold]a.jsonl", [row | {"label": ["[/x]bad", "good\x1b[31m"][row["label"]]} for row in reviews])
+    out = tmp_path / "out\x1b[31m"
+    assert pabee_fast("train", train, "--eval", train, "--model", encoder, "--output", out, *brief) == 0
+    shown = capsys.readouterr().out
+    assert r"2 classes: [/x]bad, good\x1b[31m" in shown and "[bold]a.jsonl after epoch 1" in shown
+    assert shown.splitlines()[-1].endswith(r"out\x1b[31m") and "\x1b" not in shown

@@ -23,6 +23,7 @@ from pabee_fast.scoring.durable import check_writable
 from pabee_fast.scoring.load import Setting, load_scorer
 from pabee_fast.scoring.scorer import Scorer
 from pabee_fast.scoring.tables_read import USUAL, Reading
+from pabee_fast.shown import plain
 from pabee_fast.training.examples import Examples, read_examples
 from pabee_fast.training.labels import labels_of_config
 from pabee_fast.training.teacher import full_depth_logits, in_order_of
@@ -122,14 +123,14 @@ def _study(
         if of_model.is_more_than(WORTH_SAYING):
             logger.warning("%s: of %s, %s; its figures flatter the model", table, path, of_model)
     return Study(
-        model=settings.name or Path(settings.models[0]).name,
-        data=Path(table).name,
+        model=plain(settings.name or Path(settings.models[0]).name),
+        data=plain(Path(table).name),
         texts=examples.texts,
         traces=traces,
         truncated={depth: tuple(found) for depth, found in truncated.items()},
         label_names=labels.names,
         facts={
-            "models": ", ".join(settings.models),
+            "models": plain(", ".join(settings.models)),
             "hardware": setting.device_name,
             "dtype": f"{setting.dtype_name} ({setting.dtype_reason})",
             "rows cut at": f"{scorers[0].max_length} tokens",
