@@ -4,8 +4,9 @@ import hashlib
 import os
 import re
 import secrets
+import stat
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import BinaryIO
 
@@ -33,7 +34,9 @@ def check_writable(place: Path) -> None:
 
 
 @contextmanager
-def durable_file(target: Path, what: str, *, replace: bool = True) -> Iterator[BinaryIO]:
+def durable_file(
+    target: Path, what: str, *, replace: bool = True, permissions: Path | None = None
+) -> Iterator[BinaryIO]:
     """Open a file that takes its place under `target` when the block ends well, and then survives a power cut.
 
     It is written under a temporary name in the same directory, synced and renamed, and the directory synced. When the
@@ -43,6 +46,7 @@ def durable_file(target: Path, what: str, *, replace: bool = True) -> Iterator[B
         target: the file's name.
         what: it is, in names of moments.
         replace: whether a file that has come to exist meanwhile is replaced.
+        permissions: whose permissions it has; None: the older file's. Where there is none, the umask's.
 
     Raises:
         InputError: the directory cannot be written to, or the target exists and is not to be replaced.
@@ -54,6 +58,8 @@ def durable_file(target: Path, what: str, *, replace: bool = True) -> Iterator[B
         raise InputError(f"{target} cannot be written: {error.strerror}") from error
     try:
         with file:
+            with suppress(FileNotFoundError):
+                temporary.chmod(stat.S_IMODE((permissions or target).stat().st_mode))
             reached(f"{what}: before the write")
             yield file
             file.flush()

@@ -207,7 +207,7 @@ class Output:
             raise JobError(f"{self.directory / name} was lost meanwhile: the same command makes it again")
         parts = [self.directory / manifest.parts[index].name for index in range(len(manifest.parts))]
         whole = self._announced(manifest, f"table.{self.format}")
-        with durable_file(whole, "table") as file:
+        with durable_file(whole, "table", permissions=table) as file:
             join_tables(self.format, parts, file)
         manifest.finish({"size": whole.stat().st_size, "hash": sha256_of(whole)})
         if table.exists() and not overwrite:

@@ -1,7 +1,9 @@
 """Whose files lie where a job works: its own, which go and come with it, and others, which stay as they are."""
 
 import json
+import os
 import shutil
+import stat
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -314,3 +316,19 @@ def test_trying_again_goes_on_where_it_was_stopped_between_the_record_of_the_new
     assert run_job(source, target, part_rows=10, retry_errors=True).rows == 0
     assert all(json.loads(line)["error"] is None for line in target.read_text().splitlines())
     assert names_in(tmp_path) == ["in.jsonl", "out.jsonl"]
+
+
+@pytest.mark.skipif(os.name != "posix", reason="permissions of other kinds")
+def test_a_replaced_table_keeps_its_permissions_and_a_new_one_has_the_umasks(run_job: RunJob, tmp_path: Path) -> None:
+    source = put_rows(tmp_path / "in.jsonl", 5)
+    for name, mode in (("out.csv", 0o640), ("out.parquet", 0o400), ("out.jsonl", 0o666)):
+        (tmp_path / name).touch()
+        (tmp_path / name).chmod(mode)
+        run_job(source, tmp_path / name, overwrite=True)
+        assert stat.S_IMODE((tmp_path / name).stat().st_mode) == mode
+    before = os.umask(0o027)
+    try:
+        run_job(source, tmp_path / "new.csv")
+    finally:
+        os.umask(before)
+    assert stat.S_IMODE((tmp_path / "new.csv").stat().st_mode) == 0o640
