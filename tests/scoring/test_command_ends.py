@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from tests.conftest import ROOT
+from tests.scoring.conftest import put_rows
 
 pytestmark = pytest.mark.skipif(os.name != "posix", reason="signals and streams of other kinds")
 
@@ -138,3 +139,10 @@ def test_a_pipe_that_fails_while_more_may_come_ends_with_a_line(
         assert job.wait(timeout=120) == status
         said = job.stderr.read().splitlines()
     assert said[0].startswith("policy") and says in said[1] and len(said) == 2
+
+
+def test_workers_end_without_a_word(small_model: Path, tmp_path: Path) -> None:
+    source = put_rows(tmp_path / "in.jsonl", 5)
+    words = ["score", source, "--model", small_model, "--output", tmp_path / "out.csv", "--devices", "cpu,cpu"]
+    done = shell('"$@"', *words, *FIXED[2:])
+    assert (done.returncode, done.stderr) == (0, "")
