@@ -214,7 +214,10 @@ class Job:
         if output.table is not None and output.table.exists() and not (overwrite or made):
             raise InputError(f"{output.table} exists; write to another file, or use --overwrite (overwrite=True)")
         is_done = output.is_finished(manifest, made)
-        if manifest.job is None or differences or (overwrite and is_done) or not self._keeps_parts(manifest, is_done):
+        failed = [index for index, part in manifest.parts.items() if part.tally["failed"]]
+        # A table that is there, and none of whose rows failed, lacks nothing but the end of tidying up.
+        again = overwrite and is_done and (output.table is None or bool(failed))
+        if manifest.job is None or differences or again or not self._keeps_parts(manifest, is_done, failed):
             output.check_files(manifest)
             output.clear(manifest)
             manifest.begin(job)
@@ -229,13 +232,12 @@ class Job:
             )
         return is_done and manifest.finished, overwrite or made is not None
 
-    def _keeps_parts(self, manifest: Manifest, is_done: bool) -> bool:
-        """Forgets parts that are lost or to be done again; whether the others can be kept.
+    def _keeps_parts(self, manifest: Manifest, is_done: bool, failed: list[int]) -> bool:
+        """Forgets parts that are lost, and those of failed rows where these are tried again; whether to keep the rest.
 
         Raises:
             JobError: a part is not what was written, and nothing is to be overwritten.
         """
-        failed = [index for index, part in manifest.parts.items() if part.tally["failed"]]
         again = failed if self.options.retry_errors else []
         if is_done and not again and self.output.table is not None:
             return True  # the parts may be gone, and their table is there

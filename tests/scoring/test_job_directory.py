@@ -266,11 +266,12 @@ def test_a_file_of_others_among_the_parts_keeps_their_directory_and_the_table_is
     assert names_in(tmp_path) == ["in.jsonl", "out.csv"]
 
 
+@pytest.mark.parametrize("overwrite", [False, True])
 @pytest.mark.parametrize(
     "point", ["job: a file was removed", "job: the manifest is aside", "job: the directory is gone"]
 )
 def test_a_job_stopped_while_it_tidies_up_is_finished_by_the_same_command_and_no_other(
-    point: str, run_job: RunJob, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    point: str, overwrite: bool, run_job: RunJob, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     source, target = put_rows(tmp_path / "in.jsonl", 25), tmp_path / "out.csv"
 
@@ -280,11 +281,11 @@ def test_a_job_stopped_while_it_tidies_up_is_finished_by_the_same_command_and_no
 
     with monkeypatch.context() as patched, pytest.raises(Stop):
         patched.setattr(output_module, "reached", stop)
-        run_job(source, target, part_rows=10)
+        run_job(source, target, part_rows=10, overwrite=overwrite)
     written = target.read_bytes()
     with pytest.raises(InputError, match="part_rows was 10 and is 5"):
         run_job(source, target, part_rows=5)
-    assert run_job(source, target, part_rows=10).rows == 0
+    assert run_job(source, target, part_rows=10, overwrite=overwrite).rows == 0
     assert target.read_bytes() == written and names_in(tmp_path) == ["in.jsonl", "out.csv"]
     with pytest.raises(InputError, match="exists"):
         run_job(source, target, part_rows=10)
