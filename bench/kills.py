@@ -26,6 +26,7 @@ from pabee_fast.scoring.job import Columns, Job, JobOptions
 from pabee_fast.scoring.recipe import Recipe
 
 POINTS = {
+    "job: the directory is made": 1,
     "part: before the write": 3,
     "part: after fsync": 3,
     "part: after the rename": 3,
@@ -34,8 +35,13 @@ POINTS = {
     "table: after fsync": 1,
     "table: after the rename": 1,
     "job: the table has its name": 1,
+    "job: a file was removed": 2,
+    "job: the manifest is aside": 1,
+    "job: the directory is gone": 1,
 }
 """Where to kill, and the how many-th time the moment comes."""
+OF_A_TABLE = list(POINTS)[list(POINTS).index("table: before the write") :]
+"""Those that a directory of parts does not come to."""
 
 
 def score(args: argparse.Namespace, target: str) -> None:
@@ -88,13 +94,20 @@ def digest(target: str) -> str:
     return hashlib.sha256(b"".join(file.read_bytes() for file in files)).hexdigest()
 
 
+def left_beside(target: str) -> list[Path]:
+    """What a job has not tidied up beside its table."""
+    path = Path(target)
+    return [beside for name in (f"{path.name}.parts", f".{path.name}.parts.done")
+            if (beside := path.with_name(name)).exists()]  # fmt: skip
+
+
 def named_kills(args: argparse.Namespace, target: Callable[[str], str], wanted: str) -> list[dict[str, Any]]:
     """A job for each named moment, killed there and resumed."""
     records = []
     for number, (point, times) in enumerate(POINTS.items()):
         place = target(f"named-{number}")
-        if place.endswith("/") and not point.startswith(("part", "manifest")):
-            continue  # a directory of parts has no table
+        if place.endswith("/") and point in OF_A_TABLE:
+            continue
 
         def killed(point: str = point, times: int = times, place: str = place) -> None:
             kill_at(point, times)
@@ -103,7 +116,7 @@ def named_kills(args: argparse.Namespace, target: Callable[[str], str], wanted: 
         ends = [outcome(in_child(killed))]
         # With its table in place, a job of which nothing but its parts is left is finished by the next run, too.
         ends.append(outcome(in_child(lambda place=place: score(args, place))))  # type: ignore[misc]
-        same = ends == ["killed", "finished"] and digest(place) == wanted
+        same = ends == ["killed", "finished"] and digest(place) == wanted and not left_beside(place)
         records.append({"kill": point, "ends": ends, "same": same})
     return records
 
@@ -122,11 +135,11 @@ def random_kills(
             time.sleep(rng.uniform(0.05, 0.9) * seconds)
             os.kill(pid, signal.SIGKILL)
             ends.append(outcome(pid))
-            if digest_or_none(place) == wanted and not Path(place + ".parts").exists():
+            if digest_or_none(place) == wanted and not left_beside(place):
                 break  # it was done before the kill
         else:
             ends.append(outcome(in_child(lambda place=place: score(args, place))))  # type: ignore[misc]
-        same = "failed" not in ends and digest(place) == wanted
+        same = "failed" not in ends and digest(place) == wanted and not left_beside(place)
         records += [{"kill": "random", "ends": ends, "same": same}] * sum(end == "killed" for end in ends)
         if not any(end == "killed" for end in ends):
             seconds *= 0.8  # the machine has become faster: kill earlier

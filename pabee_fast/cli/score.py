@@ -1,6 +1,5 @@
 """`pabee-fast score`."""
 
-import os
 import sys
 from typing import Annotated, Any
 
@@ -135,17 +134,23 @@ def _stream(
     recipe: Any, columns: Any, devices: str | None, engine: str, workers: int | None, max_errors: int | None
 ) -> None:
     from pabee_fast.cli.summary import audit_lines, policy_line
+    from pabee_fast.errors import InputError
     from pabee_fast.scoring.executors import open_executor
     from pabee_fast.scoring.stream import score_stream
 
+    for stream, name in ((sys.stdin, "input"), (sys.stdout, "output")):
+        if stream is None:
+            raise InputError(f"standard {name} is closed: give it a file or a pipe")
+    # Unbuffered: a buffer has a lock, which a thread that waits for input holds, and which Python's end would take.
+    source = getattr(sys.stdin.buffer, "raw", sys.stdin.buffer)
     try:
         with open_executor(recipe, devices, engine, workers) as executor:
             print(plain(policy_line(executor.about)), file=sys.stderr)
-            tally = score_stream(sys.stdin.buffer, sys.stdout.buffer, columns, executor, max_errors)
+            tally = score_stream(source, sys.stdout.buffer, columns, executor, max_errors)
             promise = executor.about.promise
     except KeyboardInterrupt:
-        print("pabee-fast: stopped", file=sys.stderr, flush=True)
-        os._exit(130)  # a thread waits for standard input, and holds the lock that an orderly end would take
+        print("pabee-fast: stopped", file=sys.stderr)
+        raise typer.Exit(130) from None
     if tally.audited:
         print("\n".join(audit_lines(tally, promise)), file=sys.stderr)
     none = ": none could be scored, see the field error of each" if tally.errors == tally.rows > 0 else ""

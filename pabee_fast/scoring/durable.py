@@ -2,15 +2,21 @@
 
 import hashlib
 import os
+import re
 import secrets
+import stat
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import BinaryIO
 
 from pabee_fast.errors import InputError
 
 _TEMPORARY = ".pabee-fast-{}.tmp"
+_IS_TEMPORARY = re.compile(r"\.pabee-fast-[0-9a-f]{16}\.tmp")
+
+NO_LINK = getattr(os, "O_NOFOLLOW", 0)
+"""The flag with which a file of ours is opened: a link in its place is another's, and is not followed."""
 
 
 def reached(point: str) -> None:
@@ -28,12 +34,19 @@ def check_writable(place: Path) -> None:
 
 
 @contextmanager
-def durable_file(target: Path, what: str, *, replace: bool = True) -> Iterator[BinaryIO]:
-    """A file to write that takes its place under `target` when the block ends well, and then survives a power cut.
+def durable_file(
+    target: Path, what: str, *, replace: bool = True, permissions: Path | None = None
+) -> Iterator[BinaryIO]:
+    """Open a file that takes its place under `target` when the block ends well, and then survives a power cut.
 
     It is written under a temporary name in the same directory, synced and renamed, and the directory synced. When the
-    block ends in an exception nothing is left, and an older file stays as it was. `what` it is, in names of moments;
-    `replace`: whether a file that has come to exist meanwhile is replaced.
+    block ends in an exception nothing is left, and an older file stays as it was.
+
+    Args:
+        target: the file's name.
+        what: it is, in names of moments.
+        replace: whether a file that has come to exist meanwhile is replaced.
+        permissions: whose permissions it has; None: the older file's. Where there is none, the umask's.
 
     Raises:
         InputError: the directory cannot be written to, or the target exists and is not to be replaced.
@@ -45,6 +58,8 @@ def durable_file(target: Path, what: str, *, replace: bool = True) -> Iterator[B
         raise InputError(f"{target} cannot be written: {error.strerror}") from error
     try:
         with file:
+            with suppress(FileNotFoundError):
+                temporary.chmod(stat.S_IMODE((permissions or target).stat().st_mode))
             reached(f"{what}: before the write")
             yield file
             file.flush()
@@ -71,13 +86,18 @@ def sync_directory(directory: Path) -> None:
         os.close(descriptor)
 
 
+def is_temporary(path: Path) -> bool:
+    """Return whether a name is one under which `durable_file` writes."""
+    return _IS_TEMPORARY.fullmatch(path.name) is not None
+
+
 def remove_temporaries(directory: Path) -> None:
     """Removes what a killed process left half written. Nobody else may be writing there."""
-    for path in directory.glob(_TEMPORARY.format("*")):
+    for path in filter(is_temporary, directory.iterdir()):
         path.unlink(missing_ok=True)
 
 
 def sha256_of(path: Path) -> str:
-    """The hash of a file's content."""
-    with path.open("rb") as file:
+    """Return the hash of a file's content; raises OSError for a link."""
+    with open(os.open(path, os.O_RDONLY | NO_LINK | getattr(os, "O_BINARY", 0)), "rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()

@@ -75,7 +75,8 @@ class DeviceExecutor(Executor):
         self.workers = len(recipes)
         self._processes: list[Process] = []
         try:
-            self._processes = [Process(recipe) for recipe in recipes]
+            for recipe in recipes:
+                self._processes.append(Process(recipe))
             abouts = [process.wait_until_ready() for process in self._processes]
         except BaseException:
             self.close()

@@ -133,10 +133,11 @@ class Job:
                 f"retry_errors: {self.output.directory} holds no job. Parts are kept where rows failed in computing; "
                 "the errors of other rows are in the input"
             )
+        self.progress = Progress(Tally(), 0, None, 0)
         self.source = self._open(found)
         check_names(self.source.schema, result_schema([], "label").names, columns.prefix)
         check_columns(self.output.format, self.source.schema)
-        self.progress = Progress(Tally(), 0, self.source.rows, 0)
+        self.progress.total = self.source.rows
 
     def _open(self, found: Found) -> Source:
         """The source; a job that was begun on the same files spares reading them first."""
@@ -144,6 +145,9 @@ class Job:
         if self.output.is_begun:
             with Manifest(self.output.directory, discard_damaged=self.options.overwrite) as manifest:
                 record = manifest.job
+                if record is None or self.options.overwrite:
+                    self.output.check_files(manifest)
+                self.progress = _progress(manifest)
             if record is not None and record["scan"] is not None:
                 quick = [(path.resolve(), path.stat().st_size, path.stat().st_mtime_ns) for path in found]
                 before = [
@@ -171,34 +175,35 @@ class Job:
         part_rows = options.part_rows or PART_ROWS.get(about.device_type, 4_096)
         self.output.prepare()
         with Manifest(self.output.directory, discard_damaged=options.overwrite) as manifest:
-            replace = self._begin_or_resume(manifest, about, part_rows)
-            progress = self.progress = self._progress(manifest)
+            is_done, replace = self._begin_or_resume(manifest, about, part_rows)
+            progress = self.progress = _progress(manifest, self.source.rows)
             on_part(progress)
             self._check_errors(progress.tally)  # parts of an earlier run may have too many already
 
             def commit(part: Part, chunk: Chunk, scored: Scored) -> None:
                 named = pa.RecordBatch.from_arrays(scored.results.columns, schema=results)
-                manifest.add_part(self.output.write_part(part, chunk, named, results, scored.tally))
+                self.output.write_part(manifest, part, chunk, named, results, scored.tally)
                 progress.tally.merge(scored.tally)
                 progress.parts += 1
                 on_part(progress)
                 self._check_errors(progress.tally)
 
             spent = Seconds()
-            if not self.output.is_finished(manifest):
+            if not is_done:
                 parts = self.source.parts(part_rows, options.part_bytes, dict(manifest.parts))
                 spent = run_parts(parts, self.source.names, executor, about.schema, commit)
                 if not manifest.parts:
-                    manifest.add_part(self.output.write_no_rows(self.source.schema, results))
+                    self.output.write_no_rows(manifest, self.source.schema, results)
             joined = time.perf_counter()
-            self.output.finish(manifest, overwrite=replace, keep_parts=progress.tally.failed > 0)
+            keep = progress.tally.failed > 0
+            self.output.finish(manifest, is_done=is_done, overwrite=replace, keep_parts=keep)
         ended = time.perf_counter()
         spent.write += ended - joined
         rows = progress.tally.rows - progress.resumed
         return Summary(progress.tally, rows, progress.resumed, ended - started, spent, executor.workers)
 
-    def _begin_or_resume(self, manifest: Manifest, about: About, part_rows: int) -> bool:
-        """Readies the manifest; whether a table that stands under the output's name may be replaced."""
+    def _begin_or_resume(self, manifest: Manifest, about: About, part_rows: int) -> tuple[bool, bool]:
+        """Readies the manifest; whether all is done already, and whether a table of that name is replaced."""
         output, overwrite = self.output, self.options.overwrite
         job = self._identity(about, part_rows)
         differences = [] if manifest.job is None else _differences(manifest.job, job)
@@ -207,27 +212,19 @@ class Job:
                 f"{output.directory} holds a job that differs: {'; '.join(differences)}. Run it as it was begun, or "
                 "use --overwrite (overwrite=True) to begin anew"
             )
-        is_ours = output.has_its_table(manifest)
-        if output.table is not None and output.table.exists() and not (overwrite or is_ours):
+        made = output.made_table(manifest)
+        if output.table is not None and output.table.exists() and not (overwrite or made):
             raise InputError(f"{output.table} exists; write to another file, or use --overwrite (overwrite=True)")
-        finished = output.is_finished(manifest)
+        is_done = output.is_finished(manifest, made)
         failed = [index for index, part in manifest.parts.items() if part.tally["failed"]]
-        retry = self.options.retry_errors and bool(failed)
-        anew = manifest.job is None or bool(differences) or (overwrite and finished)
-        if not anew and (retry or not finished):
-            try:
-                output.check_parts(manifest)
-            except JobError:
-                if not overwrite:
-                    raise
-                anew = True
-        if anew:
-            output.clear()
+        # A table that is there, and none of whose rows failed, lacks nothing but the end of tidying up.
+        again = overwrite and is_done and (output.table is None or bool(failed))
+        if manifest.job is None or differences or again or not self._keeps_parts(manifest, is_done, failed):
+            output.check_files(manifest)
+            output.clear(manifest)
             manifest.begin(job)
-            return overwrite
+            return False, overwrite
         remove_temporaries(output.directory)
-        if retry:
-            manifest.forget_parts(failed)
         assert manifest.job is not None
         if manifest.job["device"] != about.device:
             logger.warning(
@@ -235,7 +232,28 @@ class Job:
                 manifest.job["device"],
                 about.device,
             )
-        return overwrite or is_ours
+        return is_done and manifest.finished, overwrite or made is not None
+
+    def _keeps_parts(self, manifest: Manifest, is_done: bool, failed: list[int]) -> bool:
+        """Forgets parts that are lost, and those of failed rows where these are tried again; whether to keep the rest.
+
+        Raises:
+            JobError: a part is not what was written, and nothing is to be overwritten.
+        """
+        again = failed if self.options.retry_errors else []
+        if is_done and not again and self.output.table is not None:
+            return True  # the parts may be gone, and their table is there
+        try:
+            lost = self.output.lost_parts(manifest, thoroughly=not is_done or bool(again))
+        except JobError:
+            if not self.options.overwrite:
+                raise
+            return False
+        if lost:
+            logger.warning("%d parts are gone from %s: they are made again", len(lost), self.output.directory)
+        if lost or again:
+            manifest.forget_parts(sorted({*lost, *again}))
+        return True
 
     def _identity(self, about: About, part_rows: int) -> dict[str, Any]:
         """All that changes results, and so must be the same when the job goes on."""
@@ -257,12 +275,6 @@ class Job:
             "device": about.device,
         }
 
-    def _progress(self, manifest: Manifest) -> Progress:
-        tally = Tally()
-        for part in manifest.parts.values():
-            tally.merge(Tally.from_json(part.tally))
-        return Progress(tally, tally.rows, self.source.rows, len(manifest.parts))
-
     def _check_errors(self, tally: Tally) -> None:
         most = self.options.max_errors
         if most is not None and tally.errors > most:
@@ -270,6 +282,13 @@ class Job:
                 f"stopped: {tally.errors} of {tally.rows} rows have errors, more than max_errors={most}. What is done "
                 f"is kept in {self.output.directory}; the same command goes on with a larger --max-errors, or without"
             )
+
+
+def _progress(manifest: Manifest, total: int | None = None) -> Progress:
+    tally = Tally()
+    for part in manifest.parts.values():
+        tally.merge(Tally.from_json(part.tally))
+    return Progress(tally, tally.rows, total, len(manifest.parts))
 
 
 def _differences(before: dict[str, Any], now: dict[str, Any]) -> list[str]:

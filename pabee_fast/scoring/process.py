@@ -9,11 +9,14 @@ import sys
 import threading
 import traceback
 from collections import deque
+from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from itertools import count
 from multiprocessing.connection import Connection
 from typing import Any
+
+import transformers
 
 from pabee_fast.errors import PabeeFastError, WorkerDied, WorkerError
 from pabee_fast.scoring.recipe import Recipe
@@ -23,6 +26,8 @@ logger = logging.getLogger(__name__)
 
 TRIES = 3
 """How often a task is given to a worker before it is held to be what kills them."""
+
+_STOPS = (signal.SIGINT, signal.SIGTERM)
 
 
 @dataclass
@@ -90,7 +95,8 @@ class Process:
         context = multiprocessing.get_context("spawn")
         self._pipe, theirs = context.Pipe()
         self._process = context.Process(target=serve, args=(theirs, self._recipe), daemon=True)
-        self._process.start()
+        with _no_signals():
+            self._process.start()
         theirs.close()  # so that the pipe ends when the process does
 
     def _fill(self) -> None:
@@ -147,6 +153,19 @@ class Process:
         return True
 
 
+@contextlib.contextmanager
+def _no_signals() -> Iterator[None]:
+    """Lets a process that is started here have no signals that stop it, from its first moment on."""
+    if not hasattr(signal, "pthread_sigmask"):
+        yield
+        return
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, _STOPS)
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
 def _resolve(future: Future[Any], answer: Any) -> None:
     if future.done():
         return
@@ -158,7 +177,9 @@ def _resolve(future: Future[Any], answer: Any) -> None:
 
 def serve(pipe: Connection, recipe: Recipe) -> None:
     """A worker's process: tasks in, results out, until the pipe ends; then it ends at once, whatever is under way."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the coordinator's
+    for number in _STOPS:
+        signal.signal(number, signal.SIG_IGN)  # the coordinator is stopped, and ends its workers
+    transformers.logging.disable_progress_bar()  # whose lock a killed process would leave behind
     sending = threading.Lock()
 
     def send(number: int | None, answer: Any) -> None:

@@ -212,3 +212,19 @@ def test_a_worker_bounds_the_products_that_a_cpu_remembers_unless_its_user_has(
         monkeypatch.delenv(name)
     recipe.worker()
     assert os.environ[name] == kept
+
+
+def tell_what_is_blocked(pipe: Any, recipe: Recipe) -> None:
+    """Stands for `process.serve`."""
+    pipe.send((None, signal.pthread_sigmask(signal.SIG_BLOCK, [])))
+    pipe.recv()
+
+
+@pytest.mark.usefixtures("quick")
+def test_a_worker_that_starts_cannot_be_stopped_by_what_stops_its_coordinator(
+    recipe: Recipe, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(process, "serve", tell_what_is_blocked)
+    with DeviceExecutor([recipe]) as executor:
+        assert {signal.SIGINT, signal.SIGTERM} <= executor.about  # type: ignore[operator]
+    assert signal.SIGTERM not in signal.pthread_sigmask(signal.SIG_BLOCK, [])

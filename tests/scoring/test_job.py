@@ -171,15 +171,13 @@ def test_an_input_of_the_same_size_but_other_content_is_told_apart(
         run_job(source, target, part_rows=10)
 
 
-@pytest.mark.parametrize("spoil", ["content", "size", "gone"])
+@pytest.mark.parametrize("spoil", ["content", "size"])
 def test_a_part_that_was_tampered_with_is_refused(spoil: str, local: Executor, run_job: RunJob, tmp_path: Path) -> None:
     source, target = put_rows(tmp_path / "in.jsonl", 35), tmp_path / "out.jsonl"
     begin(source, target, local, parts=2)
     part = max((tmp_path / "out.jsonl.parts").glob("part-*"))
     content = part.read_bytes()
-    part.unlink()
-    if spoil != "gone":
-        part.write_bytes(content[:-9] + b"tampered\n" if spoil == "content" else content[:-1])
+    part.write_bytes(content[:-9] + b"tampered\n" if spoil == "content" else content[:-1])
     with pytest.raises(JobError, match=r"part-00000\d\.jsonl .*--overwrite"):
         run_job(source, target, part_rows=10)
     assert not target.exists()

@@ -37,10 +37,10 @@ def test_what_was_recorded_is_read_back(tmp_path: Path) -> None:
     with Manifest(tmp_path) as manifest:
         assert sorted(manifest.parts) == [0, 2]
         assert not manifest.finished
-        assert manifest.table == {"size": 1, "hash": "x"}
+        assert manifest.tables == [{"size": 1, "hash": "x"}]
         manifest.begin({"settings": {}})
     with Manifest(tmp_path) as manifest:
-        assert (manifest.job or {})["settings"] == {} and not manifest.parts and manifest.table is None
+        assert (manifest.job or {})["settings"] == {} and not manifest.parts and not manifest.tables
 
 
 @pytest.mark.parametrize("kept", [0.0, 0.3, 0.999])
@@ -83,22 +83,27 @@ def test_a_part_that_lies_elsewhere_is_refused_even_with_a_right_chain(tmp_path:
         Manifest(tmp_path)
 
 
-def test_a_part_whose_size_or_hash_differs_is_refused(tmp_path: Path) -> None:
+def test_a_part_whose_size_or_hash_differs_or_that_is_a_link_is_refused_and_one_that_is_gone_is_told(
+    tmp_path: Path,
+) -> None:
     (tmp_path / "part-000000.csv").write_bytes(b"12345")
     import hashlib
 
     record = part(0, hash=hashlib.sha256(b"12345").hexdigest())
-    record.check(tmp_path)
+    assert record.is_there(tmp_path)
     (tmp_path / record.name).write_bytes(b"12346")
-    record.check(tmp_path, thoroughly=False)
+    assert record.is_there(tmp_path, thoroughly=False)
     with pytest.raises(JobError, match="its hash differs"):
-        record.check(tmp_path)
+        record.is_there(tmp_path)
     (tmp_path / record.name).write_bytes(b"1234")
     with pytest.raises(JobError, match="has 4 bytes, and its manifest says 5"):
-        record.check(tmp_path, thoroughly=False)
+        record.is_there(tmp_path, thoroughly=False)
     (tmp_path / record.name).unlink()
-    with pytest.raises(JobError, match="has None bytes"):
-        record.check(tmp_path)
+    assert not record.is_there(tmp_path)
+    (tmp_path / "elsewhere").write_bytes(b"12345")
+    (tmp_path / record.name).symlink_to("elsewhere")
+    with pytest.raises(JobError, match="is no regular file"):
+        record.is_there(tmp_path, thoroughly=False)
 
 
 def test_a_job_has_one_coordinator(tmp_path: Path) -> None:

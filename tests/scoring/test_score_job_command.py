@@ -40,7 +40,7 @@ signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background
 appends = []
 def reached(point):
     appends.append(point)
-    if len(appends) == 4:  # the job's own and three parts'
+    if len(appends) == 7:  # the job's own, and two of each of three parts
         os.kill(os.getpid(), signal.{name})
 manifest.reached = reached
 main()

@@ -147,3 +147,12 @@ def test_results_that_do_not_fit_the_rows_are_refused(tmp_path: Path) -> None:
 def test_parquet_row_groups_gather_small_chunks(tmp_path: Path) -> None:
     table = open_table(put(tmp_path / "in.csv", [str(row) for row in range(300)]), ["text"], chunk_rows=10)
     assert pq.ParquetFile(convert(table, tmp_path / "out.parquet")).num_row_groups == 1
+
+
+def test_a_table_that_is_replaced_keeps_its_permissions(tmp_path: Path) -> None:
+    path = tmp_path / "out.csv"
+    path.touch()
+    path.chmod(0o600)
+    with write_table(path, pa.schema([("text", pa.string())]), RESULTS, overwrite=True):
+        assert [one.stat().st_mode & 0o777 for one in tmp_path.iterdir()] == [0o600, 0o600]  # from its first byte on
+    assert path.stat().st_mode & 0o777 == 0o600
