@@ -85,6 +85,7 @@ class Manifest:
 
     Args:
         directory: where it lies, beside the parts; it must exist.
+        name: it has.
         discard_damaged: whether one whose later lines were tampered with is one of no job, which begins anew; the files
             that it names before them are still known.
 
@@ -93,9 +94,9 @@ class Manifest:
             under its name is then left as it is.
     """
 
-    def __init__(self, directory: Path, *, discard_damaged: bool = False) -> None:
+    def __init__(self, directory: Path, name: str = NAME, *, discard_damaged: bool = False) -> None:
         self.directory = directory
-        self.path = directory / NAME
+        self.path = directory / name
         self.job: dict[str, Any] | None = None
         self.parts: dict[int, PartRecord] = {}
         self.files: set[str] = set()  # all names that the job's files have or had

@@ -103,7 +103,7 @@ class Output:
     def prepare(self) -> None:
         """Makes the directory."""
         if not os.path.lexists(self.directory):
-            self.directory.mkdir()
+            self.directory.mkdir(exist_ok=True)
             sync_directory(self.directory.parent)
             reached("job: the directory is made")
         self._check_directory()
@@ -237,11 +237,14 @@ class Output:
         sync_directory(self.directory.parent)
 
     def _take_back(self) -> None:
-        """Puts the manifest back where a kill has left it aside."""
-        if self._aside.is_file() and not self.is_begun:
-            self._check_directory()
-            self.directory.mkdir(exist_ok=True)
-            self._aside.replace(self.directory / NAME)
+        """Puts the manifest back that a kill has left aside; raises JobError where what lies there is none."""
+        if not os.path.lexists(self._aside):
+            return
+        self._check_directory()
+        with Manifest(self._aside.parent, self._aside.name):
+            if not self.is_begun:
+                self.directory.mkdir(exist_ok=True)
+                self._aside.replace(self.directory / NAME)
 
     def is_finished(self, manifest: Manifest, made: dict[str, Any] | None) -> bool:
         """Whether what the job was to make is there; `made`: what `made_table` says."""

@@ -291,6 +291,20 @@ def test_a_job_stopped_while_it_tidies_up_is_finished_by_the_same_command_and_no
         run_job(source, target, part_rows=10)
 
 
+@pytest.mark.parametrize("begun", [False, True])
+def test_another_file_where_the_manifest_goes_while_the_directory_is_removed_is_left_as_it_is(
+    begun: bool, local: Executor, tmp_path: Path
+) -> None:
+    source, target = put_rows(tmp_path / "in.jsonl", 25), tmp_path / "out.csv"
+    if begun:
+        begin(source, target, local, parts=1)
+    aside = tmp_path / ".out.csv.parts.done"
+    aside.write_text("precious")
+    with pytest.raises(JobError, match="done is not what was written by a job: it was left as it is"):
+        Job([str(source)], str(target), Columns(["text"]), JobOptions(overwrite=True))
+    assert aside.read_text() == "precious" and (tmp_path / "out.csv.parts").exists() == begun
+
+
 def test_trying_again_goes_on_where_it_was_stopped_between_the_record_of_the_new_table_and_its_place(
     local: Executor, run_job: RunJob, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
