@@ -1,6 +1,7 @@
 """From a label column to what a model learns: problem type, names, numbers. Knows columns and configs, no tables."""
 
 import bisect
+import logging
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -8,6 +9,8 @@ from typing import Any
 
 from pabee_fast.errors import InputError
 from pabee_fast.scoring.answers import label_names
+
+logger = logging.getLogger(__name__)
 
 REGRESSION, SINGLE, MULTI = "regression", "single_label_classification", "multi_label_classification"
 PROBLEM_TYPES = (SINGLE, MULTI, REGRESSION)
@@ -144,6 +147,11 @@ class Labels:
             InputError: a value that is none of these labels; it names the row, counted from 1.
         """
         if column.names and self.has_names:
+            if column.names != self.names:
+                logger.warning(
+                    "%s: its numbers are taken by the names that the table gives them (%s); the model's labels are %s",
+                    column.where, _listed(column.names), _listed(self.names),
+                )  # fmt: skip
             column = column.named(self.names)
         values = column.values(self.names)
         if self.problem_type == MULTI and not column.names and multi_hot_length(values) == len(self.names):

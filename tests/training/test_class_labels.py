@@ -33,9 +33,15 @@ def column_of(path: Path) -> Column:
     return read_examples(path, ["text"], "label").column
 
 
-def test_numbers_are_taken_by_the_tables_names_whatever_their_order_in_the_model(tmp_path: Path) -> None:
+def test_numbers_are_taken_by_the_tables_names_whatever_their_order_in_the_model(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     column = column_of(put_named(tmp_path / "in.parquet", [0, 1, 2, 0], class_label(TABLE)))
     assert MODEL.encode(column) == [2, 1, 0, 2]
+    assert "column 'label': its numbers are taken by the names that the table gives them (entailment," in caplog.text
+    caplog.clear()
+    same = column_of(put_named(tmp_path / "in.parquet", [0, 1], class_label(MODEL.names)))
+    assert MODEL.encode(same) == [0, 1] and not caplog.messages
     sets = put_named(tmp_path / "sets.parquet", [[0, 1], [2], []], {"feature": class_label(TABLE), "_type": "List"})
     assert Labels(MULTI, MODEL.names).encode(column_of(sets)) == [[0, 1, 1], [1, 0, 0], [0, 0, 0]]
 
