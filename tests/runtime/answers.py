@@ -29,8 +29,8 @@ def stock_answers(model: Any) -> torch.Tensor:
 
 
 def exact_heads(model: Any, batch: dict[str, torch.Tensor]) -> torch.Tensor:
-    """What every head says of padded rows by transformers' own layers in double precision, [layers, rows, classes], of a
-    model with heads that read the first token."""
+    """What every head of a model says of padded rows by transformers' own layers in double precision, [layers, rows,
+    classes]; each head reads the first token."""
     model = copy.deepcopy(model).cpu().double()
     with torch.no_grad():
         after = model(**batch, output_hidden_states=True).hidden_states[1:]

@@ -93,7 +93,7 @@ def test_fused_and_compiled_layers_are_as_near_to_double_precision_as_stock_ones
     name = "activation" if family == "distilbert" else "hidden_act"
     model, rows = zoo.model_with_heads(family, **{name: activation}).to("cuda", dtype), zoo.rows(family, LENGTHS)
     batch, exact = pack(model, **rows), exact_heads(model, rows)
-    # Two that round in other places may differ by more than each does from the truth; twice stock's distance is allowed.
+    # Two that round in other places may differ by more than each does from the truth.
     allowed = max(TOLERANCES[dtype], 2 * distance(Engine(model, layers="stock").every_head(batch), exact))
     # One family is compiled: its graph is the same for all.
     for variant in ("fused", "compiled") if family == "bert" else ("fused",):
