@@ -8,7 +8,7 @@ import re
 import subprocess
 import tempfile
 from collections import Counter
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -52,6 +52,8 @@ class Figures:
     """Bytes that a thread loads from global memory at once -> instructions, those into shared memory included."""
     stores: dict[str, int]
     """Likewise for stores."""
+    remade: int = 0
+    """Reductions that are made in more than one layout of the same numbers, see `count_remade`."""
 
     def as_json(self) -> dict[str, Any]:
         return asdict(self)
@@ -75,8 +77,29 @@ def compile_for(launch: Launch, target: str) -> Figures:
         raise
     meta = compiled.metadata
     if "amdgcn" in compiled.asm:
-        return read_amd(compiled.asm["amdgcn"], shared=meta.shared, warps=meta.num_warps)
-    return read_nvidia(_disassemble(compiled.asm["cubin"]), shared=meta.shared, warps=meta.num_warps)
+        found = read_amd(compiled.asm["amdgcn"], shared=meta.shared, warps=meta.num_warps)
+    else:
+        found = read_nvidia(_disassemble(compiled.asm["cubin"]), shared=meta.shared, warps=meta.num_warps)
+    return replace(found, remade=count_remade(compiled.asm["ttgir"]))
+
+
+_REDUCTION = re.compile(r'"tt\.reduce"\(.*?\}\) : \(.*?\) -> (.*?) loc\((#loc\w*)\)', re.DOTALL)
+
+
+def count_remade(ttgir: str) -> int:
+    """Returns how many reductions of a kernel's source Triton makes in more than one layout of the same numbers.
+
+    What follows from such a one, the masks of two stores say, has two sources, which agree only as far as Triton moves
+    numbers between layouts rightly. 3.6 does not where it packs truth values into bytes: a row's state then says that
+    it has left, and its results that it has not.
+    """
+    layouts: dict[str, set[str]] = {}
+    found = _REDUCTION.findall(ttgir)
+    if len(found) != ttgir.count('"tt.reduce"('):
+        raise ValueError(f"of {ttgir.count('tt.reduce')} mentions of tt.reduce {len(found)} can be read")
+    for layout, place in found:
+        layouts.setdefault(place, set()).add(layout)
+    return sum(len(each) > 1 for each in layouts.values())
 
 
 def _disassemble(cubin: bytes) -> str:

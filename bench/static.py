@@ -3,6 +3,7 @@
 No GPU is needed. Exit status 1, and a table of the specialisations that fail, where one
 
 - spills, or has a stack frame, beyond what is TOLERATED;
+- makes a reduction twice, in two layouts, so that what must agree has two sources;
 - has any stack or spill that its baseline has not;
 - has grown by more than a tenth in registers, shared memory or instructions;
 - has lost its matrix instructions, or accesses memory in narrower pieces than before;
@@ -12,8 +13,8 @@ Last come the bytes that each kernel moves, against the fewest possible (see `be
 grow by more than a tenth. It is counted without compiling, so that its baseline, bench/static/traffic.json, serves all.
 
 A baseline belongs to one Triton and one target, bench/static/<triton>/<target>.json; for another Triton there is none,
-and only spills and stack fail. sm_90 is compiled whole; the other targets leave out float16, whose code is bfloat16's
-with other names (`--whole` compiles it too).
+and only spills, stack and reductions made twice fail. sm_90 is compiled whole; the other targets leave out float16,
+whose code is bfloat16's with other names (`--whole` compiles it too).
 """
 
 import argparse
@@ -71,6 +72,8 @@ def judge(figures: Figures, before: Figures | None) -> list[str]:
     wrong = []
     if figures.stack > TOLERATED_STACK or figures.spills > TOLERATED_SPILLS:
         wrong.append(f"{figures.stack} bytes of stack, {figures.spills} spills")
+    if figures.remade:
+        wrong.append(f"{figures.remade} reductions made in two layouts")
     if before is None:
         return wrong
     for name in ("stack", "spills", "registers", "shared", "instructions"):

@@ -141,8 +141,9 @@ def exit_step_kernel(
             scores = tl.where((row_layer == head)[:, None], asked, scores)
             head += 1
 
-    # A padded class scores 0, or NaN where no class is finite; it must not look best.
-    valid = tl.min((tl.abs(scores) < float("inf")).to(tl.int32), axis=1) != 0
+    # A padded class scores 0, or NaN where no class is finite; it must not look best. Infinities and NaN have the
+    # largest exponent; numbers are reduced and not truth values, for the reason that `settle` gives.
+    valid = tl.max(scores.to(tl.int32, bitcast=True) & 0x7F800000, axis=1) < 0x7F800000
     scores = tl.where((class_idx < CLASSES)[None, :], scores, float("-inf"))
 
     # [rows]

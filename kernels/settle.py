@@ -79,7 +79,10 @@ def settle(
             bits = (scores > 0).to(tl.int32) << (class_idx % 32)[None, :]
             answer = tl.sum(tl.reshape(bits, [BLOCK_ROWS, BLOCK_CLASSES // 32, 32]), axis=2)
             previous = tl.load(memory_ptr + memory_offs, mask=memory_mask, other=0)
-            same = tl.max(((answer != previous) & memory_mask).to(tl.int32), axis=1) == 0
+            # Reduced as numbers: of truth values Triton would make the reduction again in the layout of `scores`, and
+            # 3.6 mixes up rows as it moves a block of them there.
+            changed = tl.where(memory_mask, answer ^ previous, 0)
+            same = tl.max(changed.to(tl.uint32, bitcast=True), axis=1) == 0
             tl.store(memory_ptr + memory_offs, answer, mask=memory_mask & valid[:, None])
         else:
             # [rows]

@@ -16,7 +16,7 @@ triton = pytest.importorskip("triton", reason="Triton is not installed, as on ma
 import triton.language as tl  # noqa: E402
 
 from bench import static, traffic  # noqa: E402
-from bench.compiled import TARGETS, Figures, compile_for  # noqa: E402
+from bench.compiled import TARGETS, Figures, compile_for, count_remade  # noqa: E402
 from bench.occupancy import occupancy, resident_warps  # noqa: E402
 from bench.traffic import Traffic  # noqa: E402
 from pabee_fast.kernels import table  # noqa: E402
@@ -139,6 +139,29 @@ def test_a_kernel_that_cannot_be_compiled_is_named() -> None:
 )
 def test_growth_and_narrower_accesses_are_refused(change: dict[str, Any], wrong: list[str]) -> None:
     assert static.judge(replace(SOUND, **change), SOUND) == wrong
+
+
+REDUCED = """
+    %0 = "tt.reduce"(%a) <{axis = 1 : i32}> ({
+    ^bb0(%x: i32, %y: i32):
+      %z = arith.maxsi %x, %y : i32
+      tt.reduce.return %z : i32
+    }) : (tensor<16x4xi32, #mma>) -> tensor<16xi32, #ttg.slice<{dim = 1, parent = #mma}>> loc(#loc7)
+"""
+
+
+@pytest.mark.parametrize(
+    ("again", "remade"),
+    [
+        ("", 0),
+        (REDUCED, 0),  # the same once more, as a loop that is pipelined has it
+        (REDUCED.replace("#mma", "#linear"), 1),
+        (REDUCED.replace("#mma", "#linear").replace("loc7", "loc8"), 0),
+    ],
+)
+def test_a_reduction_that_is_made_in_two_layouts_is_counted(again: str, remade: int) -> None:
+    assert count_remade(REDUCED + again) == remade
+    assert static.judge(replace(SOUND, remade=remade), None) == ["1 reductions made in two layouts"] * remade
 
 
 @pytest.mark.parametrize(

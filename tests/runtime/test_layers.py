@@ -12,12 +12,12 @@ from pabee_fast.kernels import reference
 from pabee_fast.models import FAMILIES
 from pabee_fast.runtime import block, layers, ops
 from pabee_fast.runtime.engine import Engine
-from pabee_fast.runtime.packed import Layout
+from pabee_fast.runtime.packed import Layout, pack
 from tests import zoo
 from tests.conftest import FAMILIES as THREE
 from tests.conftest import tiny_stock
+from tests.runtime.answers import distance, exact_heads, stock_answers
 from tests.runtime.answers import packed_answers as answers
-from tests.runtime.answers import stock_answers
 from tests.runtime.memory import peak_bytes
 from tests.tolerances import TOLERANCES, assert_close
 
@@ -62,6 +62,19 @@ def test_the_way_of_the_kernels_equals_stock_transformers(family: str, activatio
     expected = stock_answers(stock)
     assert_close(answers(stock, "fused"), expected)
     assert_close(answers(stock, "fused"), expected)  # joined already
+
+
+@pytest.mark.parametrize("family", ["bert", "albert", "distilbert"])
+@pytest.mark.parametrize("activation", ["gelu", "gelu_new", "relu"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16], ids=str)
+def test_the_way_of_the_kernels_is_as_near_to_double_precision_as_stock_layers(
+    family: str, activation: str, dtype: torch.dtype, by_kernels: None
+) -> None:
+    name = "activation" if family == "distilbert" else "hidden_act"
+    model, rows = zoo.model_with_heads(family, **{name: activation}).to(dtype), zoo.rows(family, [7, 1, 12, 30, 5])
+    batch, exact = pack(model, **rows), exact_heads(model, rows)
+    allowed = max(TOLERANCES[dtype], 2 * distance(Engine(model, layers="stock").every_head(batch), exact))
+    assert distance(Engine(model, layers="fused").every_head(batch), exact) <= allowed
 
 
 @pytest.mark.parametrize("family", THREE)
