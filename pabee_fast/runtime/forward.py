@@ -148,7 +148,9 @@ def _refuse(model: PreTrainedModel, unsupported: dict[str, Any], labels: Tensor 
                 f"{name}: rows leave at different layers, so there is no such output; call pf.restore(model) first"
             )
     # False where nothing is asked for: pipelines say so of the cache, and vision models of interpolation.
-    asked = [name for name, given in unsupported.items() if given is not None and given is not False]
+    asked = [
+        name for name, given in unsupported.items() if given is not None and (given is not False or name == "is_causal")
+    ]
     if asked:
         raise UnsupportedError(
             f"{', '.join(asked)}: early exit packs rows itself and cannot honour this; leave it out, or call "

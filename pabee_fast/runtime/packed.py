@@ -33,6 +33,8 @@ class Layout:
     max_seqlen: int
     key_mask: Tensor | None = None
     positions: Tensor | None = None
+    asked: list[Any] = field(default_factory=list, kw_only=True)
+    """The attention modules that have asked for it since it was last cleared."""
 
     @cached_property
     def padded_rows(self) -> "list[PaddedRows]":
