@@ -49,6 +49,9 @@ class Decoder(Family):
             last = torch.where(input_ids != pad, places, 0).amax(dim=1)
         return (visible & (places <= last[:, None])) | (places == last[:, None])
 
+    def separates_texts(self, model: Any, use_cache: bool | None) -> bool:
+        return not (self.backbone(model).config.use_cache if use_cache is None else use_cache)
+
     def norm(self, model: Any) -> RowMap | None:
         return self.backbone(model).norm
 

@@ -131,6 +131,11 @@ class Family:
         """The most tokens that a row may have."""
         return model.config.max_position_embeddings
 
+    def separates_texts(self, model: Any, use_cache: bool | None) -> bool:
+        """Whether the stock model, called without a mask, takes a row whose given positions start anew for several
+        texts that do not see each other; `use_cache` is what the caller said. Only the last one is then run."""
+        return False
+
     def embed(self, model: Any, layout: "Layout", **inputs: Tensor) -> Tensor:
         """The hidden states that enter layer 1, [1, tokens, hidden_size], of packed inputs [tokens, ...]."""
         given = {name: values[None] for name, values in inputs.items()}

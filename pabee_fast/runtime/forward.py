@@ -111,6 +111,7 @@ def _early_exit(
     engine.token_budget = min(engine.token_budget, model.lowered_budget or engine.token_budget)
     batch = pack(
         model,
+        unsupported.get("use_cache"),
         attention_mask=attention_mask,
         input_ids=input_ids,
         inputs_embeds=inputs_embeds,
