@@ -1,5 +1,8 @@
 """The forward of an early-exit model at the Hugging Face edge, and the two verbs that swap it in and out."""
 
+import functools
+import inspect
+import logging
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -16,7 +19,10 @@ from pabee_fast.policies import Policy, require_policy
 from pabee_fast.runtime.engine import Engine
 from pabee_fast.runtime.layers import separate_weights
 from pabee_fast.runtime.packed import pack
+from pabee_fast.runtime.say import say_once
 from pabee_fast.training.objective import multi_exit_loss
+
+logger = logging.getLogger(__name__)
 
 IGNORED_BY_TRAINER = "exit_layers"
 
@@ -107,6 +113,10 @@ def _early_exit(
     **unsupported: Any,
 ) -> EarlyExitOutput | tuple[Tensor, ...]:
     _refuse(model, unsupported, labels)
+    if token_type_ids is not None and "token_type_ids" not in _named_inputs(stock_class(type(model))):
+        # Some tokenizers give them to every model, and a stock forward passes over what it does not name.
+        say_once(logger, model, f"token_type_ids are passed over: {type(model).__name__} takes none")
+        token_type_ids = None
     engine = Engine(model, token_budget=model.token_budget)
     engine.token_budget = min(engine.token_budget, model.lowered_budget or engine.token_budget)
     batch = pack(
@@ -126,6 +136,11 @@ def _early_exit(
     loss = None if labels is None else ForSequenceClassificationLoss(labels, logits, model.config)
     out = EarlyExitOutput(loss=loss, logits=logits, exit_layers=results.exit_layers)
     return out if (model.config.return_dict if return_dict is None else return_dict) else out.to_tuple()
+
+
+@functools.cache
+def _named_inputs(cls: type[PreTrainedModel]) -> frozenset[str]:
+    return frozenset(inspect.signature(cls.forward).parameters)
 
 
 def _refuse(model: PreTrainedModel, unsupported: dict[str, Any], labels: Tensor | None) -> None:
