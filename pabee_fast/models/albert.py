@@ -20,9 +20,10 @@ class Albert(Family):
         return self.backbone(model).encoder.embedding_hidden_mapping_in(super().embed(model, layout, **inputs))
 
     def layers(self, model: Any) -> Sequence[nn.Module]:
-        config, groups = model.config, self.backbone(model).encoder.albert_layer_groups
+        encoder = self.backbone(model).encoder
+        layers, groups = encoder.config.num_hidden_layers, encoder.albert_layer_groups
         # The stock forward picks the group by the same truncated division.
-        return [groups[int(i / (config.num_hidden_layers / len(groups)))] for i in range(config.num_hidden_layers)]
+        return [groups[int(i / (layers / len(groups)))] for i in range(layers)]
 
     def blocks(self, layer: Any) -> tuple[Block, ...]:
         return tuple(

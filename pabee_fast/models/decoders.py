@@ -3,7 +3,7 @@
 Attention is causal, so a row ends with the token that the classifier reads: whatever comes after it changes nothing.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -21,6 +21,7 @@ class Decoder(Family):
     """What all of them share: the last token is read through the final norm by a linear without bias, `score`."""
 
     poolings = ("last", "mean")  # the first token of a causal model sees nothing but itself
+    is_causal = True
 
     def check(self, model: Any) -> None:
         super().check(model)
@@ -47,6 +48,9 @@ class Decoder(Family):
             # As the stock model finds it: by the token, not by the mask; the first one where all are padding.
             last = torch.where(input_ids != pad, places, 0).amax(dim=1)
         return (visible & (places <= last[:, None])) | (places == last[:, None])
+
+    def separates_texts(self, model: Any, use_cache: bool | None) -> bool:
+        return not (self.backbone(model).config.use_cache if use_cache is None else use_cache)
 
     def norm(self, model: Any) -> RowMap | None:
         return self.backbone(model).norm
@@ -85,19 +89,27 @@ class Llama(Decoder, RotaryFamily):
     def embed(self, model: Any, layout: "Layout", **inputs: Tensor) -> Tensor:
         return word_embeddings(self.backbone(model).embed_tokens, inputs)[None]
 
-    def layers(self, model: Any) -> Sequence[nn.Module]:
-        return list(self.backbone(model).layers)
-
 
 class Mistral(Llama):
     model_type = "mistral"
+
+    def windows(self, model: Any) -> Iterator[tuple[int | None, int | None]]:
+        backbone = self.backbone(model)
+        for layer in backbone.layers:
+            yield layer.self_attn.config.sliding_window, backbone.config.sliding_window
 
 
 class Qwen2(Llama):
     model_type = "qwen2"
 
+    def windows(self, model: Any) -> Iterator[tuple[int | None, int | None]]:
+        backbone = self.backbone(model)
+        now = {"sliding_attention": backbone.config.sliding_window}
+        for kind, layer in zip(backbone.config.layer_types, backbone.layers, strict=False):
+            yield layer.self_attn.sliding_window, now.get(kind)
 
-class Qwen3(Llama):
+
+class Qwen3(Qwen2):
     model_type = "qwen3"
 
 

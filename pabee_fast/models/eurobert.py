@@ -1,6 +1,5 @@
 """EuroBERT: Llama's layers without the causal mask, and three ways to pool."""
 
-from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from torch import Tensor, nn
@@ -18,23 +17,20 @@ class EuroBert(RotaryFamily):
     inputs = ("input_ids", "inputs_embeds", "position_ids")
 
     def pooling(self, model: Any) -> str:
-        return "first" if model.config.classifier_pooling == "bos" else "mean"
+        return "first" if model.classifier_pooling == "bos" else "mean"
 
     def embed(self, model: Any, layout: "Layout", **inputs: Tensor) -> Tensor:
         return word_embeddings(self.backbone(model).embed_tokens, inputs)[None]
 
-    def layers(self, model: Any) -> Sequence[nn.Module]:
-        return list(self.backbone(model).layers)
-
     def norm(self, model: Any) -> RowMap:
-        if model.config.classifier_pooling == "late":
+        if model.classifier_pooling == "late":
             # Dense layer, activation and classifier run on every token there, and the mean is over logits. A linear
             # layer's mean is the linear layer of the mean, so only the first two need every token.
             return nn.Sequential(self.backbone(model).norm, model.dense, model.activation)
         return self.backbone(model).norm
 
     def pooler(self, model: Any) -> Pooler | RowMap | None:
-        if model.config.classifier_pooling == "late":
+        if model.classifier_pooling == "late":
             return None
         return pooler_of(model.dense, "gelu")
 

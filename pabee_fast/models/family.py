@@ -4,7 +4,7 @@ A family is stateless; its methods take the Hugging Face model, as `Any`, since 
 module holds the post-norm encoders' common shape, and a family's own file only what differs.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -73,6 +73,8 @@ class Family:
     """What the model's forward takes of a row's tokens."""
     poolings: tuple[str, ...] = POOLINGS
     """Which tokens its heads may read."""
+    is_causal = False
+    """Whether a token sees none of those after it; a model whose config says otherwise is refused."""
 
     def has_position_table(self, model: Any) -> bool:
         """Whether a token's place is looked up in a table of `config.max_position_embeddings` lines."""
@@ -81,6 +83,12 @@ class Family:
     def check(self, model: Any) -> None:
         """Raises UnsupportedError for a variant whose layers mean something else when packed."""
         config = model.config
+        is_causal = getattr(getattr(self.backbone(model), "config", config), "is_causal", None)
+        if is_causal is not None and is_causal != self.is_causal:  # transformers' masks follow it, whatever layers say
+            raise UnsupportedError(
+                f"config.is_causal={is_causal}: family {self.model_type!r} is served with {self.is_causal}; set it to "
+                f"{self.is_causal} if the model was trained so, or leave the model as it is"
+            )
         for name in ("is_decoder", "add_cross_attention"):
             if getattr(config, name, False):
                 raise UnsupportedError(
@@ -123,6 +131,11 @@ class Family:
         """The most tokens that a row may have."""
         return model.config.max_position_embeddings
 
+    def separates_texts(self, model: Any, use_cache: bool | None) -> bool:
+        """Whether the stock model, called without a mask, takes a row whose given positions start anew for several
+        texts that do not see each other; `use_cache` is what the caller said. Only the last one is then run."""
+        return False
+
     def embed(self, model: Any, layout: "Layout", **inputs: Tensor) -> Tensor:
         """The hidden states that enter layer 1, [1, tokens, hidden_size], of packed inputs [tokens, ...]."""
         given = {name: values[None] for name, values in inputs.items()}
@@ -141,13 +154,16 @@ class Family:
         """The layers in order, a shared one repeated."""
         return list(self.backbone(model).encoder.layer)
 
+    def windows(self, model: Any) -> Iterable[tuple[int | None, int | None]]:
+        """Of each layer the sliding window that it was built with, and the one that the config says now."""
+        return ()
+
     def run_layer(
         self, model: Any, layer: Any, hidden: Tensor, layout: "Layout", beside: Mapping[str, Tensor]
     ) -> Tensor:
         """One layer of packed rows, [1, tokens, hidden_size] to the same shape; attention goes through
         `runtime.attention.packed_attention`, which transformers' layers call by name and hand `layout` on to."""
-        out = layer(hidden, layout=layout)
-        return out if isinstance(out, Tensor) else out[0]
+        return call_layer(layer, hidden, layout)
 
     def called(self, layer: Any) -> tuple[nn.Module, ...]:
         """What `run_layer` calls of one of `layers`: whatever its owner did to the rest would be passed over."""
@@ -182,6 +198,23 @@ class Family:
         """One [rows, length, hidden_size] a layer, out of the stock model's `hidden_states`; the last may have gone
         through `norm`."""
         return hidden_states[1:]
+
+
+def call_layer(layer: nn.Module, hidden: Tensor, layout: "Layout", **beside: Any) -> Tensor:
+    """Return what a layer makes of packed rows, [1, tokens, hidden_size] to the same shape.
+
+    Raises:
+        UnsupportedError: nothing in it asked packed attention, so that each row has seen all the others.
+    """
+    layout.asked.clear()
+    out = layer(hidden, layout=layout, **beside)
+    if not layout.asked:
+        raise UnsupportedError(
+            f"{type(layer).__name__} attends by other means than transformers' AttentionInterface and its config, so "
+            "rows of a packed batch would see each other: give it the attention module back that it had, or let "
+            "yours call the interface and hand on its keyword arguments"
+        )
+    return out if isinstance(out, Tensor) else out[0]
 
 
 class DenseHeadFamily(Family):

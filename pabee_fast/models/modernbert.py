@@ -1,6 +1,6 @@
 """ModernBERT: pre-norm, local and global attention with rotary positions of two bases, a final norm, its own head."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from torch import Tensor, nn
@@ -30,7 +30,13 @@ class ModernBert(RotaryFamily):
         }
 
     def layers(self, model: Any) -> Sequence[nn.Module]:
-        return list(self.backbone(model).layers)
+        return list(self.backbone(model).layers)  # all of them, whatever the config counts
+
+    def windows(self, model: Any) -> Iterator[tuple[int | None, int | None]]:
+        backbone = self.backbone(model)
+        now = {"sliding_attention": backbone.config.sliding_window + 1}
+        for layer in backbone.layers:
+            yield layer.attn.sliding_window, now.get(layer.attention_type)
 
     def rotary_of(self, layer: Any) -> str:
         return layer.attention_type

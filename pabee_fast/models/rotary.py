@@ -1,13 +1,13 @@
 """Families whose layers take rotary position embeddings: cosines and sines of every token, computed once."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from pabee_fast.errors import UnsupportedError
-from pabee_fast.models.family import Family
+from pabee_fast.models.family import Family, call_layer
 
 if TYPE_CHECKING:
     from pabee_fast.runtime.packed import Layout
@@ -42,14 +42,17 @@ class RotaryFamily(Family):
     def has_position_table(self, model: Any) -> bool:
         return False
 
+    def layers(self, model: Any) -> Sequence[nn.Module]:
+        backbone = self.backbone(model)
+        return list(backbone.layers)[: backbone.config.num_hidden_layers]  # the stock forward leaves others out
+
     def beside(self, model: Any, hidden: Tensor, position_ids: Tensor) -> Mapping[str, Tensor]:
         return {ROTARY: cosines_and_sines(self.backbone(model).rotary_emb(hidden, position_ids[None]))}
 
     def run_layer(
         self, model: Any, layer: Any, hidden: Tensor, layout: "Layout", beside: Mapping[str, Tensor]
     ) -> Tensor:
-        out = layer(hidden, layout=layout, position_embeddings=beside[self.rotary_of(layer)][None].unbind(2))
-        return out if isinstance(out, Tensor) else out[0]
+        return call_layer(layer, hidden, layout, position_embeddings=beside[self.rotary_of(layer)][None].unbind(2))
 
     def rotary_of(self, layer: Any) -> str:
         """The name among `beside` of the embeddings that a layer takes."""

@@ -25,15 +25,18 @@ have used before; and a flag of the cache, which would have been filled before a
 
 
 @contextlib.contextmanager
-def packed_attention_in(config: PretrainedConfig) -> Iterator[None]:
-    """Routes the layers of a model to `packed_attention` meanwhile; the stock forward finds its own again after."""
+def packed_attention_in(*configs: PretrainedConfig) -> Iterator[None]:
+    """Routes the layers that hold one of these configs to `packed_attention` meanwhile; the stock forward finds its own
+    again after."""
     _register()
-    before = config._attn_implementation
-    config._attn_implementation = NAME
+    before = [config._attn_implementation for config in configs]
     try:
+        for config in configs:
+            config._attn_implementation = NAME
         yield
     finally:
-        config._attn_implementation = before
+        for config, name in zip(configs, before, strict=True):
+            config._attn_implementation = name
 
 
 @functools.cache
@@ -83,6 +86,7 @@ def packed_attention(
         UnsupportedError: an argument that packed attention does not know, dropout, or neither module nor caller says
             whether attention is causal.
     """
+    layout.asked.append(module)
     unknown = [name for name, given in kwargs.items() if given is not None and name not in HARMLESS]
     if kwargs.get("output_attentions") is False:
         unknown.remove("output_attentions")

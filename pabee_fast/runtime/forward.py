@@ -1,5 +1,8 @@
 """The forward of an early-exit model at the Hugging Face edge, and the two verbs that swap it in and out."""
 
+import functools
+import inspect
+import logging
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -16,7 +19,10 @@ from pabee_fast.policies import Policy, require_policy
 from pabee_fast.runtime.engine import Engine
 from pabee_fast.runtime.layers import separate_weights
 from pabee_fast.runtime.packed import pack
+from pabee_fast.runtime.say import say_once
 from pabee_fast.training.objective import multi_exit_loss
+
+logger = logging.getLogger(__name__)
 
 IGNORED_BY_TRAINER = "exit_layers"
 
@@ -107,10 +113,15 @@ def _early_exit(
     **unsupported: Any,
 ) -> EarlyExitOutput | tuple[Tensor, ...]:
     _refuse(model, unsupported, labels)
+    if token_type_ids is not None and "token_type_ids" not in _named_inputs(stock_class(type(model))):
+        # Some tokenizers give them to every model, and a stock forward passes over what it does not name.
+        say_once(logger, model, f"token_type_ids are passed over: {type(model).__name__} takes none")
+        token_type_ids = None
     engine = Engine(model, token_budget=model.token_budget)
     engine.token_budget = min(engine.token_budget, model.lowered_budget or engine.token_budget)
     batch = pack(
         model,
+        unsupported.get("use_cache"),
         attention_mask=attention_mask,
         input_ids=input_ids,
         inputs_embeds=inputs_embeds,
@@ -125,6 +136,11 @@ def _early_exit(
     loss = None if labels is None else ForSequenceClassificationLoss(labels, logits, model.config)
     out = EarlyExitOutput(loss=loss, logits=logits, exit_layers=results.exit_layers)
     return out if (model.config.return_dict if return_dict is None else return_dict) else out.to_tuple()
+
+
+@functools.cache
+def _named_inputs(cls: type[PreTrainedModel]) -> frozenset[str]:
+    return frozenset(inspect.signature(cls.forward).parameters)
 
 
 def _refuse(model: PreTrainedModel, unsupported: dict[str, Any], labels: Tensor | None) -> None:
@@ -148,7 +164,9 @@ def _refuse(model: PreTrainedModel, unsupported: dict[str, Any], labels: Tensor 
                 f"{name}: rows leave at different layers, so there is no such output; call pf.restore(model) first"
             )
     # False where nothing is asked for: pipelines say so of the cache, and vision models of interpolation.
-    asked = [name for name, given in unsupported.items() if given is not None and given is not False]
+    asked = [
+        name for name, given in unsupported.items() if given is not None and (given is not False or name == "is_causal")
+    ]
     if asked:
         raise UnsupportedError(
             f"{', '.join(asked)}: early exit packs rows itself and cannot honour this; leave it out, or call "

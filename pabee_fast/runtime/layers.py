@@ -10,18 +10,16 @@ normal inputs by 8.5e-5 in the mean, where rounding to bfloat16 costs 5.6e-4. Tw
 import contextlib
 import functools
 import logging
-import threading
-import weakref
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
-from typing import Any
+from itertools import chain
 
 import torch
 from torch import Tensor, nn
 from transformers import PretrainedConfig, PreTrainedModel
 
 from pabee_fast.errors import InputError, UnsupportedError
-from pabee_fast.models import family_of
+from pabee_fast.models import family_of, is_built_in
 from pabee_fast.models.block import Block
 from pabee_fast.models.family import Family
 from pabee_fast.runtime import ops
@@ -29,7 +27,9 @@ from pabee_fast.runtime.attention import packed_attention_in
 from pabee_fast.runtime.block import Weights, compiled, fused
 from pabee_fast.runtime.joined import separate
 from pabee_fast.runtime.packed import Layout
-from pabee_fast.runtime.stock import activation_of, in_many_passes, why_not_fused, why_not_stock
+from pabee_fast.runtime.say import say_once
+from pabee_fast.runtime.stock import activation_of, in_many_passes, parts_of, why_not_fused, why_not_stock
+from pabee_fast.runtime.turns import in_one_pass, turn_with, unchunked
 
 logger = logging.getLogger(__name__)
 
@@ -95,32 +95,61 @@ class Layers:
         other threads wait that would run the model too.
 
         Raises:
-            UnsupportedError: the variant asked for cannot serve a layer, or not under autocast.
+            UnsupportedError: the variant asked for cannot serve a layer, or not under autocast; or layers attend to
+                other tokens than the model's config says.
         """
-        config = self.model.config
-        with _turn(config):
+        parts = {module: parts_of(module) for module in dict.fromkeys(self.modules)}
+        every = list(chain.from_iterable(parts.values()))
+        self._check(every)
+        configs = self._configs(every)
+        with turn_with(configs):
             variant, _ = self._choose()
-            runs: dict[nn.Module, Run] = {}
-            for module in self.modules:
-                if module not in runs:
-                    runs[module] = self._bind(module, variant)
+            runs = {module: self._bind(module, own, variant) for module, own in parts.items()}
             self._runs = [runs[module] for module in self.modules]
-            chunked = self.modules if getattr(config, "chunk_size_feed_forward", 0) else ()
+            chunked = every if any(getattr(config, "chunk_size_feed_forward", 0) for config in configs) else ()
             try:
-                with packed_attention_in(config), _unchunked(chunked), _in_one_pass(self._slow_activations()):
+                with packed_attention_in(*configs), unchunked(chunked), in_one_pass(self._slow_activations(every)):
                     yield
             finally:
                 self._runs = []  # so that weights which move later are not held here
+
+    def _check(self, parts: Iterable[nn.Module]) -> None:
+        """Raises UnsupportedError where layers would attend to other tokens than with transformers' masks, which follow
+        the config."""
+        for own, now in self.family.windows(self.model):
+            if own != now:
+                raise UnsupportedError(
+                    f"a layer has sliding_window={own}, and the config has come to say {now}: set the config back "
+                    "(sliding_window, layer_types), or save the model and load it again"
+                )
+        is_causal = self.family.is_causal
+        for part in parts if is_built_in(self.family) else ():
+            if (own := vars(part).get("is_causal", is_causal)) != is_causal:
+                raise UnsupportedError(
+                    f"a {type(part).__name__} has is_causal={own}, and family {self.family.model_type!r} is "
+                    f"served with {is_causal}: set it back, or teach pabee_fast yours by pf.register_family"
+                )
+
+    def _configs(self, parts: Iterable[nn.Module]) -> list[PretrainedConfig]:
+        """The model's config, and any other that a part of a layer holds: a copied module (deepcopy, quantize_dynamic)
+        finds its attention by a copy of the config."""
+        found = {id(self.model.config): self.model.config}
+        for part in parts:
+            config = vars(part).get("config")
+            if config is not None and id(config) not in found and isinstance(config, PretrainedConfig):
+                found[id(config)] = config
+        return list(found.values())
 
     def describe(self) -> str:
         """In words: which variant runs, and why; layers that it cannot serve by number, with the reason."""
         variant, why = self._choose()
         reasons: dict[str, list[int]] = {}
         for number, module in enumerate(self.modules if variant != "stock" else (), start=1):
-            if isinstance(wrong := self._blocks(module), str):
+            if isinstance(wrong := self._blocks(module, parts_of(module)), str):
                 reasons.setdefault(wrong, []).append(number)
         apart = [f"stock in {_numbers(numbers)}, since {wrong}" for wrong, numbers in reasons.items()]
-        passes = ["GELU by tanh in one pass"] if self._slow_activations() else []
+        every = chain.from_iterable(map(parts_of, self.modules))
+        passes = ["GELU by tanh in one pass"] if self._slow_activations(every) else []
         return "; ".join([f"{variant} ({why})", *apart, *passes])
 
     def _choose(self) -> tuple[str, str]:
@@ -145,35 +174,34 @@ class Layers:
         family = type(self.family)
         return family.blocks is not Family.blocks and family.run_layer is Family.run_layer
 
-    def _blocks(self, module: nn.Module) -> tuple[Block, ...] | str:
-        """The blocks that a layer can be run as, or in words why it cannot."""
+    def _blocks(self, module: nn.Module, parts: Sequence[nn.Module]) -> tuple[Block, ...] | str:
+        """The blocks that a layer of these parts can be run as, or in words why it cannot."""
         if not self._has_blocks:
             return f"{self.family.model_type} has no post-norm blocks"
         package = type(self.model.config).__module__.rpartition(".")[0]
-        if wrong := why_not_stock(module, package):
+        if wrong := why_not_stock(parts, package):
             return wrong
         try:
             blocks = self.family.blocks(module)
         except AttributeError as error:  # a version of transformers with other names
             return str(error)
-        return why_not_fused(module, blocks) or blocks
+        return why_not_fused(parts, blocks) or blocks
 
-    def _slow_activations(self) -> list[nn.Module]:
+    def _slow_activations(self, parts: Iterable[nn.Module]) -> list[nn.Module]:
         """The modules, of a family without blocks, that take many passes over the widest array there is; none where
         stock layers were asked for, or autocast rounds between the passes: those stay as they are."""
         if self.variant is not None or self._has_blocks or self._has_autocast:
             return []
-        parts = (part for module in dict.fromkeys(self.modules) for part in module.modules() if in_many_passes(part))
-        return list(dict.fromkeys(parts))
+        return list(dict.fromkeys(part for part in parts if in_many_passes(part)))
 
-    def _bind(self, module: nn.Module, variant: str) -> Run:
+    def _bind(self, module: nn.Module, parts: Sequence[nn.Module], variant: str) -> Run:
         stock = functools.partial(self.family.run_layer, self.model, module)
         if variant == "stock":
             return stock
-        if isinstance(blocks := self._blocks(module), str):
+        if isinstance(blocks := self._blocks(module, parts), str):
             if self.variant is not None:
                 raise UnsupportedError(f"layers={variant!r}: {blocks}; give 'stock', or None for what can be served")
-            _say_stock(self.model, blocks)
+            say_once(logger, self.model, f"layers run as transformers' own modules: {blocks}")
             return stock
         weights = [Weights.of(each, str(activation_of(each.activation))) for each in blocks]
         if variant == "fused_tanh":
@@ -213,57 +241,6 @@ def _run_blocks(
     for each in weights:
         tokens = run(each, tokens, layout)
     return tokens[None]
-
-
-@contextlib.contextmanager
-def _unchunked(modules: Sequence[nn.Module]) -> Iterator[None]:
-    """Runs feed-forward layers in one piece: chunks change no result, and would have to divide every wave's tokens."""
-    parts: Iterator[Any] = (part for module in dict.fromkeys(modules) for part in module.modules())
-    before = {part: size for part in parts if (size := vars(part).get("chunk_size_feed_forward"))}
-    for part in before:
-        part.chunk_size_feed_forward = 0
-    try:
-        yield
-    finally:
-        for part, size in before.items():
-            part.chunk_size_feed_forward = size
-
-
-_gelu_tanh = functools.partial(nn.functional.gelu, approximate="tanh")
-
-
-@contextlib.contextmanager
-def _in_one_pass(activations: Sequence[nn.Module]) -> Iterator[None]:
-    """Lets these modules call torch's GELU by tanh, which is the same function but for rounding."""
-    for part in activations:
-        part.forward = _gelu_tanh
-    try:
-        yield
-    finally:
-        for part in activations:
-            del part.forward
-
-
-_locks: dict[int, threading.RLock] = {}
-
-
-def _turn(config: PretrainedConfig) -> threading.RLock:
-    """What a thread holds while it runs a model of this config, whose attention is rerouted meanwhile."""
-    lock = _locks.get(key := id(config))  # a config equals others of its content, and has no hash
-    if lock is None:
-        lock = _locks.setdefault(key, threading.RLock())
-        weakref.finalize(config, _locks.pop, key, None)
-    return lock
-
-
-_said: weakref.WeakKeyDictionary[PreTrainedModel, set[str]] = weakref.WeakKeyDictionary()
-
-
-def _say_stock(model: PreTrainedModel, why: str) -> None:
-    said = _said.setdefault(model, set())
-    if why not in said:
-        said.add(why)
-        logger.warning("layers run as transformers' own modules: %s", why)
 
 
 def _numbers(numbers: list[int]) -> str:

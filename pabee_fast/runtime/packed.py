@@ -33,6 +33,8 @@ class Layout:
     max_seqlen: int
     key_mask: Tensor | None = None
     positions: Tensor | None = None
+    asked: list[Any] = field(default_factory=list, kw_only=True)
+    """The attention modules that have asked for it since it was last cleared."""
 
     @cached_property
     def padded_rows(self) -> "list[PaddedRows]":
@@ -125,11 +127,19 @@ def cumulative(lengths: np.ndarray) -> np.ndarray:
     return np.concatenate([[0], np.cumsum(lengths)]).astype(np.int32)
 
 
-def pack(model: PreTrainedModel, *, attention_mask: Tensor | None = None, **padded: Tensor | None) -> PackedBatch:
+def pack(
+    model: PreTrainedModel,
+    use_cache: bool | None = None,
+    /,
+    *,
+    attention_mask: Tensor | None = None,
+    **padded: Tensor | None,
+) -> PackedBatch:
     """Packs padded inputs; positions are those of the padded layout, so that holes and left padding mean the same.
 
     Args:
         model: whose family says which tokens it keeps of a row, and how it numbers them where the caller does not.
+        use_cache: as the stock model's; without a cache some take rows whose positions start anew for several texts.
         attention_mask: [rows, length], 0 where hidden; None means that every token counts, padding too.
         **padded: input_ids [rows, length] or inputs_embeds [rows, length, size]; token_type_ids, position_ids; or
             pixel_values [rows, channels, height, width] alone.
@@ -151,11 +161,14 @@ def pack(model: PreTrainedModel, *, attention_mask: Tensor | None = None, **padd
         raise InputError("give exactly one of input_ids and inputs_embeds")
     main = given["input_ids" if "input_ids" in given else "inputs_embeds"]
     shape = _shape(given)
+    has_texts = "position_ids" in given and attention_mask is None and family.separates_texts(model, use_cache)
     if "position_ids" not in given:
         given["position_ids"] = family.position_ids(model, given.get("input_ids"), shape).to(main.device)
     given = {name: tensor.expand(shape) if tensor.ndim == 2 else tensor for name, tensor in given.items()}
     visible = _visible(attention_mask, main)
     kept = family.kept(model, given.get("input_ids"), visible)
+    if has_texts:
+        kept = kept & _last_text(given["position_ids"], kept)
     if shape[1] > family.max_length(model) and family.has_position_table(model):
         _check_positions(model, given["position_ids"], kept)
     if bool(kept.all()) and bool(visible.all()):
@@ -184,6 +197,14 @@ def _shape(given: Mapping[str, Tensor]) -> tuple[int, int]:
         if name in given and list(given[name].shape) not in ([rows, length], [1, length]):
             raise InputError(f"{name} is {list(given[name].shape)}: give [rows, length], here {[rows, length]}")
     return rows, length
+
+
+def _last_text(position_ids: Tensor, kept: Tensor) -> Tensor:
+    """[rows, length] bool: the text of each row's last kept token, where another begins at a position that does not
+    follow the one before it."""
+    begins = position_ids.diff(dim=1) != 1
+    texts = torch.nn.functional.pad(begins.cumsum(dim=1), (1, 0))
+    return texts == torch.where(kept, texts, 0).amax(dim=1, keepdim=True)
 
 
 def _check_positions(model: Any, position_ids: Tensor, kept: Tensor) -> None:

@@ -46,28 +46,38 @@ def in_many_passes(module: nn.Module) -> bool:
     return type(module).__name__ in _MANY_PASSES and _why_not_own(module, "transformers.activations") is None
 
 
-def why_not_stock(layer: nn.Module, package: str) -> str | None:
-    """In words, what keeps `layer` from being what the modelling code of `package` made; None: nothing.
+def parts_of(layer: nn.Module) -> list[nn.Module]:
+    """The layer and the modules in it, parents first. (`nn.Module.modules` takes twice as long.)"""
+    found = [layer]
+    for child in layer._modules.values():
+        if child is not None:
+            found += parts_of(child)
+    return found
+
+
+def why_not_stock(parts: Sequence[nn.Module], package: str) -> str | None:
+    """In words, what keeps a layer, by its `parts_of`, from being what the modelling code of `package` made; None:
+    nothing.
 
     Looked for are other classes (adapters, quantised linears, parametrisations, subclasses), replaced methods, hooks
     that act, and training mode. What a layer's tensors hold is free.
     """
     if _module._global_forward_hooks or _module._global_forward_pre_hooks:
         return "there are hooks on all modules"
-    for module in _walk(layer):
+    for module in parts:
         if wrong := _why_not_own(module, package):
-            return f"{_name(module, layer)} {wrong}"
+            return f"{_name(module, parts[0])} {wrong}"
     return None
 
 
-def why_not_fused(layer: nn.Module, blocks: Sequence[Block]) -> str | None:
-    """In words, what keeps the tensors of a stock layer from being multiplied as post-norm blocks; None: nothing."""
+def why_not_fused(parts: Sequence[nn.Module], blocks: Sequence[Block]) -> str | None:
+    """In words, what keeps a stock layer's tensors from being multiplied as post-norm blocks; None: nothing."""
     if not blocks:
         return "it is no post-norm block"
     used = {part for block in blocks for part in block if isinstance(part, nn.Module)}
-    for module in _walk(layer):
+    for module in parts:
         if not module._modules and module not in used and type(module) is not nn.Dropout:
-            return f"{_name(module, layer)} is a {type(module).__name__}, of which the block knows nothing"
+            return f"{_name(module, parts[0])} is a {type(module).__name__}, of which the block knows nothing"
     kinds: set[tuple[torch.dtype, torch.device]] = set()
     for block in blocks:
         if wrong := _why_not_block(block, kinds):
@@ -76,14 +86,6 @@ def why_not_fused(layer: nn.Module, blocks: Sequence[Block]) -> str | None:
         return f"its parameters are of {' and '.join(f'{dtype} on {device}' for dtype, device in kinds)}"
     [(dtype, _)] = kinds
     return None if dtype in FEATURE_DTYPES else f"its parameters are {dtype}"
-
-
-def _walk(module: nn.Module) -> list[nn.Module]:
-    found = [module]
-    for child in module._modules.values():
-        if child is not None:
-            found += _walk(child)
-    return found
 
 
 def _name(module: nn.Module, layer: nn.Module) -> str:
