@@ -7,10 +7,11 @@ from itertools import chain
 import numpy as np
 import torch
 from tokenizers import Tokenizer
-from transformers import PreTrainedModel, PreTrainedTokenizerBase
+from transformers import AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
 from pabee_fast.errors import InputError
 from pabee_fast.models import family_of
+from pabee_fast.models.stored import readable
 from pabee_fast.runtime.packed import PackedBatch, pack
 
 Texts = tuple[str, ...]
@@ -27,14 +28,22 @@ _CALL_ROWS = 1_024
 interpreter's lock."""
 
 
-def check_vocabulary(tokenizer: PreTrainedTokenizerBase, path: str) -> None:
-    """Raises InputError where a model directory has no tokenizer: transformers then makes one that knows no word."""
-    words = len(tokenizer.get_vocab().keys() - set(tokenizer.all_special_tokens))
-    if words == 0:
+def load_tokenizer(path: str) -> PreTrainedTokenizerBase:
+    """The tokenizer of a model directory or hub id.
+
+    Raises:
+        InputError: there is none, one that cannot be read, or one that knows no word, as transformers makes it where
+            its files are absent.
+    """
+    with readable(f"the tokenizer of {path}"):
+        tokenizer = AutoTokenizer.from_pretrained(path, trust_remote_code=False)
+        words = tokenizer.get_vocab().keys() - set(tokenizer.all_special_tokens)
+    if not words:
         raise InputError(
             f"{path} has no tokenizer, so every text would be unknown words: save the model's there, "
             f"tokenizer.save_pretrained({path!r})"
         )
+    return tokenizer
 
 
 @dataclass(frozen=True)
