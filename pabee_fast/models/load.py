@@ -99,8 +99,8 @@ def load_classifier(
     shapes, heads = stored_tensors(path, hub, kwargs.get("variant"), values_of=f"{HEADS}.")
     if not shapes and (hasattr(config, CONFIG_ENTRY) or kwargs.get("use_safetensors")):
         raise InputError(
-            f"{path} has no weights as safetensors, and none else are read here, since that can run code: load it where "
-            "you trust it, and save_pretrained() it again"
+            f"{path} has no weights as safetensors, and none else are read here, since that can run code: load it "
+            "where you trust it, and save_pretrained() it again"
         )
     if hasattr(config, CONFIG_ENTRY):
         _check_heads(path, getattr(config, CONFIG_ENTRY), heads)
@@ -153,8 +153,6 @@ def _check_found(
     path: str, model: PreTrainedModel, found: Mapping[str, Any], stored: Collection[str], new_classifier: bool
 ) -> None:
     """Hold what transformers found in the files against the model: what it did not find, it has drawn at random."""
-    if unexpected := found["unexpected_keys"]:
-        logger.warning("%s holds %s, which its model does not have; left out", path, few_of(unexpected))
     others = {name: (list(held), list(asked)) for name, held, asked in found["mismatched_keys"]}
     absent = {*found["missing_keys"], *others}
     if new_classifier:
@@ -178,6 +176,8 @@ def _check_found(
                 "PEFT): save the model inside it, by save_pretrained()"
             )
         raise CheckpointError(f"{path} lacks {few_of(absent)}, and chance would stand in their place: {why}")
+    if unexpected := found["unexpected_keys"]:
+        logger.warning("%s holds %s, which its model does not have; left out", path, few_of(unexpected))
 
 
 def _check_finite(path: str, model: PreTrainedModel) -> None:

@@ -93,8 +93,9 @@ def stored_tensors(
             index = find("model.safetensors.index.json")
             if index is None:
                 return {}, {}
-            names = json.loads(Path(index).read_text(encoding="utf-8"))["weight_map"].values()
-            files = {name: find_file(path, name, hub) for name in sorted(set(names))}
+            with readable(index):
+                names = json.loads(Path(index).read_text(encoding="utf-8"))["weight_map"].values()
+                files = {name: find_file(path, name, hub) for name in sorted(set(names))}
         for name, file in files.items():
             if file is None:
                 raise CheckpointError(f"{path} holds no {name}, which its index of weights names; fetch it anew")

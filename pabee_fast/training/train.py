@@ -26,6 +26,7 @@ from pabee_fast.arguments import require_seed, require_whole
 from pabee_fast.errors import InputError, PabeeFastError
 from pabee_fast.models import family_of
 from pabee_fast.models.heads import BACKBONE, CONFIG_ENTRY, FIT, attach_heads, classifies, has_heads, spec_of
+from pabee_fast.scoring.tokens import embedded_ids
 from pabee_fast.training.directory import check_model_output, load_config_and_tokenizer, load_model, save
 from pabee_fast.training.evaluate import LayerScores, as_table, evaluate_layers
 from pabee_fast.training.examples import Examples, Features, read_examples
@@ -230,6 +231,11 @@ def _load(settings: TrainSettings, examples: Examples) -> tuple[PreTrainedModel,
         model = load_model(settings.model, new_classifier=labels.config_entries())
     model.config.problem_type = labels.problem_type
     model = _with_heads(settings, model)  # says first if the family is none of ours
+    if (embedded := embedded_ids(tokenizer, model)) is not None:
+        raise InputError(
+            f"model={settings.model!r}: its tokenizer has {len(tokenizer)} tokens, and the model embeds {embedded}; "
+            "call model.resize_token_embeddings(len(tokenizer)) and save both"
+        )
     longest = family_of(model).max_length(model)
     if settings.max_length > longest:
         raise InputError(f"max_length={settings.max_length}: the model takes {longest} tokens; give at most that")
