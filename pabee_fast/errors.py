@@ -14,7 +14,7 @@ class UnsupportedError(PabeeFastError, ValueError):
 
 
 class CheckpointError(PabeeFastError, ValueError):
-    """A model directory or state dict whose heads are absent, broken, or of another model."""
+    """A model directory or state dict whose weights or heads are absent, broken, or of another model."""
 
 
 class WorkerError(PabeeFastError, RuntimeError):

@@ -1,7 +1,7 @@
 """Reads checkpoints of the published PABEE code (huggingface/transformers-research-projects, bert-loses-patience)."""
 
 import copy
-from collections.abc import Collection, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +12,7 @@ from transformers import AutoConfig, AutoModelForSequenceClassification, Pretrai
 
 from pabee_fast.errors import CheckpointError, InputError
 from pabee_fast.models.heads import attach_heads, heads_of
+from pabee_fast.models.stored import few_of, read_config
 
 
 def load_pabee_checkpoint(
@@ -34,7 +35,7 @@ def load_pabee_checkpoint(
     """
     state = dict(_read_state(state_dict_or_path))
     if isinstance(config, str | Path):
-        config = AutoConfig.from_pretrained(config)
+        config, _ = read_config(config)
     elif isinstance(config, Mapping):
         config = AutoConfig.for_model(**config)
     config, layers = copy.deepcopy(config), config.num_hidden_layers  # the caller's gets no heads
@@ -42,8 +43,8 @@ def load_pabee_checkpoint(
     wanted = {f"classifiers.{i}.{part}" for i in range(layers) for part in ("weight", "bias")}
     if found != wanted:
         raise CheckpointError(
-            f"the config has {layers} layers; of heads classifiers.0 to classifiers.{layers - 1} the checkpoint "
-            f"lacks {_few(wanted - found)} and has {_few(found - wanted)} beside them: check config.num_hidden_layers"
+            f"the config has {layers} layers; of heads classifiers.0 to classifiers.{layers - 1} the checkpoint lacks "
+            f"{few_of(wanted - found)} and has {few_of(found - wanted)} beside them: check config.num_hidden_layers"
         )
     config.num_labels = len(state["classifiers.0.bias"])
     model = attach_heads(AutoModelForSequenceClassification.from_config(config), head="pabee")
@@ -53,7 +54,7 @@ def load_pabee_checkpoint(
     expected = {name for name in model.state_dict() if name.startswith(f"{model.base_model_prefix}.")}
     if expected != backbone.keys():
         raise CheckpointError(
-            f"the checkpoint lacks {_few(expected - backbone.keys())} and has {_few(backbone.keys() - expected)} "
+            f"the checkpoint lacks {few_of(expected - backbone.keys())} and has {few_of(backbone.keys() - expected)} "
             "beside the config's tensors: is it the config of this checkpoint?"
         )
     try:
@@ -64,12 +65,6 @@ def load_pabee_checkpoint(
         first = [*str(error).splitlines()[1:2], str(error)][0].strip()  # a line for each tensor, below a heading
         raise CheckpointError(f"the checkpoint does not fit its config: {first}") from error
     return model.eval()
-
-
-def _few(names: Collection[str]) -> str:
-    """The first of some tensors, and how many more there are."""
-    few = sorted(names)[:3]
-    return (", ".join(few) or "nothing") + (f" and {len(names) - len(few)} more" if len(names) > len(few) else "")
 
 
 def _read_state(source: Mapping[str, Tensor] | str | Path) -> Mapping[str, Tensor]:

@@ -15,6 +15,7 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from pabee_fast.arguments import require_whole
+from pabee_fast.errors import InputError
 from pabee_fast.models import family_of
 from pabee_fast.models.family import check_weights
 from pabee_fast.models.heads import answer_kind, exit_heads_of, has_heads, heads_of, inner_heads, require_evaluation
@@ -110,8 +111,8 @@ class Engine:
         """Every row's logits at its exit layer, in the order of `batch`.
 
         Raises:
-            InputError: the policy does not fit the model or the rows, a row is longer than the budget asked for, or the
-                model is in training mode.
+            InputError: the policy does not fit the model or the rows, a row is longer than the budget asked for, the
+                model is in training mode, or an id is beyond its embedding table (on the CPU, where that can be seen).
         """
         self._bind_heads()
         rows, policy = len(batch.lengths), policy.from_layer(self.first_head)
@@ -219,7 +220,13 @@ class Engine:
         ends, row_ids = ops.to_device([cumulative(part.lengths), rows], self.device)
         layout = Layout(ends, int(part.lengths.max()), part.key_mask, part.positions)
         inputs = part.inputs if part.images is None else {"pixel_values": part.images}
-        hidden = self.family.embed(self.model, layout, **inputs)
+        try:
+            hidden = self.family.embed(self.model, layout, **inputs)
+        except IndexError as error:  # of the CPU's look-up; to look beforehand would cost a wait on a GPU
+            given = ", ".join(f"{name} {int(ids.min())} to {int(ids.max())}" for name, ids in inputs.items())
+            raise InputError(
+                f"an id has no row in the model's embedding tables ({given}): is the tokenizer another model's?"
+            ) from error
         beside = self.family.beside(self.model, hidden, part.inputs["position_ids"]) if part.images is None else {}
         words = ops.memory_words(self.kind, policy.rule(1, self.classes).name, self.classes)
         return Wave.start(hidden, layout, row_ids, words, beside)

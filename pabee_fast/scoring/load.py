@@ -1,32 +1,22 @@
 """A scorer from a model directory, and in words what it runs on."""
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from pathlib import Path
 
 import torch
-from safetensors import SafetensorError
-from transformers import (
-    AutoConfig,
-    AutoModelForImageClassification,
-    AutoModelForSequenceClassification,
-    AutoTokenizer,
-    PretrainedConfig,
-    PreTrainedModel,
-)
+from transformers import PretrainedConfig, PreTrainedModel
 
 from pabee_fast.errors import InputError
 from pabee_fast.evaluation.guarantee import guarantee_of
-from pabee_fast.models.heads import CONFIG_ENTRY, classifies, has_heads
-from pabee_fast.models.load import from_pretrained
+from pabee_fast.models.heads import classifies, has_heads
+from pabee_fast.models.load import load_classifier
+from pabee_fast.models.stored import read_config
 from pabee_fast.policies import FullDepth, Patience, Policy
 from pabee_fast.runtime import ops
 from pabee_fast.runtime.device import choose_device, choose_dtype
 from pabee_fast.runtime.layers import choose_layers
 from pabee_fast.scoring.audit import Promise
 from pabee_fast.scoring.scorer import Scorer
-from pabee_fast.scoring.tokens import check_vocabulary
+from pabee_fast.scoring.tokens import load_tokenizer
 
 WINDOWS = {"cuda": 32_768, "cpu": 1_024}
 """Rows that are tokenized and sorted together: many waves, so that few are not full."""
@@ -78,54 +68,24 @@ DEFAULT_POLICY = Patience(6)
 """Where a model brings none: the one of the published tables."""
 
 
-@contextmanager
-def readable_weights(what: str) -> Iterator[None]:
-    """Turns what broken weights raise into an InputError; `what` names the model in it."""
-    try:
-        yield
-    except SafetensorError as error:
-        raise InputError(
-            f"{what} has weights that are no safetensors ({error}): a download that was cut, or a pointer of git LFS "
-            "(git lfs pull); fetch them anew"
-        ) from error
-    except RuntimeError as error:
-        if "size" not in str(error):
-            raise
-        raise InputError(f"{what} has weights that are not those of its config: {error}") from error
-
-
 def load_model(model: str, setting: Setting) -> PreTrainedModel:
     """The classifier of a model directory or hub id, of texts or images, in evaluation mode; with its heads if it has
     any.
 
     Raises:
-        CheckpointError: heads that are absent or broken.
+        CheckpointError: weights or heads that are absent or broken.
         InputError: no such directory, no classifier or no safetensors in it.
     """
-    config = _config(model)
+    return _load_model(model, read_config(model)[0], setting)
+
+
+def _load_model(model: str, config: PretrainedConfig, setting: Setting) -> PreTrainedModel:
     if config.architectures and classifies(config) is None:
         raise InputError(
             f"model {model!r} is no fine-tuned classifier ({', '.join(config.architectures)}): its answers would be "
             "chance; train one with `pabee-fast train`"
         )
-    stock = AutoModelForImageClassification if classifies(config) == "images" else AutoModelForSequenceClassification
-    load = from_pretrained if hasattr(config, CONFIG_ENTRY) else stock.from_pretrained
-    try:
-        with readable_weights(f"model {model!r}"):
-            return load(model, dtype=setting.dtype, use_safetensors=True).eval().to(setting.device)
-    except OSError as error:
-        raise InputError(
-            f"model {model!r} has no weights as safetensors, and none else are read, since reading them can run code: "
-            f"load it where you trust it, and save_pretrained() it again ({error})"
-        ) from error
-
-
-def _config(model: str) -> PretrainedConfig:
-    try:
-        return AutoConfig.from_pretrained(model)
-    except (OSError, ValueError) as error:
-        where = "it is a directory" if Path(model).is_dir() else "there is no such directory, nor a model of that name"
-        raise InputError(f"model {model!r} cannot be loaded ({where}): {error}") from error
+    return load_classifier(model, config, dtype=setting.dtype, use_safetensors=True).to(setting.device)
 
 
 def load_scorer(
@@ -151,15 +111,11 @@ def load_scorer(
         CheckpointError: heads or a stored policy that are absent or broken.
         InputError: no such directory, no tokenizer or no safetensors in it, or a policy that does not fit.
     """
-    config = _config(model)
+    config, _ = read_config(model)
     if classifies(config) == "images":
         raise InputError(f"model {model!r} classifies images, and rows are texts: use pf.accelerate(model, policy)")
-    try:
-        tokenizer = AutoTokenizer.from_pretrained(model)
-    except (OSError, ValueError) as error:
-        raise InputError(f"model {model!r}: its tokenizer cannot be loaded ({error}); save one beside it") from error
-    check_vocabulary(tokenizer, model)
-    loaded = load_model(model, setting)
+    tokenizer = load_tokenizer(model)
+    loaded = _load_model(model, config, setting)
     scorer = Scorer(
         loaded,
         tokenizer,

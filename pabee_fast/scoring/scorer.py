@@ -21,7 +21,7 @@ from pabee_fast.runtime.schedule import plan_waves
 from pabee_fast.runtime.state import Results
 from pabee_fast.scoring.answers import Answers, RowResult, label_names, row_results
 from pabee_fast.scoring.audit import Promise
-from pabee_fast.scoring.tokens import NO_TOKEN, Encoded, Encoder
+from pabee_fast.scoring.tokens import Encoded, Encoder
 
 HALF_A_PAIR = "the text holds half of a surrogate pair, which is no character"
 
@@ -157,7 +157,7 @@ class Scorer:
 
         Args:
             texts: each row's, as the tokenizer takes them.
-            answers: of these rows; those without a token get their error here, and the cut ones are counted.
+            answers: of these rows; those that the tokenizer refuses get their error here, and the cut ones are counted.
             first: the number of the first row in the whole input, for policies that have a value for each.
 
         Yields:
@@ -168,14 +168,15 @@ class Scorer:
             rows = good[start : start + self.window]
             encoded = self.encoder([texts[i] for i in rows])
             answers.truncated += encoded.truncated
-            answers.refuse(rows[encoded.lengths == 0], NO_TOKEN)
+            for error, refused in encoded.refused.items():
+                answers.refuse(rows[refused], error)
             policy = self.policy.select((first + rows).tolist())
             for wave in self.waves(encoded):
                 yield rows[wave], self.pack(encoded, wave), policy.select(wave.tolist())
 
     def waves(self, encoded: Encoded) -> list[np.ndarray]:
-        """The rows of each wave, but for those without a token: a pure function of rows and the budget first given."""
-        rows = np.flatnonzero(encoded.lengths)
+        """The rows of each wave, of those that are scorable: a pure function of rows and the budget first given."""
+        rows = encoded.scorable
         waves = plan_waves(encoded.lengths[rows], self.engine.first_budget, self.engine.longest_row)
         return [rows[wave] for wave in waves]
 
@@ -194,9 +195,9 @@ class Scorer:
             InputError: a row that cannot be scored.
         """
         encoded = self.encoder(self.texts(rows, first))
-        empty = np.flatnonzero(encoded.lengths == 0)
-        if len(empty):
-            raise InputError(f"row {first + empty[0]}: {NO_TOKEN}; leave such rows out")
+        for error, refused in encoded.refused.items():
+            if len(refused):
+                raise InputError(f"row {first + refused[0]}: {error}; leave such rows out")
         for wave in self.waves(encoded):
             yield wave, self.pack(encoded, wave)
 

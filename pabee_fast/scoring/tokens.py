@@ -1,5 +1,7 @@
 """From texts to packed batches: the fast tokenizer's batch call, with truncation counted."""
 
+import logging
+import sys
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from itertools import chain
@@ -7,10 +9,11 @@ from itertools import chain
 import numpy as np
 import torch
 from tokenizers import Tokenizer
-from transformers import PreTrainedModel, PreTrainedTokenizerBase
+from transformers import AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
 from pabee_fast.errors import InputError
 from pabee_fast.models import family_of
+from pabee_fast.models.stored import few_of, readable
 from pabee_fast.runtime.packed import PackedBatch, pack
 
 Texts = tuple[str, ...]
@@ -20,21 +23,64 @@ PLACES = 2**20
 """Of the padded layout that rows pass through at once: one long row among many short ones makes it wide."""
 
 NO_TOKEN = "the tokenizer gives the text no token"
+NO_EMBEDDING = "the text has a token that the model has no embedding for"
 """Why a row cannot be scored."""
+
+logger = logging.getLogger(__name__)
 
 _CALL_ROWS = 1_024
 """Rows of one call to the tokenizer: what it returns takes some kilobytes a row, and turning it into arrays holds the
 interpreter's lock."""
 
 
-def check_vocabulary(tokenizer: PreTrainedTokenizerBase, path: str) -> None:
-    """Raises InputError where a model directory has no tokenizer: transformers then makes one that knows no word."""
-    words = len(tokenizer.get_vocab().keys() - set(tokenizer.all_special_tokens))
-    if words == 0:
+def load_tokenizer(path: str) -> PreTrainedTokenizerBase:
+    """The tokenizer of a model directory or hub id.
+
+    Raises:
+        InputError: there is none, one that cannot be read, or one that knows no word, as transformers makes it where
+            its files are absent.
+    """
+    with readable(f"the tokenizer of {path}"):
+        tokenizer = AutoTokenizer.from_pretrained(path, trust_remote_code=False)
+        words = tokenizer.get_vocab().keys() - set(tokenizer.all_special_tokens)
+    if not words:
         raise InputError(
             f"{path} has no tokenizer, so every text would be unknown words: save the model's there, "
             f"tokenizer.save_pretrained({path!r})"
         )
+    return tokenizer
+
+
+def embedded_ids(tokenizer: PreTrainedTokenizerBase, model: PreTrainedModel) -> int | None:
+    """How many ids the model has embeddings for, where a fast tokenizer has tokens beyond these, which is told.
+
+    Returns:
+        None where every token of the tokenizer has an embedding.
+
+    Raises:
+        InputError: words of its vocabulary have none, so that it is another model's; tokens that were added to it, and
+            special ones, may be left out of a model, since few texts or none use them.
+    """
+    ids = tokenizer.get_vocab()
+    largest = max(ids.values(), default=0)
+    rows = getattr(model.get_input_embeddings(), "num_embeddings", sys.maxsize)
+    if largest < rows:
+        return None
+    beyond = {token for token, number in ids.items() if number >= rows}
+    told = (
+        f"{len(beyond)} of the tokenizer's {len(ids)} tokens (ids up to {largest}) are beyond the model's {rows} "
+        "embeddings"
+    )
+    core = tokenizer.backend_tokenizer.get_vocab(with_added_tokens=False)
+    if words := beyond & core.keys() - set(tokenizer.all_special_tokens):
+        raise InputError(f"{told}: {min(words)!r} is one; give the tokenizer that the model was trained with")
+    logger.warning(
+        "%s: a row with one is an error (%s); if they are meant to be used, call "
+        "model.resize_token_embeddings(len(tokenizer)) and train",
+        told,
+        few_of(beyond),
+    )
+    return rows
 
 
 @dataclass(frozen=True)
@@ -45,6 +91,15 @@ class Encoded:
     lengths: np.ndarray  # [rows] int64
     truncated: int  # rows that were cut to the limit
     padding: dict[str, int]  # what fills the padded layout of each input, unless the model has its own
+    refused: dict[str, np.ndarray]  # by error: the places of rows that cannot be scored
+
+    @property
+    def scorable(self) -> np.ndarray:
+        """The places of the other rows, in order."""
+        is_scorable = np.ones(len(self.lengths), dtype=bool)
+        for rows in self.refused.values():
+            is_scorable[rows] = False
+        return np.flatnonzero(is_scorable)
 
     def pack(self, rows: np.ndarray, model: PreTrainedModel) -> PackedBatch:
         """The given rows, at least one, in the given order, as the model takes them."""
@@ -82,7 +137,7 @@ class Encoder:
         model: what the rows are for.
 
     Raises:
-        InputError: a slow tokenizer.
+        InputError: a slow tokenizer, or one of another model, see `embedded_ids`.
     """
 
     def __init__(self, tokenizer: PreTrainedTokenizerBase, max_length: int, model: PreTrainedModel) -> None:
@@ -90,6 +145,7 @@ class Encoder:
             raise InputError(
                 f"{type(tokenizer).__name__} is not a fast tokenizer: load it with AutoTokenizer, use_fast=True"
             )
+        self._embedded = embedded_ids(tokenizer, model)
         self._core = Tokenizer.from_str(tokenizer.backend_tokenizer.to_str())
         self._core.no_padding()
         self._core.enable_truncation(max_length, direction=tokenizer.truncation_side)
@@ -118,7 +174,12 @@ class Encoder:
         inputs = {"input_ids": np.concatenate(ids)}
         if types:
             inputs["token_type_ids"] = np.concatenate(types)
-        return Encoded(inputs, np.array(lengths, dtype=np.int64), truncated, self._padding)
+        of_rows = np.array(lengths, dtype=np.int64)
+        refused = {NO_TOKEN: np.flatnonzero(of_rows == 0)}
+        if self._embedded is not None:
+            places = np.flatnonzero(inputs["input_ids"] >= self._embedded)
+            refused[NO_EMBEDDING] = np.unique(np.searchsorted(np.cumsum(of_rows), places, side="right"))
+        return Encoded(inputs, of_rows, truncated, self._padding, refused)
 
 
 def _flat(rows: Iterable[list[int]]) -> np.ndarray:

@@ -3,25 +3,19 @@
 import os
 import shutil
 import tempfile
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import (
-    AutoConfig,
-    AutoModelForSequenceClassification,
-    AutoTokenizer,
-    PreTrainedModel,
-    PreTrainedTokenizerBase,
-)
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from pabee_fast.errors import InputError, PabeeFastError
-from pabee_fast.models.heads import CONFIG_ENTRY
-from pabee_fast.models.load import from_pretrained
+from pabee_fast.errors import InputError
+from pabee_fast.models.load import load_classifier
+from pabee_fast.models.stored import read_config
 from pabee_fast.scoring.durable import check_writable
-from pabee_fast.scoring.load import readable_weights
 from pabee_fast.scoring.tables_read import SURROGATES
-from pabee_fast.scoring.tokens import check_vocabulary
+from pabee_fast.scoring.tokens import load_tokenizer
 
 TUNING = "tuning"
 """Where `tune` puts frontier.json and the plot by default: a folder in the model's directory."""
@@ -42,36 +36,28 @@ def check_model_output(path: str | Path, *, overwrite: bool) -> None:
         raise InputError(f"{output} exists and is not empty: name another directory, or give --overwrite")
 
 
-def load_config_and_tokenizer(what: str, path: str) -> tuple[Any, PreTrainedTokenizerBase]:
-    """Of a model directory or hub id; `what` names it in an InputError."""
-    try:
-        config, tokenizer = AutoConfig.from_pretrained(path), AutoTokenizer.from_pretrained(path)
-    except (OSError, ValueError) as error:
-        raise InputError(f"{what} {path} cannot be loaded: {str(error).splitlines()[0]}") from error
-    check_vocabulary(tokenizer, path)
-    return config, tokenizer
+def load_config_and_tokenizer(path: str) -> tuple[Any, PreTrainedTokenizerBase]:
+    """Of a model directory or hub id; raises InputError where one of them cannot be read."""
+    config, _ = read_config(path)
+    return config, load_tokenizer(path)
 
 
-def load_classifier(
-    what: str, path: str, dtype: torch.dtype | str = torch.float32, **config_entries: Any
+def load_model(
+    path: str, dtype: torch.dtype | str = torch.float32, *, new_classifier: Mapping[str, Any] | None = None
 ) -> PreTrainedModel:
-    """With its heads, if it has any.
+    """The classifier of a directory, with its heads if it has any.
 
     Args:
-        what: names it in an InputError.
+        path: a model directory or hub id.
         dtype: in float32 unless told otherwise, whatever it was stored in: half precision would stall training; "auto"
             is what it was stored in.
-        **config_entries: what a new classifier's config says.
+        new_classifier: what its config says, where the directory is a bare encoder's and is to get one.
+
+    Raises:
+        PabeeFastError: what `models.load.load_classifier` says of a directory.
     """
-    try:
-        with readable_weights(f"{what} {path}"):
-            if hasattr(AutoConfig.from_pretrained(path), CONFIG_ENTRY):
-                return from_pretrained(path, dtype=dtype)
-            return AutoModelForSequenceClassification.from_pretrained(path, dtype=dtype, **config_entries)
-    except PabeeFastError:
-        raise
-    except (OSError, ValueError) as error:
-        raise InputError(f"{what} {path} cannot be loaded: {str(error).splitlines()[0]}") from error
+    config, settings = read_config(path, **(new_classifier or {}))
+    return load_classifier(path, config, new_classifier=new_classifier is not None, dtype=dtype, **settings)
 
 
 def save(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, output: Path, record: dict[str, str]) -> None:

@@ -13,7 +13,7 @@ from pabee_fast.errors import InputError
 from pabee_fast.models.heads import CONFIG_ENTRY, FIT, classifies
 from pabee_fast.scoring.load import Setting
 from pabee_fast.scoring.tables_read import USUAL, Reading
-from pabee_fast.training.directory import check_model_output, load_classifier, load_config_and_tokenizer, save
+from pabee_fast.training.directory import check_model_output, load_config_and_tokenizer, load_model, save
 from pabee_fast.training.examples import Scorable, labels_where_given, open_tables
 from pabee_fast.training.fit import fit
 from pabee_fast.training.labels import labels_of_config
@@ -72,7 +72,7 @@ def fit_table(
     check_model_output(output, overwrite=settings.overwrite)
     setting = Setting.choose(settings.device, settings.dtype)
     tables = open_tables(settings.table, settings.text_columns, settings.reading)
-    config, tokenizer = load_config_and_tokenizer("model", settings.model)
+    config, tokenizer = load_config_and_tokenizer(settings.model)
     if classifies(config) != "texts":
         raise InputError(
             f"model {settings.model} is no fine-tuned classifier ({', '.join(config.architectures or ['unknown'])}): "
@@ -82,7 +82,7 @@ def fit_table(
     if settings.label_column is not None:
         column = labels_where_given(settings.table, tables, settings.label_column)
         labels = labels_of_config(config).encode(column)
-    stored = load_classifier("model", settings.model, "auto").eval()
+    stored = load_model(settings.model, "auto")
     output.parent.mkdir(parents=True, exist_ok=True)  # the features lie beside the model meanwhile
     running = copy.deepcopy(stored).to(setting.device, setting.dtype)
     texts, started = Scorable(tables), time.perf_counter()

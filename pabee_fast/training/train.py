@@ -28,8 +28,9 @@ from pabee_fast.errors import InputError, PabeeFastError
 from pabee_fast.models import family_of
 from pabee_fast.models.heads import BACKBONE, CONFIG_ENTRY, FIT, attach_heads, classifies, has_heads, spec_of
 from pabee_fast.scoring.tables_read import USUAL, Reading
+from pabee_fast.scoring.tokens import embedded_ids
 from pabee_fast.shown import plain
-from pabee_fast.training.directory import check_model_output, load_classifier, load_config_and_tokenizer, save
+from pabee_fast.training.directory import check_model_output, load_config_and_tokenizer, load_model, save
 from pabee_fast.training.evaluate import LayerScores, as_table, evaluate_layers
 from pabee_fast.training.examples import Examples, Features, read_examples
 from pabee_fast.training.labels import Labels, labels_of_column, labels_of_config
@@ -219,7 +220,7 @@ class _Epochs(TrainerCallback):
 
 def _load(settings: TrainSettings, examples: Examples) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
     """The model with heads, new ones where it has none, and its tokenizer."""
-    config, tokenizer = load_config_and_tokenizer("model", settings.model)
+    config, tokenizer = load_config_and_tokenizer(settings.model)
     # A directory that is a classifier already keeps its labels; a bare encoder learns those of the table.
     if classifies(config) == "texts":
         labels = labels_of_config(config)
@@ -228,12 +229,17 @@ def _load(settings: TrainSettings, examples: Examples) -> tuple[PreTrainedModel,
                 f"problem_type={settings.problem_type!r}: {settings.model} is a classifier already, of "
                 f"{labels.problem_type}; leave the option out, or start from a model without a classifier"
             )
-        model = load_classifier("model", settings.model)
+        model = load_model(settings.model)
     else:
         labels = labels_of_column(examples.column, settings.problem_type)
-        model = load_classifier("model", settings.model, **labels.config_entries())
+        model = load_model(settings.model, new_classifier=labels.config_entries())
     model.config.problem_type = labels.problem_type
     model = _with_heads(settings, model)  # says first if the family is none of ours
+    if (embedded := embedded_ids(tokenizer, model)) is not None:
+        raise InputError(
+            f"model={settings.model!r}: its tokenizer has {len(tokenizer)} tokens, and the model embeds {embedded}; "
+            "call model.resize_token_embeddings(len(tokenizer)) and save both"
+        )
     longest = family_of(model).max_length(model)
     if settings.max_length > longest:
         raise InputError(f"max_length={settings.max_length}: the model takes {longest} tokens; give at most that")
@@ -271,8 +277,11 @@ def _add_teacher(
 ) -> None:
     """Gives every row its `teacher_logits`."""
     assert settings.teacher is not None
-    _, tokenizer = load_config_and_tokenizer("teacher", settings.teacher)
-    teacher = load_classifier("teacher", settings.teacher)
+    try:
+        _, tokenizer = load_config_and_tokenizer(settings.teacher)
+        teacher = load_model(settings.teacher)
+    except PabeeFastError as error:
+        raise InputError(f"teacher={settings.teacher!r}: {error}") from error
     order = in_order_of(labels, teacher)
     console.print(f"computing the teacher's logits of {len(features)} rows")
     teacher.to("cuda" if torch.cuda.is_available() else "cpu")

@@ -215,7 +215,8 @@ def test_a_teacher_whose_answers_are_not_finite_is_refused(
 ) -> None:
     model = AutoModelForSequenceClassification.from_pretrained(classifier())
     with torch.no_grad():
-        model.classifier.bias[0] = torch.inf
+        model.bert.pooler.dense.bias.fill_(20.0)  # so that every pooled value is 1, and their weighted sum overflows
+        model.classifier.weight[0] = torch.finfo(torch.float32).max
     broken, train = tmp_path / "broken", table("train.csv", reviews)
     model.save_pretrained(broken)
     AutoTokenizer.from_pretrained(encoder).save_pretrained(broken)
