@@ -30,7 +30,7 @@ from pabee_fast.models.heads import heads_of
 from pabee_fast.runtime.device import choose_device, choose_dtype
 from pabee_fast.runtime.engine import Engine
 from pabee_fast.runtime.layers import VARIANTS
-from pabee_fast.runtime.packed import PackedBatch, pack
+from pabee_fast.runtime.pack import PackedBatch, pack
 from pabee_fast.runtime.state import Results
 
 TOLERANCE = {torch.float32: 1e-5, torch.float16: 5e-3, torch.bfloat16: 4e-2}

@@ -29,7 +29,7 @@ from pabee_fast.models import FAMILIES
 from pabee_fast.runtime.device import choose_device, choose_dtype
 from pabee_fast.runtime.engine import Engine
 from pabee_fast.runtime.layers import VARIANTS
-from pabee_fast.runtime.packed import PackedBatch, pack
+from pabee_fast.runtime.pack import PackedBatch, pack
 
 Batches = list[tuple[np.ndarray, dict[str, Tensor]]]
 

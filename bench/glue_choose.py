@@ -9,8 +9,8 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 import pabee_fast as pf
-from pabee_fast.evaluation.candidates import Chain, chains_for
-from pabee_fast.evaluation.replay import Replay, Replayer
+from pabee_fast.calibration.candidates import Chain, chains_for
+from pabee_fast.calibration.replay import Replay, Replayer
 from pabee_fast.policies import Policy
 
 Score = Callable[[Replay, Replayer], float]

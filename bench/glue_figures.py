@@ -12,11 +12,11 @@ from torch import Tensor
 
 import pabee_fast as pf
 from bench.glue_choose import Choice, best_within, fastest_above
-from pabee_fast.evaluation.metrics import ensemble, evaluate, metrics_for, right
-from pabee_fast.evaluation.replay import Replay, Replayer
-from pabee_fast.evaluation.risks import answers
-from pabee_fast.evaluation.significance import mcnemar, paired_bootstrap
-from pabee_fast.evaluation.trace import Trace
+from pabee_fast.calibration.replay import Replay, Replayer
+from pabee_fast.calibration.risks import answers
+from pabee_fast.calibration.trace import Trace
+from pabee_fast.report.metrics import ensemble, evaluate, metrics_for, right
+from pabee_fast.report.significance import mcnemar, paired_bootstrap
 
 MARGIN = 0.005
 """A rule is chosen to lose at most half a point on the rows that choose it, so as to lose less than one elsewhere."""

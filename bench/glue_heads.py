@@ -18,8 +18,8 @@ from bench import glue_models
 from bench.glue import BUDGETS, DEFAULT_TASKS, RESULTS, add_places, folds_of, steps_of
 from bench.glue_steps import MAX_LENGTH, Run, Steps
 from bench.glue_tasks import TASKS
-from pabee_fast.evaluation.metrics import evaluate
-from pabee_fast.evaluation.risks import answers
+from pabee_fast.calibration.risks import answers
+from pabee_fast.report.metrics import evaluate
 
 KINDS = [
     {"head": head, "pooling": pooling} for head in ("linear", "own-pooler", "pabee") for pooling in ("mean", "first")

@@ -7,10 +7,10 @@ import torch
 
 import pabee_fast as pf
 from bench.glue_figures import Folds
-from pabee_fast.evaluation.extras import require
-from pabee_fast.evaluation.replay import replay
-from pabee_fast.evaluation.risks import Risk
-from pabee_fast.evaluation.trace import Trace
+from pabee_fast.calibration.replay import replay
+from pabee_fast.calibration.risks import Risk
+from pabee_fast.calibration.trace import Trace
+from pabee_fast.extras import require
 
 ROWS, LEAST_LEFT = 2_000, 600
 EPSILON, DELTA, LEVEL = 0.01, 0.05, 0.05

@@ -23,10 +23,10 @@ from bench import glue_models
 from bench.glue_augment import substituted
 from bench.glue_tasks import Split, Task, read_split
 from bench.glue_train import Recipe, choose_training_dtype, encode, finetune, padded
-from pabee_fast.evaluation.trace import Trace
+from pabee_fast.calibration.trace import Trace
+from pabee_fast.modeling.loss import SELF_DISTILLATION
 from pabee_fast.runtime.device import DTYPES
-from pabee_fast.training.objective import SELF_DISTILLATION
-from pabee_fast.training.teacher import full_depth_logits
+from pabee_fast.scoring.teacher import full_depth_logits
 
 MAX_LENGTH = 128
 

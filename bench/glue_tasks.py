@@ -21,7 +21,7 @@ class Task:
 
     Args:
         outputs: classes, or 1 for a regression.
-        metric: GLUE's for it, as `pabee_fast.evaluation.metrics` names it.
+        metric: GLUE's for it, as `pabee_fast.report.metrics` names it.
         epochs: passes over the train rows.
         batch_size: rows of a step.
         learning_rate: at its peak.

@@ -17,8 +17,8 @@ from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from bench.glue_tasks import Split
+from pabee_fast.modeling.loss import Distillation
 from pabee_fast.models.heads import answer_kind, has_heads
-from pabee_fast.training.objective import Distillation
 
 POOL = 50
 """Batches whose rows are sorted by length together: 5 % of the tokens are padding then, and batches stay mixed."""

@@ -34,10 +34,10 @@ import numpy as np
 import torch
 
 from bench import job_cases, kills, timing
+from pabee_fast.jobs.executors import Executor, LocalExecutor
+from pabee_fast.jobs.job import Columns, Job, JobOptions, Progress, Summary
+from pabee_fast.jobs.recipe import Recipe
 from pabee_fast.policies import parse_policy
-from pabee_fast.scoring.executors import Executor, LocalExecutor
-from pabee_fast.scoring.job import Columns, Job, JobOptions, Progress, Summary
-from pabee_fast.scoring.recipe import Recipe
 
 
 def recipe(model: Path, policy: str = "full-depth", **options: Any) -> Recipe:
@@ -208,7 +208,7 @@ def measure_ray(work: Path, args: argparse.Namespace) -> dict[str, Any]:
     """Two Ray workers of one thread against one process of two, jobs in turns, start-up left out."""
     import ray
 
-    from pabee_fast.scoring.ray import RayExecutor
+    from pabee_fast.jobs.ray import RayExecutor
 
     model = job_cases.make_model(work / "bert-base")
     source = job_cases.make_table(work / f"ray-{args.rows}.csv", args.rows)

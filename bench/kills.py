@@ -2,7 +2,7 @@
 
     python -m bench.kills --model MODEL --input TABLE --work DIRECTORY --random 50
 
-A kill is SIGKILL, at each named moment of writing (see `pabee_fast.scoring.durable.reached`) or at random ones. The
+A kill is SIGKILL, at each named moment of writing (see `pabee_fast.tables.durable.reached`) or at random ones. The
 last line on stdout is one JSON document. Exits with 1 where a result differs.
 """
 
@@ -19,11 +19,12 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from pabee_fast.jobs import manifest, output
+from pabee_fast.jobs.executors import LocalExecutor
+from pabee_fast.jobs.job import Columns, Job, JobOptions
+from pabee_fast.jobs.recipe import Recipe
 from pabee_fast.policies import parse_policy
-from pabee_fast.scoring import durable, manifest, output
-from pabee_fast.scoring.executors import LocalExecutor
-from pabee_fast.scoring.job import Columns, Job, JobOptions
-from pabee_fast.scoring.recipe import Recipe
+from pabee_fast.tables import durable
 
 POINTS = {
     "job: the directory is made": 1,

@@ -14,7 +14,7 @@ import torch
 
 import pabee_fast as pf
 from bench import timing
-from pabee_fast.evaluation.conditions import Conditions
+from pabee_fast.scoring.conditions import Conditions
 
 LAYERS = 12
 

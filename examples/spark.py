@@ -29,7 +29,7 @@ def predictor(model: str, policy: str) -> Callable[[], Predict]:
     """What `predict_batch_udf` takes: it is called once in each worker, which has a core of its own."""
 
     def load() -> Predict:
-        from pabee_fast.scoring.ray import BatchScorer  # a class of plain batches: it needs no Ray
+        from pabee_fast.jobs.ray import BatchScorer  # a class of plain batches: it needs no Ray
 
         scorer = BatchScorer(model, policy, threads=1)
 

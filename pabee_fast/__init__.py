@@ -19,18 +19,17 @@ from pabee_fast.policies import (
 )
 
 if TYPE_CHECKING:
-    from pabee_fast.evaluation.calibrate import Calibration, calibrate
-    from pabee_fast.evaluation.conditions import Conditions
-    from pabee_fast.evaluation.guarantee import Guarantee, guarantee_of
-    from pabee_fast.evaluation.replay import Replay, Replayer, replay
-    from pabee_fast.evaluation.trace import Trace, trace
+    from pabee_fast.calibration.calibrate import Calibration, calibrate
+    from pabee_fast.calibration.guarantee import Guarantee, guarantee_of
+    from pabee_fast.calibration.replay import Replay, Replayer, replay
+    from pabee_fast.calibration.trace import Trace, trace
+    from pabee_fast.modeling.early_exit import accelerate, attach_heads, restore
+    from pabee_fast.modeling.load import from_pretrained
+    from pabee_fast.modeling.pabee_checkpoint import load_pabee_checkpoint
     from pabee_fast.models import register_family
     from pabee_fast.models.family import Family
-    from pabee_fast.models.heads import attach_heads
-    from pabee_fast.models.load import from_pretrained
-    from pabee_fast.models.pabee_checkpoint import load_pabee_checkpoint
-    from pabee_fast.runtime.forward import accelerate, restore
     from pabee_fast.scoring.answers import RowResult
+    from pabee_fast.scoring.conditions import Conditions
     from pabee_fast.scoring.scorer import Scorer
     from pabee_fast.training.fit import fit
 
@@ -77,18 +76,17 @@ __all__ = [
 # What needs torch or transformers is imported when it is first asked for, so that `import pabee_fast` costs nothing
 # and works where a part of the dependencies is missing. The same names as above, for the interpreter.
 _MODULES = {
-    "evaluation.calibrate": ("Calibration", "calibrate"),
-    "evaluation.conditions": ("Conditions",),
-    "evaluation.guarantee": ("Guarantee", "guarantee_of"),
-    "evaluation.replay": ("Replay", "Replayer", "replay"),
-    "evaluation.trace": ("Trace", "trace"),
+    "calibration.calibrate": ("Calibration", "calibrate"),
+    "calibration.guarantee": ("Guarantee", "guarantee_of"),
+    "calibration.replay": ("Replay", "Replayer", "replay"),
+    "calibration.trace": ("Trace", "trace"),
+    "modeling.early_exit": ("accelerate", "attach_heads", "restore"),
+    "modeling.load": ("from_pretrained",),
+    "modeling.pabee_checkpoint": ("load_pabee_checkpoint",),
     "models": ("register_family",),
     "models.family": ("Family",),
-    "models.heads": ("attach_heads",),
-    "models.load": ("from_pretrained",),
-    "models.pabee_checkpoint": ("load_pabee_checkpoint",),
-    "runtime.forward": ("accelerate", "restore"),
     "scoring.answers": ("RowResult",),
+    "scoring.conditions": ("Conditions",),
     "scoring.scorer": ("Scorer",),
     "training.fit": ("fit",),
 }

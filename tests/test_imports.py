@@ -55,7 +55,7 @@ import sys
 for name in ("pyarrow", "typer", "rich", "accelerate", "datasets", "hypothesis", "scipy"):
     sys.modules[name] = None
 """
-USES = ["bench.endtoend", "pabee_fast.runtime.forward", "pabee_fast.evaluation.replay", "pabee_fast.training.objective"]
+USES = ["bench.endtoend", "pabee_fast.modeling.forward", "pabee_fast.calibration.replay", "pabee_fast.modeling.loss"]
 
 
 def test_what_the_benchmarks_use_needs_torch_and_transformers_alone(run_python: Callable[[str], str]) -> None:

@@ -12,8 +12,8 @@ from bench import cases
 from bench.graphs import Call
 from bench.micro.compact import packed
 from bench.micro.subject import TOLERANCE, Case, Subject, same, serving, size_of
+from pabee_fast.layout import Layout
 from pabee_fast.runtime import ops
-from pabee_fast.runtime.packed import Layout
 
 
 def build(lengths: np.ndarray, heads: int, head_dim: int, device: torch.device, dtype: torch.dtype) -> Subject:

@@ -18,7 +18,7 @@ def info_command(
     import transformers
 
     from pabee_fast import __version__
-    from pabee_fast.evaluation.guarantee import guarantee_of
+    from pabee_fast.calibration.guarantee import guarantee_of
     from pabee_fast.models import FAMILIES
     from pabee_fast.models.heads import has_heads
     from pabee_fast.models.padded import PaddedFamily

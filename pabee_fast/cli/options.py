@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 if TYPE_CHECKING:
-    from pabee_fast.scoring.tables_read import Reading
+    from pabee_fast.tables.read import Reading
 
 TABLES = "csv, tsv, jsonl, parquet, arrow; a directory or glob of them, or a dataset saved by Hugging Face"
 """What a command takes that reads its tables whole."""
@@ -50,6 +50,6 @@ def text_columns(first: str, second: str | None) -> tuple[str, ...]:
 
 def reading(delimiter: str | None, quoting: str, encoding: str) -> "Reading":
     """How csv and tsv are read."""
-    from pabee_fast.scoring.tables_read import Reading
+    from pabee_fast.tables.read import Reading
 
     return Reading(delimiter, quoting, encoding)

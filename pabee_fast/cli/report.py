@@ -56,7 +56,7 @@ def report_command(
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace an output that exists.")] = False,
 ) -> None:
     """Write one HTML page: what every head, rule and truncated model is worth, what it saves, and how sure that is."""
-    from pabee_fast.evaluation.report.make import ReportSettings, make_report
+    from pabee_fast.report.make import ReportSettings, make_report
 
     quieten_transformers()
     settings = ReportSettings(

@@ -86,10 +86,10 @@ def score_command(
     import transformers
 
     from pabee_fast.errors import InputError
+    from pabee_fast.jobs.executors import open_executor
+    from pabee_fast.jobs.job import Columns, Job, JobOptions
+    from pabee_fast.jobs.recipe import Recipe
     from pabee_fast.policies import parse_policy
-    from pabee_fast.scoring.executors import open_executor
-    from pabee_fast.scoring.job import Columns, Job, JobOptions
-    from pabee_fast.scoring.recipe import Recipe
 
     transformers.logging.disable_progress_bar()  # one bar is enough
     watch = choose_watch(log_format)
@@ -135,8 +135,8 @@ def _stream(
 ) -> None:
     from pabee_fast.cli.summary import audit_lines, policy_line
     from pabee_fast.errors import InputError
-    from pabee_fast.scoring.executors import open_executor
-    from pabee_fast.scoring.stream import score_stream
+    from pabee_fast.jobs.executors import open_executor
+    from pabee_fast.jobs.stream import score_stream
 
     for stream, name in ((sys.stdin, "input"), (sys.stdout, "output")):
         if stream is None:

@@ -2,15 +2,15 @@
 
 from typing import Any
 
-from pabee_fast.scoring.audit import CONFIDENCE, interval
+from pabee_fast.calibration.audit import CONFIDENCE, interval
 
 
 def summary_lines(summary: Any, about: Any, place: object) -> list[str]:
     """What was done, and how many rows left at each layer.
 
     Args:
-        summary: `pabee_fast.scoring.job.Summary`.
-        about: `pabee_fast.scoring.worker.About`.
+        summary: `pabee_fast.jobs.job.Summary`.
+        about: `pabee_fast.jobs.worker.About`.
         place: what was written.
     """
     tally = summary.tally

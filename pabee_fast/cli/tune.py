@@ -25,8 +25,8 @@ from pabee_fast.cli.show import quieten_transformers
 from pabee_fast.shown import plain
 
 if TYPE_CHECKING:
-    from pabee_fast.evaluation.calibrate import Calibration
-    from pabee_fast.evaluation.tune import Tuned
+    from pabee_fast.calibration.calibrate import Calibration
+    from pabee_fast.calibration.tune import Tuned
 
 Item = TypeVar("Item")
 
@@ -91,7 +91,7 @@ def tune_command(
     the same source in the same way. `pabee-fast score` then uses the policy by itself, as long as model, tokenizer,
     precision and maximum length stay the same.
     """
-    from pabee_fast.evaluation.tune import ASSUMPTION, TuneSettings, tune
+    from pabee_fast.calibration.tune import ASSUMPTION, TuneSettings, tune
 
     quieten_transformers()
     settings = TuneSettings(

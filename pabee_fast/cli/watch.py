@@ -24,7 +24,7 @@ class Watch:
         """Rows were computed, whose exit layers sum to `layers`."""
 
     def on_part(self, progress: Any) -> None:
-        """The job began, or one more part is durable (`pabee_fast.scoring.job.Progress`)."""
+        """The job began, or one more part is durable (`pabee_fast.jobs.job.Progress`)."""
 
     def on_end(self, event: str, **figures: Any) -> None:
         """The job ended."""

@@ -1,22 +1,21 @@
 """ALBERT: layers share weights in groups, embeddings are narrower than the layers, the pooler is a bare linear."""
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from torch import Tensor, nn
 
+from pabee_fast.kernels.checks import Pooler
+from pabee_fast.layout import Layout
 from pabee_fast.models.block import Block
-from pabee_fast.models.family import Family, RowMap, pooler_of
-from pabee_fast.runtime.ops import Pooler
-
-if TYPE_CHECKING:
-    from pabee_fast.runtime.packed import Layout
+from pabee_fast.models.family import Family
+from pabee_fast.models.head import RowMap, pooler_of
 
 
 class Albert(Family):
     model_type = "albert"
 
-    def embed(self, model: Any, layout: "Layout", **inputs: Tensor) -> Tensor:
+    def embed(self, model: Any, layout: Layout, **inputs: Tensor) -> Tensor:
         return self.backbone(model).encoder.embedding_hidden_mapping_in(super().embed(model, layout, **inputs))
 
     def layers(self, model: Any) -> Sequence[nn.Module]:

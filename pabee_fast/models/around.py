@@ -3,20 +3,15 @@
 Whatever is called runs as its owner made it. What is not called would be passed over without a word.
 """
 
-import functools
-from collections.abc import Callable, Iterable, Sequence
-from typing import TYPE_CHECKING, Any
+from collections.abc import Iterable, Sequence
 
 from torch import nn
 
 from pabee_fast.errors import UnsupportedError
-from pabee_fast.runtime.ops import Pooler
+from pabee_fast.kernels.checks import Pooler
+from pabee_fast.models.head import Head
+from pabee_fast.models.original import why_not_original
 
-if TYPE_CHECKING:
-    from pabee_fast.models.family import Head
-
-# transformers leaves these behind at the first stock forward that returns hidden states; they act only within one.
-_IDLE_HOOKS = "transformers.utils.output_capturing"
 # PEFT's; its attributes are those of the module that it would call.
 _DELEGATES = frozenset({"ModulesToSaveWrapper"})
 
@@ -26,26 +21,7 @@ _WAY_OUT = (
 )
 
 
-def why_not_original(module: nn.Module) -> str | None:
-    """In words, what makes a call of `module` something else than a method of transformers or torch; None: nothing."""
-    cls = type(module)
-    if "forward" in vars(module) or not is_original(cls.forward):
-        return f"has another forward than {cls.__name__}'s own"
-    for hooks in (module._forward_hooks, module._forward_pre_hooks):
-        if hooks and any(getattr(hook, "__module__", None) != _IDLE_HOOKS for hook in hooks.values()):
-            return "has hooks"
-    return None
-
-
-@functools.lru_cache(maxsize=1024)
-def is_original(forward: Callable[..., Any]) -> bool:
-    """Whether a forward is from the code of transformers or torch."""
-    # Decorators copy a function's name and module, but not where its code looks up names.
-    where: str = getattr(forward, "__globals__", {}).get("__name__", "")
-    return where.startswith(("transformers.", "torch.nn."))
-
-
-def check_around(model: nn.Module, called: Iterable[nn.Module], heads: "Sequence[Head]") -> None:
+def check_around(model: nn.Module, called: Iterable[nn.Module], heads: Sequence[Head]) -> None:
     """Raises UnsupportedError where a head's linear, or a module that holds `called` ones or heads, was changed.
 
     The model itself is its class's affair: hooks on it are run by whoever calls it.

@@ -1,17 +1,16 @@
 """DeBERTa, v1 and v2 (v3 is v2's architecture): attention by content and by relative place, the two disentangled."""
 
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from torch import Tensor
 from transformers.activations import ACT2FN
 
 from pabee_fast.errors import UnsupportedError
-from pabee_fast.models.family import CalledPooler, RowMap, pooler_of
+from pabee_fast.kernels.checks import Pooler
+from pabee_fast.kernels.reference import ACTIVATIONS
+from pabee_fast.layout import Layout, PaddedRows
+from pabee_fast.models.head import CalledPooler, RowMap, pooler_of, through_pooler
 from pabee_fast.models.padded import PaddedFamily
-from pabee_fast.runtime.ops import ACTIVATIONS, Pooler, through_pooler
-
-if TYPE_CHECKING:
-    from pabee_fast.runtime.packed import Layout, PaddedRows
 
 
 class DebertaV2(PaddedFamily):
@@ -30,11 +29,11 @@ class DebertaV2(PaddedFamily):
     def has_position_table(self, model: Any) -> bool:
         return self.backbone(model).embeddings.position_embeddings is not None
 
-    def embed(self, model: Any, layout: "Layout", **inputs: Tensor) -> Tensor:
+    def embed(self, model: Any, layout: Layout, **inputs: Tensor) -> Tensor:
         hidden = super().embed(model, layout, **inputs)
         return hidden if layout.key_mask is None else hidden * layout.key_mask[:, None]
 
-    def attend(self, model: Any, layer: Any, states: Tensor, rows: "PaddedRows") -> Tensor:
+    def attend(self, model: Any, layer: Any, states: Tensor, rows: PaddedRows) -> Tensor:
         encoder, memo = self.backbone(model).encoder, rows.memo
         if not memo:  # the same for all layers
             memo["mask"] = encoder.get_attention_mask(rows.is_visible)

@@ -4,17 +4,16 @@ Attention is causal, so a row ends with the token that the classifier reads: wha
 """
 
 from collections.abc import Iterator, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from pabee_fast.errors import InputError, UnsupportedError
-from pabee_fast.models.family import Family, RowMap, word_embeddings
+from pabee_fast.layout import Layout
+from pabee_fast.models.family import Family, word_embeddings
+from pabee_fast.models.head import RowMap
 from pabee_fast.models.rotary import RotaryFamily
-
-if TYPE_CHECKING:
-    from pabee_fast.runtime.packed import Layout
 
 
 class Decoder(Family):
@@ -68,7 +67,7 @@ class Decoder(Family):
 class Gpt2(Decoder):
     model_type = "gpt2"
 
-    def embed(self, model: Any, layout: "Layout", **inputs: Tensor) -> Tensor:
+    def embed(self, model: Any, layout: Layout, **inputs: Tensor) -> Tensor:
         backbone = self.backbone(model)
         hidden = word_embeddings(backbone.wte, inputs) + backbone.wpe(inputs["position_ids"])
         if "token_type_ids" in inputs:
@@ -86,7 +85,7 @@ class Llama(Decoder, RotaryFamily):
     model_type = "llama"
     inputs = ("input_ids", "inputs_embeds", "position_ids")
 
-    def embed(self, model: Any, layout: "Layout", **inputs: Tensor) -> Tensor:
+    def embed(self, model: Any, layout: Layout, **inputs: Tensor) -> Tensor:
         return word_embeddings(self.backbone(model).embed_tokens, inputs)[None]
 
 

@@ -5,9 +5,10 @@ from typing import Any
 
 from torch import nn
 
+from pabee_fast.kernels.checks import Pooler
 from pabee_fast.models.block import Block
-from pabee_fast.models.family import Family, RowMap, pooler_of
-from pabee_fast.runtime.ops import Pooler
+from pabee_fast.models.family import Family
+from pabee_fast.models.head import RowMap, pooler_of
 
 
 class DistilBert(Family):

@@ -1,21 +1,19 @@
 """ELECTRA: embeddings may be narrower than the layers; the classifier has a dense layer of its own, with gelu."""
 
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from torch import Tensor
 
+from pabee_fast.layout import Layout
 from pabee_fast.models.block import Block, bert_block
 from pabee_fast.models.family import DenseHeadFamily
-
-if TYPE_CHECKING:
-    from pabee_fast.runtime.packed import Layout
 
 
 class Electra(DenseHeadFamily):
     model_type = "electra"
     activation = "gelu"
 
-    def embed(self, model: Any, layout: "Layout", **inputs: Tensor) -> Tensor:
+    def embed(self, model: Any, layout: Layout, **inputs: Tensor) -> Tensor:
         hidden = super().embed(model, layout, **inputs)
         project = getattr(self.backbone(model), "embeddings_project", None)
         return hidden if project is None else project(hidden)

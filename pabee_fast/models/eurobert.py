@@ -1,15 +1,14 @@
 """EuroBERT: Llama's layers without the causal mask, and three ways to pool."""
 
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from torch import Tensor, nn
 
-from pabee_fast.models.family import RowMap, pooler_of, word_embeddings
+from pabee_fast.kernels.checks import Pooler
+from pabee_fast.layout import Layout
+from pabee_fast.models.family import word_embeddings
+from pabee_fast.models.head import RowMap, pooler_of
 from pabee_fast.models.rotary import RotaryFamily
-from pabee_fast.runtime.ops import Pooler
-
-if TYPE_CHECKING:
-    from pabee_fast.runtime.packed import Layout
 
 
 class EuroBert(RotaryFamily):
@@ -19,7 +18,7 @@ class EuroBert(RotaryFamily):
     def pooling(self, model: Any) -> str:
         return "first" if model.classifier_pooling == "bos" else "mean"
 
-    def embed(self, model: Any, layout: "Layout", **inputs: Tensor) -> Tensor:
+    def embed(self, model: Any, layout: Layout, **inputs: Tensor) -> Tensor:
         return word_embeddings(self.backbone(model).embed_tokens, inputs)[None]
 
     def norm(self, model: Any) -> RowMap:

@@ -4,58 +4,18 @@ A family is stateless; its methods take the Hugging Face model, as `Any`, since 
 module holds the post-norm encoders' common shape, and a family's own file only what differs.
 """
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, NamedTuple
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from pabee_fast.errors import UnsupportedError
-from pabee_fast.models.around import why_not_original
+from pabee_fast.kernels.checks import Pooler
+from pabee_fast.layout import Layout
 from pabee_fast.models.block import Block
-from pabee_fast.runtime.ops import ACTIVATIONS, Pooler, through_pooler
-
-if TYPE_CHECKING:
-    from pabee_fast.runtime.packed import Layout
-
-RowMap = Callable[[Tensor], Tensor]
-"""A function from [n, size] to [n, other size] that treats every line alike; most often a module."""
-
-
-POOLINGS = ("first", "last", "mean")
-
-
-class Head(NamedTuple):
-    """What the exit step asks after one layer: a linear over what it reads of a row."""
-
-    linear: nn.Linear
-    pooling: str
-    """Which tokens of a row it reads: "first", "last" or "mean"."""
-    pooler: Pooler | RowMap | None
-    """What stands between those and the linear; a Pooler runs inside the exit step."""
-    norm: RowMap | None = None
-    """What every token goes through before it is read: the norm that the model has behind its last layer."""
-
-
-@dataclass(frozen=True)
-class CalledPooler:
-    """A dense layer and its activation, called."""
-
-    dense: nn.Module
-    activation: Callable[[Tensor], Tensor]
-
-    def __call__(self, tokens: Tensor) -> Tensor:
-        return self.activation(self.dense(tokens))
-
-
-def pooler_of(dense: nn.Module, activation: str) -> Pooler | CalledPooler:
-    """What a dense layer and an activation, by the kernels' name, are to the exit step: it reads the weights of torch's
-    own linear layer, and whatever an owner has put in its place (an adapter) or on it (a hook) is called."""
-    if type(dense) is nn.Linear and why_not_original(dense) is None:
-        return Pooler(dense.weight, dense.bias, activation)
-    return CalledPooler(dense, ACTIVATIONS[activation])
+from pabee_fast.models.head import POOLINGS, RowMap, pooler_of, through_pooler
 
 
 class Family:
@@ -136,7 +96,7 @@ class Family:
         texts that do not see each other; `use_cache` is what the caller said. Only the last one is then run."""
         return False
 
-    def embed(self, model: Any, layout: "Layout", **inputs: Tensor) -> Tensor:
+    def embed(self, model: Any, layout: Layout, **inputs: Tensor) -> Tensor:
         """The hidden states that enter layer 1, [1, tokens, hidden_size], of packed inputs [tokens, ...]."""
         given = {name: values[None] for name, values in inputs.items()}
         return self.backbone(model).embeddings(**{"input_ids": None, **given})
@@ -158,9 +118,7 @@ class Family:
         """Of each layer the sliding window that it was built with, and the one that the config says now."""
         return ()
 
-    def run_layer(
-        self, model: Any, layer: Any, hidden: Tensor, layout: "Layout", beside: Mapping[str, Tensor]
-    ) -> Tensor:
+    def run_layer(self, model: Any, layer: Any, hidden: Tensor, layout: Layout, beside: Mapping[str, Tensor]) -> Tensor:
         """One layer of packed rows, [1, tokens, hidden_size] to the same shape; attention goes through
         `runtime.attention.packed_attention`, which transformers' layers call by name and hand `layout` on to."""
         return call_layer(layer, hidden, layout)
@@ -200,7 +158,7 @@ class Family:
         return hidden_states[1:]
 
 
-def call_layer(layer: nn.Module, hidden: Tensor, layout: "Layout", **beside: Any) -> Tensor:
+def call_layer(layer: nn.Module, hidden: Tensor, layout: Layout, **beside: Any) -> Tensor:
     """Return what a layer makes of packed rows, [1, tokens, hidden_size] to the same shape.
 
     Raises:

@@ -10,9 +10,10 @@ from transformers import PreTrainedModel
 
 from pabee_fast.arguments import require_whole
 from pabee_fast.errors import InputError, UnsupportedError
+from pabee_fast.kernels.checks import Pooler
+from pabee_fast.kernels.reference import ACTIVATIONS
 from pabee_fast.models import family_of
-from pabee_fast.models.family import Head, RowMap, pooler_of
-from pabee_fast.runtime.ops import ACTIVATIONS, Pooler
+from pabee_fast.models.head import Head, RowMap, pooler_of
 
 KINDS = ("pabee", "own-pooler", "linear")
 OWN_ACTIVATION = "tanh"

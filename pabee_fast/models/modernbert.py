@@ -1,15 +1,13 @@
 """ModernBERT: pre-norm, local and global attention with rotary positions of two bases, a final norm, its own head."""
 
 from collections.abc import Iterator, Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from torch import Tensor, nn
 
-from pabee_fast.models.family import RowMap
+from pabee_fast.layout import Layout
+from pabee_fast.models.head import RowMap
 from pabee_fast.models.rotary import RotaryFamily, cosines_and_sines
-
-if TYPE_CHECKING:
-    from pabee_fast.runtime.packed import Layout
 
 
 class ModernBert(RotaryFamily):
@@ -19,7 +17,7 @@ class ModernBert(RotaryFamily):
     def pooling(self, model: Any) -> str:
         return {"cls": "first", "mean": "mean"}[model.config.classifier_pooling]
 
-    def embed(self, model: Any, layout: "Layout", **inputs: Tensor) -> Tensor:
+    def embed(self, model: Any, layout: Layout, **inputs: Tensor) -> Tensor:
         del inputs["position_ids"]
         return super().embed(model, layout, **inputs)
 

@@ -1,16 +1,14 @@
 """MPNet: RoBERTa's positions and classifier, and a bias by relative place that all layers add to their attention."""
 
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor
 from transformers.models.mpnet.modeling_mpnet import create_position_ids_from_input_ids
 
+from pabee_fast.layout import PaddedRows
 from pabee_fast.models.family import DenseHeadFamily
 from pabee_fast.models.padded import PaddedFamily
-
-if TYPE_CHECKING:
-    from pabee_fast.runtime.packed import PaddedRows
 
 
 class MPNet(PaddedFamily, DenseHeadFamily):
@@ -26,7 +24,7 @@ class MPNet(PaddedFamily, DenseHeadFamily):
     def max_length(self, model: Any) -> int:
         return super().max_length(model) - self.backbone(model).embeddings.padding_idx - 1
 
-    def attend(self, model: Any, layer: Any, states: Tensor, rows: "PaddedRows") -> Tensor:
+    def attend(self, model: Any, layer: Any, states: Tensor, rows: PaddedRows) -> Tensor:
         bias = rows.memo.get("bias")
         if bias is None:  # the same for all layers
             bias = rows.memo["bias"] = self.backbone(model).encoder.compute_position_bias(states[:1])

@@ -5,15 +5,13 @@ length. A row keeps the hidden tokens between its visible ones, so that places i
 """
 
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from pabee_fast.layout import Layout, PaddedRows
 from pabee_fast.models.family import Family
-
-if TYPE_CHECKING:
-    from pabee_fast.runtime.packed import Layout, PaddedRows
 
 
 class PaddedFamily(Family):
@@ -27,9 +25,7 @@ class PaddedFamily(Family):
         last = torch.where(visible[:, 0], last, length - 1)
         return places <= last[:, None]
 
-    def run_layer(
-        self, model: Any, layer: Any, hidden: Tensor, layout: "Layout", beside: Mapping[str, Tensor]
-    ) -> Tensor:
+    def run_layer(self, model: Any, layer: Any, hidden: Tensor, layout: Layout, beside: Mapping[str, Tensor]) -> Tensor:
         attended = torch.empty_like(hidden[0])
         for rows in layout.padded_rows:
             states = self.attend(model, layer, hidden[0][rows.where], rows)
@@ -40,7 +36,7 @@ class PaddedFamily(Family):
     def called(self, layer: Any) -> tuple[nn.Module, ...]:
         return (*layer.attention.children(), layer.intermediate, layer.output)
 
-    def attend(self, model: Any, layer: Any, states: Tensor, rows: "PaddedRows") -> Tensor:
+    def attend(self, model: Any, layer: Any, states: Tensor, rows: PaddedRows) -> Tensor:
         """Attention over padded rows, [rows, length, hidden_size] to the same shape, without residual and norm."""
         raise NotImplementedError
 

@@ -1,16 +1,14 @@
 """Families whose layers take rotary position embeddings: cosines and sines of every token, computed once."""
 
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from pabee_fast.errors import UnsupportedError
+from pabee_fast.layout import Layout
 from pabee_fast.models.family import Family, call_layer
-
-if TYPE_CHECKING:
-    from pabee_fast.runtime.packed import Layout
 
 ROTARY = "rotary"
 
@@ -49,9 +47,7 @@ class RotaryFamily(Family):
     def beside(self, model: Any, hidden: Tensor, position_ids: Tensor) -> Mapping[str, Tensor]:
         return {ROTARY: cosines_and_sines(self.backbone(model).rotary_emb(hidden, position_ids[None]))}
 
-    def run_layer(
-        self, model: Any, layer: Any, hidden: Tensor, layout: "Layout", beside: Mapping[str, Tensor]
-    ) -> Tensor:
+    def run_layer(self, model: Any, layer: Any, hidden: Tensor, layout: Layout, beside: Mapping[str, Tensor]) -> Tensor:
         return call_layer(layer, hidden, layout, position_embeddings=beside[self.rotary_of(layer)][None].unbind(2))
 
     def rotary_of(self, layer: Any) -> str:

@@ -1,15 +1,14 @@
 """Vision transformers: a row is an image, its tokens are one or two special ones and the patches."""
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from torch import Tensor, nn
 
 from pabee_fast.errors import InputError
-from pabee_fast.models.family import Family, RowMap
-
-if TYPE_CHECKING:
-    from pabee_fast.runtime.packed import Layout
+from pabee_fast.layout import Layout
+from pabee_fast.models.family import Family
+from pabee_fast.models.head import RowMap
 
 
 class Vit(Family):
@@ -35,7 +34,7 @@ class Vit(Family):
     def max_length(self, model: Any) -> int:
         return self.backbone(model).embeddings.position_embeddings.shape[1]
 
-    def embed(self, model: Any, layout: "Layout", **inputs: Tensor) -> Tensor:
+    def embed(self, model: Any, layout: Layout, **inputs: Tensor) -> Tensor:
         embeddings = self.backbone(model).embeddings
         pixels = inputs["pixel_values"].to(embeddings.patch_embeddings.projection.weight.dtype)
         return embeddings(pixels).flatten(0, 1)[None]

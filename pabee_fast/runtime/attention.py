@@ -14,8 +14,8 @@ from transformers import AttentionInterface, AttentionMaskInterface, PretrainedC
 from transformers.masking_utils import sdpa_mask
 
 from pabee_fast.errors import UnsupportedError
+from pabee_fast.layout import Layout
 from pabee_fast.runtime import ops
-from pabee_fast.runtime.packed import Layout
 
 NAME = "pabee_fast_packed"
 

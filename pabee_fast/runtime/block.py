@@ -13,10 +13,10 @@ from torch import Tensor, nn
 from torch.nn.functional import gelu, layer_norm, linear, relu
 
 from pabee_fast.errors import UnsupportedError
+from pabee_fast.layout import Layout
 from pabee_fast.models.block import Block
 from pabee_fast.runtime import ops
 from pabee_fast.runtime.joined import joined
-from pabee_fast.runtime.packed import Layout
 
 JOINED = frozenset({"cuda"})
 """Where query, key and value are one product of three times the width: that moves 6,144 bytes a token of BERT-base in

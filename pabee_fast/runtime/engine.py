@@ -16,15 +16,17 @@ from transformers import PreTrainedModel
 
 from pabee_fast.arguments import require_whole
 from pabee_fast.errors import InputError
+from pabee_fast.layout import Layout
 from pabee_fast.models import family_of
 from pabee_fast.models.family import check_weights
 from pabee_fast.models.heads import answer_kind, exit_heads_of, has_heads, heads_of, inner_heads, require_evaluation
 from pabee_fast.policies import FullDepth, Policy, Rule, require_policy
 from pabee_fast.runtime import ops
 from pabee_fast.runtime.layers import Layers
-from pabee_fast.runtime.packed import Layout, PackedBatch, cumulative
+from pabee_fast.runtime.pack import PackedBatch, cumulative
 from pabee_fast.runtime.schedule import GATHER_COST, pays, plan_waves
 from pabee_fast.runtime.state import Results, Wave
+from pabee_fast.transfer import ReadBack, to_device
 
 logger = logging.getLogger(__name__)
 
@@ -119,7 +121,7 @@ class Engine:
         policy.check(len(self.layers), self.kind, rows)
         results = Results.empty(rows, self.classes, self.device)
         given = policy.exit_at()
-        exit_at = None if given is None else ops.to_device([np.array(given, dtype=np.int64)], self.device)[0]
+        exit_at = None if given is None else to_device([np.array(given, dtype=np.int64)], self.device)[0]
         waves = deque(plan_waves(batch.lengths, self._wave_budget, self.longest_row))
         lanes: deque[tuple[np.ndarray, Iterator[None]]] = deque()
         with self.layers.ready():
@@ -217,7 +219,7 @@ class Engine:
 
     def _embed(self, batch: PackedBatch, rows: np.ndarray, policy: Policy) -> Wave:
         part = batch.select(rows, self.device)
-        ends, row_ids = ops.to_device([cumulative(part.lengths), rows], self.device)
+        ends, row_ids = to_device([cumulative(part.lengths), rows], self.device)
         layout = Layout(ends, int(part.lengths.max()), part.key_mask, part.positions)
         inputs = part.inputs if part.images is None else {"pixel_values": part.images}
         try:
@@ -248,7 +250,7 @@ class Engine:
                 continue
             # 3. Where the survivors would go, and the one read-back: how many they are.
             plan = wave.plan()
-            counts = ops.ReadBack(plan.counts)
+            counts = ReadBack(plan.counts)
             yield
             survivors, tokens, longest = counts.wait()
             if survivors == 0:

@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from transformers import PretrainedConfig, PreTrainedModel
 
 from pabee_fast.errors import InputError, UnsupportedError
+from pabee_fast.layout import Layout
 from pabee_fast.models import family_of, is_built_in
 from pabee_fast.models.block import Block
 from pabee_fast.models.family import Family
@@ -26,7 +27,6 @@ from pabee_fast.runtime import ops
 from pabee_fast.runtime.attention import packed_attention_in
 from pabee_fast.runtime.block import Weights, compiled, fused
 from pabee_fast.runtime.joined import separate
-from pabee_fast.runtime.packed import Layout
 from pabee_fast.runtime.say import say_once
 from pabee_fast.runtime.stock import activation_of, in_many_passes, parts_of, why_not_fused, why_not_stock
 from pabee_fast.runtime.turns import in_one_pass, turn_with, unchunked

@@ -2,11 +2,10 @@
 
 import functools
 import logging
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from types import ModuleType
-from typing import TYPE_CHECKING, Any, cast
+from typing import Any, cast
 
-import numpy as np
 import torch
 from torch import Tensor
 from torch.nn.functional import layer_norm, linear
@@ -14,16 +13,15 @@ from torch.nn.functional import layer_norm, linear
 from pabee_fast.kernels import reference
 from pabee_fast.kernels.checks import Pooler, RowState, memory_words
 from pabee_fast.kernels.launch import MAX_CLASSES, MAX_HEAD_DIM, MAX_HIDDEN_SIZE, Plan
-from pabee_fast.kernels.reference import ACTIVATIONS, count, observe
+from pabee_fast.kernels.reference import count, observe
+from pabee_fast.layout import Layout
+from pabee_fast.models.head import through_pooler
 from pabee_fast.runtime import varlen
 
-if TYPE_CHECKING:
-    from pabee_fast.runtime.packed import Layout
-
 __all__ = [
-    "ACTIVATIONS", "Plan", "Pooler", "ReadBack", "RowState", "attention", "attention_in_use", "count", "exit_step",
-    "gather", "has_kernels", "kernels_in_use", "linear_act", "linear_add_norm", "memory_words", "move", "observe",
-    "plan", "pool", "through_pooler", "to_device",
+    "Plan", "RowState", "attention", "attention_in_use", "count", "exit_step",
+    "gather", "has_kernels", "kernels_in_use", "linear_act", "linear_add_norm", "memory_words", "observe",
+    "plan", "pool", "through_pooler",
 ]  # fmt: skip
 
 logger = logging.getLogger(__name__)
@@ -148,17 +146,6 @@ def pool(
     return pooled if norm is None else norm(pooled)
 
 
-def through_pooler(pooler: Pooler | Callable[[Tensor], Tensor] | None, tokens: Tensor) -> Tensor:
-    """What a head's linear reads, [rows, width], given the tokens that the head reads, [rows, hidden_size];
-    differentiable."""
-    if pooler is None:
-        return tokens
-    if isinstance(pooler, Pooler):
-        tokens = tokens.to(pooler.weight.dtype)  # heads may be kept in another precision than layers
-        return ACTIVATIONS[pooler.activation](linear(tokens, pooler.weight, pooler.bias))
-    return pooler(tokens)
-
-
 def plan(keep: Tensor, *args: Any) -> Plan:
     """See `kernels.reference.plan`."""
     return cast(Plan, _kernel("plan", keep)(keep, *args))
@@ -223,7 +210,7 @@ def attention(
     query: Tensor,
     key: Tensor,
     value: Tensor,
-    layout: "Layout",
+    layout: Layout,
     *,
     scaling: float | None = None,
     is_causal: bool = False,
@@ -282,37 +269,3 @@ def attention_in_use(device: torch.device, dtype: torch.dtype, head_dim: int, *,
     if device.type == "cuda" and ours != "Triton":
         why += "; ours for heads of up to 256" if head_dim > MAX_HEAD_DIM else "; Triton cannot be imported"
     return f"{ours} ({why})"
-
-
-class ReadBack:
-    """A few integers on their way to the host: on CUDA one pinned, asynchronous copy, and a wait for it alone."""
-
-    def __init__(self, counts: Tensor) -> None:
-        self._host = counts
-        self._copied: torch.cuda.Event | None = None
-        if counts.is_cuda:
-            self._host = torch.empty_like(counts, device="cpu", pin_memory=True)
-            self._host.copy_(counts, non_blocking=True)
-            self._copied = torch.cuda.Event()
-            # Of the counts' device, which need not be the current one.
-            self._copied.record(torch.cuda.current_stream(counts.device))
-
-    def wait(self) -> list[int]:
-        """The integers, once they are here."""
-        if self._copied is not None:
-            self._copied.synchronize()
-        return cast(list[int], self._host.tolist())
-
-
-def move(tensor: Tensor, device: torch.device) -> Tensor:
-    """The tensor on `device`; towards CUDA through pinned memory, so that the host need not wait."""
-    if tensor.device == device:
-        return tensor
-    if device.type == "cuda" and tensor.device.type == "cpu":
-        return tensor.pin_memory().to(device, non_blocking=True)
-    return tensor.to(device)
-
-
-def to_device(arrays: Iterable[np.ndarray], device: torch.device) -> list[Tensor]:
-    """Host arrays as tensors on `device`."""
-    return [move(torch.from_numpy(np.ascontiguousarray(array)), device) for array in arrays]

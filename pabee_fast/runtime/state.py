@@ -6,8 +6,8 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
+from pabee_fast.layout import Layout
 from pabee_fast.runtime import ops
-from pabee_fast.runtime.packed import Layout
 
 
 @dataclass

@@ -13,8 +13,8 @@ import torch
 from torch import nn
 
 from pabee_fast.kernels.checks import FEATURE_DTYPES
-from pabee_fast.models.around import why_not_original
 from pabee_fast.models.block import Block
+from pabee_fast.models.original import why_not_original
 
 _module: ModuleType = torch.nn.modules.module
 # By name: which of these classes there are differs between the versions of transformers that we support.

@@ -2,13 +2,12 @@
 
 import functools
 import inspect
-from typing import TYPE_CHECKING, Any, cast
+from typing import Any, cast
 
 import torch
 from torch import Tensor
 
-if TYPE_CHECKING:
-    from pabee_fast.runtime.packed import Layout
+from pabee_fast.layout import Layout
 
 
 @functools.cache
@@ -35,7 +34,7 @@ def attend(
     query: Tensor,
     key: Tensor,
     value: Tensor,
-    layout: "Layout",
+    layout: Layout,
     *,
     scaling: float | None,
     is_causal: bool,

@@ -5,16 +5,16 @@ from dataclasses import dataclass, replace
 import torch
 from transformers import PretrainedConfig, PreTrainedModel
 
+from pabee_fast.calibration.audit import Promise
+from pabee_fast.calibration.guarantee import guarantee_of
 from pabee_fast.errors import InputError
-from pabee_fast.evaluation.guarantee import guarantee_of
+from pabee_fast.modeling.directory import read_config
+from pabee_fast.modeling.load import load_classifier
 from pabee_fast.models.heads import classifies, has_heads
-from pabee_fast.models.load import load_classifier
-from pabee_fast.models.stored import read_config
 from pabee_fast.policies import FullDepth, Patience, Policy
 from pabee_fast.runtime import ops
 from pabee_fast.runtime.device import choose_device, choose_dtype
 from pabee_fast.runtime.layers import choose_layers
-from pabee_fast.scoring.audit import Promise
 from pabee_fast.scoring.scorer import Scorer
 from pabee_fast.scoring.tokens import load_tokenizer
 

@@ -11,16 +11,16 @@ import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from pabee_fast.arguments import require_whole
+from pabee_fast.calibration.audit import Promise
 from pabee_fast.errors import InputError
-from pabee_fast.evaluation.conditions import Conditions
 from pabee_fast.models.heads import require_evaluation
 from pabee_fast.policies import FullDepth, Policy
 from pabee_fast.runtime.engine import Engine
-from pabee_fast.runtime.packed import PackedBatch
+from pabee_fast.runtime.pack import PackedBatch
 from pabee_fast.runtime.schedule import plan_waves
 from pabee_fast.runtime.state import Results
 from pabee_fast.scoring.answers import Answers, RowResult, label_names, row_results
-from pabee_fast.scoring.audit import Promise
+from pabee_fast.scoring.conditions import Conditions
 from pabee_fast.scoring.tokens import Encoded, Encoder
 
 HALF_A_PAIR = "the text holds half of a surrogate pair, which is no character"

@@ -12,9 +12,9 @@ from tokenizers import Tokenizer
 from transformers import AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
 from pabee_fast.errors import InputError
+from pabee_fast.modeling.directory import few_of, readable
 from pabee_fast.models import family_of
-from pabee_fast.models.stored import few_of, readable
-from pabee_fast.runtime.packed import PackedBatch, pack
+from pabee_fast.runtime.pack import PackedBatch, pack
 
 Texts = tuple[str, ...]
 """One text, or the two of a pair."""

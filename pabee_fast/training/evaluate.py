@@ -10,10 +10,10 @@ from rich.table import Table
 from torch import Tensor
 from transformers import DataCollatorWithPadding, PreTrainedModel
 
+from pabee_fast.modeling.loss import every_head
 from pabee_fast.models.heads import answer_kind, spec_of, stock_class
 from pabee_fast.policies import AnswerKind
-from pabee_fast.training.examples import Features
-from pabee_fast.training.objective import every_head
+from pabee_fast.scoring.examples import Features
 
 
 @dataclass(frozen=True)

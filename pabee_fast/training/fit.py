@@ -12,16 +12,18 @@ from torch.nn.functional import linear
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from pabee_fast.arguments import require_seed
+from pabee_fast.calibration.learned_rows import LearnedRows, remember
 from pabee_fast.errors import InputError
+from pabee_fast.kernels.checks import Pooler
+from pabee_fast.kernels.reference import ACTIVATIONS
+from pabee_fast.modeling.early_exit import Model, replace_heads
 from pabee_fast.models import family_of
 from pabee_fast.models.head_kinds import HeadSpec
-from pabee_fast.models.heads import CONFIG_ENTRY, FIT, HEADS, Model, answer_kind, replace_heads
+from pabee_fast.models.heads import CONFIG_ENTRY, FIT, HEADS, answer_kind
 from pabee_fast.policies import AnswerKind
-from pabee_fast.runtime.ops import ACTIVATIONS, Pooler
 from pabee_fast.scoring.scorer import Row, row_source
 from pabee_fast.training.features import FeatureStore, run_once
 from pabee_fast.training.fit_head import Targets, asked, fit_linear, fit_pooled, rescale
-from pabee_fast.training.learned_rows import LearnedRows, remember
 
 LEAST_ROWS = 20
 

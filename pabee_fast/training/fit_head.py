@@ -13,9 +13,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import binary_cross_entropy_with_logits, linear, log_softmax
 
+from pabee_fast.kernels.reference import ACTIVATIONS
 from pabee_fast.models.head_kinds import OWN_ACTIVATION, PooledLinear
 from pabee_fast.policies import AnswerKind
-from pabee_fast.runtime.ops import ACTIVATIONS
 
 FeatureParts = Callable[[], Iterable[tuple[slice, Tensor]]]
 """All rows' features, [rows, width] float32, a part at a time; called once for every pass."""

@@ -11,12 +11,12 @@ from transformers import PreTrainedModel
 
 from pabee_fast.errors import InputError
 from pabee_fast.models.heads import CONFIG_ENTRY, FIT, classifies
+from pabee_fast.scoring.examples import Scorable, labels_where_given, open_tables
+from pabee_fast.scoring.labels import labels_of_config
 from pabee_fast.scoring.load import Setting
-from pabee_fast.scoring.tables_read import USUAL, Reading
+from pabee_fast.tables.read import USUAL, Reading
 from pabee_fast.training.directory import check_model_output, load_config_and_tokenizer, load_model, save
-from pabee_fast.training.examples import Scorable, labels_where_given, open_tables
 from pabee_fast.training.fit import fit
-from pabee_fast.training.labels import labels_of_config
 
 
 @dataclass(frozen=True)

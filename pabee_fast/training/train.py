@@ -24,19 +24,20 @@ from transformers import (
 )
 
 from pabee_fast.arguments import require_seed, require_whole
+from pabee_fast.calibration.learned_rows import LearnedRows, remember
 from pabee_fast.errors import InputError, PabeeFastError
+from pabee_fast.modeling.early_exit import attach_heads
+from pabee_fast.modeling.loss import SELF_DISTILLATION, Distillation
 from pabee_fast.models import family_of
-from pabee_fast.models.heads import BACKBONE, CONFIG_ENTRY, FIT, attach_heads, classifies, has_heads, spec_of
-from pabee_fast.scoring.tables_read import USUAL, Reading
+from pabee_fast.models.heads import BACKBONE, CONFIG_ENTRY, FIT, classifies, has_heads, spec_of
+from pabee_fast.scoring.examples import Examples, Features, read_examples
+from pabee_fast.scoring.labels import Labels, labels_of_column, labels_of_config
+from pabee_fast.scoring.teacher import full_depth_logits, in_order_of
 from pabee_fast.scoring.tokens import embedded_ids
 from pabee_fast.shown import plain
+from pabee_fast.tables.read import USUAL, Reading
 from pabee_fast.training.directory import check_model_output, load_config_and_tokenizer, load_model, save
 from pabee_fast.training.evaluate import LayerScores, as_table, evaluate_layers
-from pabee_fast.training.examples import Examples, Features, read_examples
-from pabee_fast.training.labels import Labels, labels_of_column, labels_of_config
-from pabee_fast.training.learned_rows import LearnedRows, remember
-from pabee_fast.training.objective import SELF_DISTILLATION, Distillation
-from pabee_fast.training.teacher import full_depth_logits, in_order_of
 
 LOGGING_STEPS = 50
 RECORD = "training.json"

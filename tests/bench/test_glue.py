@@ -25,9 +25,9 @@ from bench import (
     glue_train,
 )
 from bench.glue_tasks import TASKS
-from pabee_fast.evaluation.conditions import Conditions
-from pabee_fast.evaluation.replay import Replay, Replayer
-from pabee_fast.evaluation.trace import Trace
+from pabee_fast.calibration.replay import Replay, Replayer
+from pabee_fast.calibration.trace import Trace
+from pabee_fast.scoring.conditions import Conditions
 from tests.tolerances import assert_close
 
 

@@ -9,7 +9,7 @@ import torch
 import pabee_fast as pf
 from bench import glue_models, glue_tasks, glue_train
 from bench.glue_tasks import TASKS
-from pabee_fast.training.teacher import full_depth_logits
+from pabee_fast.scoring.teacher import full_depth_logits
 
 
 def test_training_that_was_cut_ends_with_the_same_weights(

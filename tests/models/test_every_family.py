@@ -12,11 +12,11 @@ from torch import Tensor
 from transformers import AutoModelForImageClassification, AutoModelForSequenceClassification
 
 import pabee_fast as pf
+from pabee_fast.modeling.loss import every_head
 from pabee_fast.models import FAMILIES
 from pabee_fast.models.heads import stock_class
 from pabee_fast.runtime.engine import Engine
-from pabee_fast.runtime.packed import pack
-from pabee_fast.training.objective import every_head
+from pabee_fast.runtime.pack import pack
 from tests import zoo
 from tests.alone import POLICIES, exit_alone
 from tests.tolerances import TOLERANCES, assert_close

@@ -4,8 +4,8 @@ import pytest
 import torch
 
 import pabee_fast as pf
+from pabee_fast.modeling.loss import every_head
 from pabee_fast.models import FAMILIES, family_of
-from pabee_fast.training.objective import every_head
 from tests.conftest import padded_rows, tiny_model, tiny_stock
 from tests.tolerances import assert_close
 

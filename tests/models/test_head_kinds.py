@@ -12,12 +12,12 @@ from torch import Tensor
 from transformers import AutoModelForSequenceClassification, PreTrainedModel, PreTrainedTokenizerFast
 
 import pabee_fast as pf
-from pabee_fast.models.family import POOLINGS
+from pabee_fast.modeling.loss import every_head
+from pabee_fast.models.head import POOLINGS
 from pabee_fast.models.head_kinds import KINDS, read_padded
 from pabee_fast.models.heads import heads_of, spec_of
 from pabee_fast.runtime.engine import Engine
-from pabee_fast.runtime.packed import pack
-from pabee_fast.training.objective import every_head
+from pabee_fast.runtime.pack import pack
 from tests.conftest import FAMILIES, padded_rows, tiny_model, tiny_stock
 from tests.tolerances import assert_close
 

@@ -9,7 +9,7 @@ import pabee_fast as pf
 from pabee_fast.models.heads import exit_heads_of
 from pabee_fast.runtime import ops
 from pabee_fast.runtime.engine import Engine
-from pabee_fast.runtime.packed import pack
+from pabee_fast.runtime.pack import pack
 from tests import zoo
 
 LENGTHS = [7, 1, 12, 30, 12, 5]

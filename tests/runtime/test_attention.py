@@ -12,9 +12,10 @@ from transformers.masking_utils import (
 )
 
 import pabee_fast as pf
+from pabee_fast.layout import Layout
 from pabee_fast.runtime import ops, varlen
 from pabee_fast.runtime.attention import NAME, packed_attention, packed_attention_in
-from pabee_fast.runtime.packed import Layout, cumulative, pack
+from pabee_fast.runtime.pack import cumulative, pack
 from pabee_fast.runtime.state import Wave
 from tests.conftest import tiny_stock
 from tests.kernels.attention_cases import AttentionCase, softmax_maths

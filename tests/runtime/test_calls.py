@@ -13,10 +13,12 @@ from transformers import PreTrainedModel, Trainer, TrainingArguments
 import pabee_fast as pf
 from pabee_fast.kernels import reference
 from pabee_fast.kernels.checks import Pooler
+from pabee_fast.layout import Layout
 from pabee_fast.models.heads import exit_heads_of
 from pabee_fast.runtime import block, ops
 from pabee_fast.runtime.engine import Engine
-from pabee_fast.runtime.packed import Layout, pack
+from pabee_fast.runtime.pack import pack
+from pabee_fast.transfer import ReadBack
 from tests import zoo
 from tests.conftest import padded_rows, tiny_model, tiny_stock
 from tests.tolerances import assert_close
@@ -252,7 +254,7 @@ def test_a_read_back_waits_for_the_device_of_its_counts(monkeypatch: pytest.Monk
     monkeypatch.setattr(torch, "empty_like", lambda *_, **__: Host())
     monkeypatch.setattr(torch.cuda, "Event", Event)
     monkeypatch.setattr(torch.cuda, "current_stream", lambda device=None: ("stream of", device))
-    ops.ReadBack(Counts())  # type: ignore[arg-type]
+    ReadBack(Counts())  # type: ignore[arg-type]
     assert recorded == [("stream of", torch.device("cuda", 1))]
 
 

@@ -12,7 +12,7 @@ import pabee_fast as pf
 from pabee_fast.models.padded import PaddedFamily
 from pabee_fast.runtime.attention import NAME
 from pabee_fast.runtime.engine import Engine
-from pabee_fast.runtime.packed import pack
+from pabee_fast.runtime.pack import pack
 from tests import zoo
 from tests.conftest import padded_rows, tiny_stock
 from tests.tolerances import assert_close

@@ -7,9 +7,10 @@ import pytest
 import torch
 
 import pabee_fast as pf
+from pabee_fast.layout import Layout
 from pabee_fast.runtime import ops
 from pabee_fast.runtime.engine import Engine
-from pabee_fast.runtime.packed import Layout, pack
+from pabee_fast.runtime.pack import pack
 from tests import zoo
 from tests.conftest import FAMILIES, padded_rows, tiny_model
 from tests.kernels import attention_cases

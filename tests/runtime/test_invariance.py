@@ -11,12 +11,13 @@ from hypothesis import strategies as st
 from transformers import PreTrainedModel
 
 import pabee_fast as pf
+from pabee_fast.modeling.loss import every_head
 from pabee_fast.runtime import ops
 from pabee_fast.runtime.engine import TOKEN_BUDGETS, Engine
-from pabee_fast.runtime.packed import pack
+from pabee_fast.runtime.pack import pack
 from pabee_fast.runtime.schedule import plan_waves
 from pabee_fast.runtime.state import Results, Wave
-from pabee_fast.training.objective import every_head
+from pabee_fast.transfer import ReadBack
 from tests.alone import POLICIES, exit_alone
 from tests.conftest import FAMILIES, padded_rows, tiny_model
 from tests.tolerances import TOLERANCES, assert_close
@@ -242,7 +243,7 @@ def test_a_second_lane_runs_its_layers_while_the_first_waits_for_its_counts(monk
         events.append(f"layer {number}")
         return real_layer(number, wave)
 
-    class ReadBack(ops.ReadBack):
+    class ReadBack(ReadBack):
         def wait(self) -> list[int]:
             events.append("wait")
             return super().wait()

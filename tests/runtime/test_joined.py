@@ -15,7 +15,7 @@ from transformers import AutoModelForSequenceClassification
 import pabee_fast as pf
 from pabee_fast.runtime import block, joined
 from pabee_fast.runtime.engine import Engine
-from pabee_fast.runtime.packed import pack
+from pabee_fast.runtime.pack import pack
 from tests.conftest import FAMILIES, padded_rows, tiny_model, tiny_stock
 from tests.runtime.answers import packed_answers, stock_answers
 from tests.tolerances import assert_close

@@ -17,7 +17,7 @@ from pabee_fast.kernels.launch import Launch
 from pabee_fast.models.heads import exit_heads_of
 from pabee_fast.runtime import ops
 from pabee_fast.runtime.engine import Engine
-from pabee_fast.runtime.packed import pack
+from pabee_fast.runtime.pack import pack
 from tests import zoo
 from tests.conftest import padded_rows, tiny_model
 

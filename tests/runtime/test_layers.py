@@ -9,10 +9,11 @@ import torch
 
 import pabee_fast as pf
 from pabee_fast.kernels import reference
+from pabee_fast.layout import Layout
 from pabee_fast.models import FAMILIES
 from pabee_fast.runtime import block, layers, ops
 from pabee_fast.runtime.engine import Engine
-from pabee_fast.runtime.packed import Layout, pack
+from pabee_fast.runtime.pack import pack
 from tests import zoo
 from tests.conftest import FAMILIES as THREE
 from tests.conftest import tiny_stock

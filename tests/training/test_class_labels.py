@@ -10,8 +10,8 @@ import pyarrow.parquet as pq
 import pytest
 
 from pabee_fast.errors import InputError
-from pabee_fast.training.examples import labels_where_given, open_tables, read_examples
-from pabee_fast.training.labels import MULTI, REGRESSION, SINGLE, Column, Labels, labels_of_column
+from pabee_fast.scoring.examples import labels_where_given, open_tables, read_examples
+from pabee_fast.scoring.labels import MULTI, REGRESSION, SINGLE, Column, Labels, labels_of_column
 
 MODEL = Labels(SINGLE, ("contradiction", "neutral", "entailment"))
 TABLE = ("entailment", "neutral", "contradiction")

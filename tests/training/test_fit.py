@@ -12,7 +12,7 @@ import pabee_fast as pf
 from pabee_fast.models.head_kinds import KINDS, HeadSpec, read_padded
 from pabee_fast.models.heads import spec_of
 from pabee_fast.runtime.engine import Engine
-from pabee_fast.runtime.packed import pack
+from pabee_fast.runtime.pack import pack
 from pabee_fast.training import features as features_module
 from pabee_fast.training.features import FeatureStore, run_once
 from tests import zoo

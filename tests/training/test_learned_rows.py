@@ -18,11 +18,11 @@ from transformers import (
 )
 
 import pabee_fast as pf
-from pabee_fast.evaluation.conditions import model_fingerprint
-from pabee_fast.evaluation.known import Known
+from pabee_fast.calibration import learned_rows
+from pabee_fast.calibration.known import Known
+from pabee_fast.calibration.learned_rows import LEARNED, NOT_KNOWN, UNSEEN, LearnedRows
 from pabee_fast.models.heads import BACKBONE
-from pabee_fast.training import learned_rows
-from pabee_fast.training.learned_rows import LEARNED, NOT_KNOWN, UNSEEN, LearnedRows
+from pabee_fast.scoring.conditions import model_fingerprint
 from tests.conftest import tiny_stock
 
 WORDS = ["a", "and", "bad", "film", "good", "is", "long", "the", "very", "not"]

@@ -1,0 +1,236 @@
+"""From a table to a stored guarantee: what `pabee-fast tune` does, without the terminal."""
+
+import json
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from pabee_fast.arguments import require_seed
+from pabee_fast.calibration.calibrate import ORDER_SHARE, Calibration, calibrate, check_rows
+from pabee_fast.calibration.guarantee import check_directory, store_guarantee
+from pabee_fast.calibration.plots import frontier_figure, save_figure, styled
+from pabee_fast.calibration.risks import Risk
+from pabee_fast.calibration.trace import Trace, trace
+from pabee_fast.errors import InputError
+from pabee_fast.extras import require
+from pabee_fast.policies import FullDepth
+from pabee_fast.scoring.examples import read_examples
+from pabee_fast.scoring.labels import labels_of_config
+from pabee_fast.scoring.load import Setting, load_scorer
+from pabee_fast.scoring.scorer import Scorer
+from pabee_fast.tables.durable import check_writable
+from pabee_fast.tables.read import USUAL, Reading
+from pabee_fast.training.directory import TUNING
+
+ASSUMPTION = (
+    "The promise is for rows that are exchangeable with the calibration rows: drawn from the same source in the same "
+    "way. Those must be unseen by training and by fit; a model is surer of rows that it has learned from."
+)
+
+
+@dataclass(frozen=True)
+class TuneSettings:
+    """What `pabee-fast tune` was asked for; the command's help describes each."""
+
+    model: str
+    table: str | None = None
+    trace: str | None = None
+    order_table: str | None = None
+    order_share: float | None = None  # None: calibrate's
+    risk: str | None = None
+    tolerance: float | None = None
+    epsilon: float = 0.01
+    delta: float = 0.05
+    text_columns: tuple[str, ...] = ("text",)
+    label_column: str | None = None
+    max_length: int | None = None
+    token_budget: int | None = None
+    dtype: str = "auto"
+    device: str = "auto"
+    seed: int = 0
+    allow_learned: bool = False
+    output: str | None = None
+    plot: str = "svg"
+    store: bool = True
+    reading: Reading = USUAL  # of csv and tsv
+
+    @property
+    def share(self) -> float | None:
+        """Of the rows, those that choose what is tested; None: other rows do."""
+        if self.order_table is not None:
+            return None
+        return ORDER_SHARE if self.order_share is None else self.order_share
+
+    @property
+    def folder(self) -> Path:
+        """Where frontier.json and the plot go."""
+        return Path(self.output) if self.output is not None else Path(self.model) / TUNING
+
+    def check(self) -> None:
+        """Raises InputError for what can be seen before a model is loaded, and if a package is missing says so."""
+        require("scipy.stats")
+        require("matplotlib")
+        if (self.table is None) == (self.trace is None):
+            raise InputError("give either a table of calibration texts, or --trace with a trace of them")
+        tables = (self.order_table, self.table)
+        if None not in tables and len({Path(str(table)).resolve() for table in tables}) == 1:
+            raise InputError(
+                f"{self.table} orders and tests: rows that choose what is tested cannot test it; name another "
+                "table by --order, or leave it out and let --order-share split this one"
+            )
+        if self.order_table is not None and self.order_share is not None:
+            raise InputError(
+                f"order share {self.order_share}: the rows of {self.order_table} choose what is tested; leave one of "
+                "both options out"
+            )
+        if self.trace is not None and self.label_column is not None:
+            raise InputError(f"label column {self.label_column!r}: a trace holds its labels; leave the option out")
+        if self.plot not in ("svg", "png"):
+            raise InputError(f"plot={self.plot!r}: give svg or png")
+        if self.risk == "accuracy-loss" and self.label_column is None and self.trace is None:
+            raise InputError("risk 'accuracy-loss' needs labels: name their column by --label-column")
+        if self.label_column is not None and self.risk != "accuracy-loss":
+            raise InputError(
+                f"label column {self.label_column!r}: only the risk accuracy-loss looks at labels; give --risk "
+                "accuracy-loss, or leave the option out"
+            )
+        require_seed(self.seed)
+        if self.store:
+            check_directory(self.model)
+            check_writable(Path(self.model) / "config.json")
+        check_writable(self.folder)
+
+
+@dataclass(frozen=True)
+class Tuned:
+    """What came of it: the calibration, what it ran on, and the files written."""
+
+    calibration: Calibration
+    setting: Setting
+    layers: int
+    files: tuple[Path, ...]
+
+
+def tune(settings: TuneSettings) -> Tuned:
+    """Calibrates a model on a table, writes the frontier as JSON and as a plot, and stores the chosen policy.
+
+    Raises:
+        InputError: a setting, table, model or trace that cannot be used as given, or too few rows.
+        CheckpointError: heads or a trace that are broken.
+        PabeeFastError: scipy or matplotlib is not installed.
+    """
+    settings.check()
+    traced = _load_trace(settings) if settings.trace is not None else None
+    setting = Setting.choose(settings.device, settings.dtype if traced is None else traced.conditions.dtype)
+    max_length = settings.max_length if traced is None else traced.conditions.max_length
+    scorer = load_scorer(
+        settings.model, FullDepth(), setting, max_length=max_length, token_budget=settings.token_budget
+    )
+    if traced is None:
+        assert settings.table is not None
+        # What is wrong with it is said here, rather than after the model has run.
+        judged = Risk.choose(scorer.engine.kind, settings.risk, settings.tolerance)
+        judged.check_kind(scorer.engine.kind)
+        traced = _trace_table(settings, scorer, settings.table, judged)
+    elif differences := traced.conditions.differences(scorer.conditions()):
+        raise InputError(f"{settings.trace} was not made with this model: {'; '.join(differences)}; make a new trace")
+    order = settings.share if settings.order_table is None else _trace_table(settings, scorer, settings.order_table)
+    assert order is not None
+    found = calibrate(
+        traced,
+        epsilon=settings.epsilon,
+        delta=settings.delta,
+        risk=settings.risk,
+        tolerance=settings.tolerance,
+        order=order,
+        seed=settings.seed,
+        allow_learned=settings.allow_learned,
+    )
+    files = _write(settings, found, traced, setting)
+    if settings.store:
+        store_guarantee(settings.model, found.guarantee)
+    return Tuned(found, setting, traced.layers, files)
+
+
+def _load_trace(settings: TuneSettings) -> Trace:
+    """The trace that was given, which no option may contradict."""
+    assert settings.trace is not None
+    rows = Trace.load(settings.trace)
+    made = rows.conditions
+    if settings.max_length not in (None, made.max_length):
+        raise InputError(
+            f"max_length={settings.max_length}, and {settings.trace} was made with rows cut at {made.max_length} "
+            "tokens: leave the option out, or make a new trace"
+        )
+    if settings.dtype not in ("auto", made.dtype):
+        raise InputError(
+            f"dtype={settings.dtype!r}, and {settings.trace} was made in {made.dtype}: leave the option out, or make a "
+            "new trace"
+        )
+    return rows
+
+
+def _trace_table(settings: TuneSettings, scorer: Scorer, table: str, judged: Risk | None = None) -> Trace:
+    """A table's trace; of one that is tested on, by the risk it is `judged` by, what is wrong with it is said first."""
+    examples = read_examples(table, settings.text_columns, settings.label_column, settings.reading)
+    if judged is not None:
+        check_rows(len(examples.texts), settings.epsilon, settings.delta, settings.share)
+    labels = None
+    if settings.label_column is not None:
+        labels = labels_of_config(scorer.model.config).encode(examples.column)
+        if judged is not None:
+            judged.check(scorer.engine.kind, torch.tensor(labels))
+    return trace(
+        scorer.model,
+        scorer.tokenizer,
+        examples.texts,
+        labels=labels,
+        max_length=scorer.max_length,
+        token_budget=settings.token_budget,
+    )
+
+
+def figures(settings: TuneSettings, found: Calibration, rows: Trace, setting: Setting) -> dict[str, Any]:
+    """All that was found, and what it was measured on, as JSON values."""
+    lengths = rows.lengths.double()
+    return {
+        "model": settings.model,
+        "rows_from": settings.table or settings.trace,
+        "rows": len(rows),
+        "tokens_per_row": {"mean": float(lengths.mean()), "min": int(lengths.min()), "max": int(lengths.max())},
+        "layers": rows.layers,
+        "device": setting.device_name,
+        "cost": "tokens x layers of the policy / tokens x layers of full depth",
+        "seed": settings.seed,
+        "looked_up": asdict(found.known),
+        "full_depth_accuracy": found.full_depth_accuracy,
+        "guarantee": found.guarantee.entry(),
+        "frontier": [
+            {"policy": str(p.policy), "cost": p.cost, "layer_ratio": 1 / p.cost, "risk": p.risk} for p in found.frontier
+        ],
+        "tested": [
+            {
+                "walk": step.walk,
+                "policy": str(step.policy),
+                "cost": step.cost,
+                "layer_ratio": 1 / step.cost,
+                "errors": step.errors,
+                "p_value": step.p_value,
+                "passed": step.passed,
+            }
+            for step in found.tested
+        ],
+    }
+
+
+def _write(settings: TuneSettings, found: Calibration, rows: Trace, setting: Setting) -> tuple[Path, ...]:
+    folder = settings.folder
+    folder.mkdir(parents=True, exist_ok=True)
+    numbers, plot = folder / "frontier.json", folder / f"frontier.{settings.plot}"
+    numbers.write_text(json.dumps(figures(settings, found, rows, setting), indent=2) + "\n")
+    figure = frontier_figure(found)
+    with styled():
+        save_figure(figure, plot)
+    return numbers, plot

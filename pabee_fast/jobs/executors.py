@@ -1,0 +1,144 @@
+"""Where tasks are scored: in this process, or in a process for each device. Ray's executor stands in `ray`.
+
+Executors take tasks and give futures of results; they know no files, and the order in which they finish means nothing.
+"""
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import replace
+
+from pabee_fast.errors import InputError
+from pabee_fast.jobs.process import Process, Work
+from pabee_fast.jobs.recipe import Recipe, device_recipes
+from pabee_fast.jobs.worker import UNDER_WAY, About, Scored, Task, Worker
+from pabee_fast.runtime.device import choose_device
+
+
+class Executor(ABC):
+    """Scores tasks somewhere; a context manager, which ends its workers."""
+
+    about: About
+    workers: int = 1
+    under_way: int = UNDER_WAY
+
+    @property
+    def slots(self) -> int:
+        """How many tasks keep all workers busy."""
+        return self.workers * self.under_way
+
+    @abstractmethod
+    def submit(self, task: Task) -> Future[Scored]:
+        """The task's results to come.
+
+        The future raises WorkerDied where the task's worker died `process.TRIES` times; any other exception ends the
+        job.
+        """
+
+    @abstractmethod
+    def close(self) -> None:
+        """Ends the workers, with what they have under way."""
+
+    def __enter__(self) -> "Executor":
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self.close()
+
+
+class LocalExecutor(Executor):
+    """A worker in this process, called by a thread for each task under way."""
+
+    def __init__(self, worker: Worker, about: About, under_way: int = UNDER_WAY) -> None:
+        self.worker, self.about, self.under_way = worker, about, under_way
+        self._threads = ThreadPoolExecutor(self.slots, "tokenise")
+
+    def submit(self, task: Task) -> Future[Scored]:
+        return self._threads.submit(self.worker.score, task)
+
+    def close(self) -> None:
+        self.worker.stop()
+        self._threads.shutdown(wait=True, cancel_futures=True)
+
+
+class DeviceExecutor(Executor):
+    """A process for each device; one that dies is started again, and what it had is given to it once more.
+
+    Args:
+        recipes: one for each device.
+
+    Raises:
+        PabeeFastError: what a worker says of its model; WorkerError where one cannot be started.
+    """
+
+    def __init__(self, recipes: Sequence[Recipe]) -> None:
+        self.workers = len(recipes)
+        self._processes: list[Process] = []
+        try:
+            for recipe in recipes:
+                self._processes.append(Process(recipe))
+            abouts = [process.wait_until_ready() for process in self._processes]
+        except BaseException:
+            self.close()
+            raise
+        self.about = same_everywhere(abouts)
+
+    def submit(self, task: Task) -> Future[Scored]:
+        return min(self._processes, key=lambda process: process.load).give(Work(task))
+
+    def close(self) -> None:
+        for process in self._processes:
+            process.end()
+
+
+def open_executor(
+    recipe: Recipe,
+    devices: str | None = None,
+    engine: str = "local",
+    workers: int | None = None,
+    on_rows: Callable[[int, int], None] = lambda rows, layers: None,
+) -> Executor:
+    """The executor that options name.
+
+    A CUDA device has a process of its own even where it is the only one, since reading and writing tables in Python
+    would hold up the thread that launches its kernels. The CPU's worker shares this process.
+
+    Args:
+        recipe: of one worker.
+        devices: as `device_recipes` takes them; None: the recipe's one device.
+        engine: local or ray.
+        workers: of Ray; None: one for each GPU; in a cluster without, one for each machine.
+        on_rows: told what was computed, by an executor of this process.
+
+    Raises:
+        InputError: a name that is not known, or Ray is not installed.
+    """
+    if engine == "ray":
+        from pabee_fast.jobs.ray import RayExecutor
+
+        if devices is not None:
+            raise InputError("devices are for engine=local: Ray gives each worker its own; use --workers")
+        return RayExecutor(recipe, workers)
+    if engine != "local":
+        raise InputError(f"engine={engine!r}: give local or ray")
+    if workers is not None:
+        raise InputError("workers are for engine=ray: name devices instead (--devices cpu,cpu)")
+    if devices is not None or choose_device(recipe.device).type == "cuda":
+        return DeviceExecutor(device_recipes(recipe, devices or recipe.device))
+    worker, about = recipe.worker()
+    worker.on_rows = on_rows
+    return LocalExecutor(worker, about)
+
+
+def same_everywhere(abouts: Sequence[About]) -> About:
+    """What all workers run; raises InputError, naming the difference, where they do not run the same."""
+    for other in abouts[1:]:
+        for name, value in abouts[0].identity.items():
+            if other.identity[name] != value:
+                raise InputError(
+                    f"the workers differ in {name} ({value} on {abouts[0].device}, {other.identity[name]} on "
+                    f"{other.device}): give it by an option, or leave one kind of device out"
+                )
+    names = [about.device for about in abouts]
+    told = " + ".join(f"{names.count(name)} x {name}" if len(names) > 1 else name for name in dict.fromkeys(names))
+    return replace(abouts[0], device=told)

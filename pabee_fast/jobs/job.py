@@ -1,0 +1,325 @@
+"""A job: a table of texts scored into a table, part by part, so that whatever happens to it, it can go on.
+
+It ties the source, an executor, the output and the manifest together. The command line is a thin layer over this.
+"""
+
+import logging
+import re
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import pyarrow as pa
+
+from pabee_fast.errors import InputError, JobError
+from pabee_fast.jobs.columns import prefixed, result_schema
+from pabee_fast.jobs.executors import Executor
+from pabee_fast.jobs.manifest import Manifest
+from pabee_fast.jobs.output import Output
+from pabee_fast.jobs.parts import run_parts
+from pabee_fast.jobs.worker import About, Scored, Seconds
+from pabee_fast.scoring.scorer import Tally
+from pabee_fast.tables.durable import remove_temporaries
+from pabee_fast.tables.files import Found, find_files
+from pabee_fast.tables.open import CHUNK_BYTES, Chunk, check_names
+from pabee_fast.tables.read import USUAL, Reading
+from pabee_fast.tables.source import Part, Source
+from pabee_fast.tables.write import check_columns
+
+logger = logging.getLogger(__name__)
+
+_HASH = re.compile("[0-9a-f]{64}")
+PART_ROWS = {"cuda": 32_768, "cpu": 4_096}
+"""Rows of a part by default: some seconds of a GPU's work, a minute or two of a CPU's."""
+
+
+@dataclass(frozen=True)
+class Columns:
+    """Names of the columns read and written."""
+
+    texts: Sequence[str]  # one, or two for pairs
+    prefix: str = ""  # of the result columns
+    reading: Reading = USUAL  # of csv and tsv
+
+
+@dataclass(frozen=True)
+class JobOptions:
+    """How a job is cut, stopped and resumed.
+
+    part_rows     most rows of a part; None: by device, see PART_ROWS
+    part_bytes    most bytes of a part, unless one row is larger
+    format        of the parts of a directory; None: parquet
+    overwrite     whether an output that exists, and a job of another kind that was not finished, are replaced
+    max_errors    the job stops when more rows than these have errors; None: never
+    retry_errors  whether parts with rows that failed in computing are done again
+    """
+
+    part_rows: int | None = None
+    part_bytes: int = CHUNK_BYTES
+    format: str | None = None
+    overwrite: bool = False
+    max_errors: int | None = None
+    retry_errors: bool = False
+
+    def __post_init__(self) -> None:
+        for name in ("part_rows", "part_bytes"):
+            if (value := getattr(self, name)) is not None and value < 1:
+                raise InputError(f"{name}={value}: give 1 or more")
+        if self.max_errors is not None and self.max_errors < 0:
+            raise InputError(f"max_errors={self.max_errors}: give 0 or more")
+
+
+@dataclass(frozen=True)
+class Summary:
+    """How a job went.
+
+    tally    of all rows, those of earlier runs included
+    rows     that this run scored
+    resumed  rows that earlier runs had scored
+    seconds  from the first row read to the output in place
+    spent    where they went, by stage; stages overlap
+    workers  devices that computed
+    """
+
+    tally: Tally
+    rows: int
+    resumed: int
+    seconds: float
+    spent: Seconds
+    workers: int
+
+    @property
+    def rows_per_second(self) -> float:
+        """Of this run, reading and writing included."""
+        return self.rows / self.seconds
+
+    @property
+    def wait(self) -> float:
+        """Seconds that devices had nothing to compute, summed over them."""
+        return max(0.0, self.seconds * self.workers - self.spent.compute - self.spent.audit)
+
+
+@dataclass
+class Progress:
+    """How far a job is: what its parts that are durable count, and how many rows there are where that is known."""
+
+    tally: Tally
+    resumed: int
+    total: int | None
+    parts: int
+
+
+class Job:
+    """A job that is checked and not begun: all that can be checked without the model.
+
+    Args:
+        inputs: files, directories, globs, datasets saved by Hugging Face.
+        output: a table, or a directory for parts.
+        columns: the texts' names, and how the result columns are called.
+        options: how it is cut, stopped and resumed.
+
+    Raises:
+        InputError: a column that is missing or taken, an unknown format, an output that is the input or exists.
+        JobError: another process works on it, or its manifest was tampered with.
+    """
+
+    def __init__(self, inputs: Sequence[str], output: str, columns: Columns, options: JobOptions | None = None) -> None:
+        self.columns, self.options = columns, options or JobOptions()
+        found = find_files(inputs, output)
+        self.output = Output.choose(output, list(found), self.options.format, overwrite=self.options.overwrite)
+        if self.options.retry_errors and not self.output.is_begun:
+            raise InputError(
+                f"retry_errors: {self.output.directory} holds no job. Parts are kept where rows failed in computing; "
+                "the errors of other rows are in the input"
+            )
+        self.progress = Progress(Tally(), 0, None, 0)
+        self.source = self._open(found)
+        check_names(self.source.schema, result_schema([], "label").names, columns.prefix)
+        check_columns(self.output.format, self.source.schema)
+        self.progress.total = self.source.rows
+
+    def _open(self, found: Found) -> Source:
+        """The source; a job that was begun on the same files spares reading them first."""
+        scan = None
+        if self.output.is_begun:
+            with Manifest(self.output.directory, discard_damaged=self.options.overwrite) as manifest:
+                record = manifest.job
+                if record is None or self.options.overwrite:
+                    self.output.check_files(manifest)
+                self.progress = _progress(manifest)
+            if record is not None and record["scan"] is not None:
+                quick = [(path.resolve(), path.stat().st_size, path.stat().st_mtime_ns) for path in found]
+                before = [
+                    ((self.output.directory / one["path"]).resolve(), one["size"], one.get("modified"))
+                    for one in record["inputs"]
+                ]
+                scan = record["scan"] if quick == before and record["texts"] == list(self.columns.texts) else None
+        return Source(found, self.columns.texts, scan, self.columns.reading)
+
+    def run(self, executor: Executor, on_part: Callable[[Progress], None] = lambda progress: None) -> Summary:
+        """Scores what is not scored yet, and leaves the output.
+
+        Args:
+            executor: what scores.
+            on_part: told when the job begins, and whenever a part is durable.
+
+        Raises:
+            InputError: a result column's name is taken, or the output holds a job that differs, by what it names.
+            JobError: parts are not what was written, or more rows have errors than `max_errors`.
+        """
+        started, options = time.perf_counter(), self.options
+        about = executor.about
+        check_names(self.source.schema, about.schema.names, self.columns.prefix)
+        results = prefixed(about.schema, self.columns.prefix)
+        part_rows = options.part_rows or PART_ROWS.get(about.device_type, 4_096)
+        self.output.prepare()
+        with Manifest(self.output.directory, discard_damaged=options.overwrite) as manifest:
+            is_done, replace = self._begin_or_resume(manifest, about, part_rows)
+            progress = self.progress = _progress(manifest, self.source.rows)
+            on_part(progress)
+            self._check_errors(progress.tally)  # parts of an earlier run may have too many already
+
+            def commit(part: Part, chunk: Chunk, scored: Scored) -> None:
+                named = pa.RecordBatch.from_arrays(scored.results.columns, schema=results)
+                self.output.write_part(manifest, part, chunk, named, results, scored.tally)
+                progress.tally.merge(scored.tally)
+                progress.parts += 1
+                on_part(progress)
+                self._check_errors(progress.tally)
+
+            spent = Seconds()
+            if not is_done:
+                parts = self.source.parts(part_rows, options.part_bytes, dict(manifest.parts))
+                spent = run_parts(parts, self.source.names, executor, about.schema, commit)
+                if not manifest.parts:
+                    self.output.write_no_rows(manifest, self.source.schema, results)
+            joined = time.perf_counter()
+            keep = progress.tally.failed > 0
+            self.output.finish(manifest, is_done=is_done, overwrite=replace, keep_parts=keep)
+        ended = time.perf_counter()
+        spent.write += ended - joined
+        rows = progress.tally.rows - progress.resumed
+        return Summary(progress.tally, rows, progress.resumed, ended - started, spent, executor.workers)
+
+    def _begin_or_resume(self, manifest: Manifest, about: About, part_rows: int) -> tuple[bool, bool]:
+        """Readies the manifest; whether all is done already, and whether a table of that name is replaced."""
+        output, overwrite = self.output, self.options.overwrite
+        job = self._identity(about, part_rows)
+        differences = [] if manifest.job is None else _differences(manifest.job, job)
+        if differences and not overwrite:
+            raise InputError(
+                f"{output.directory} holds a job that differs: {'; '.join(differences)}. Run it as it was begun, or "
+                "use --overwrite (overwrite=True) to begin anew"
+            )
+        made = output.made_table(manifest)
+        if output.table is not None and output.table.exists() and not (overwrite or made):
+            raise InputError(f"{output.table} exists; write to another file, or use --overwrite (overwrite=True)")
+        is_done = output.is_finished(manifest, made)
+        failed = [index for index, part in manifest.parts.items() if part.tally["failed"]]
+        # A table that is there, and none of whose rows failed, lacks nothing but the end of tidying up.
+        again = overwrite and is_done and (output.table is None or bool(failed))
+        if manifest.job is None or differences or again or not self._keeps_parts(manifest, is_done, failed):
+            output.check_files(manifest)
+            output.clear(manifest)
+            manifest.begin(job)
+            return False, overwrite
+        remove_temporaries(output.directory)
+        assert manifest.job is not None
+        if manifest.job["device"] != about.device:
+            logger.warning(
+                "the job was begun on %s and goes on on %s: scores may differ in their last digits between parts",
+                manifest.job["device"],
+                about.device,
+            )
+        return is_done and manifest.finished, overwrite or made is not None
+
+    def _keeps_parts(self, manifest: Manifest, is_done: bool, failed: list[int]) -> bool:
+        """Forgets parts that are lost, and those of failed rows where these are tried again; whether to keep the rest.
+
+        Raises:
+            JobError: a part is not what was written, and nothing is to be overwritten.
+        """
+        again = failed if self.options.retry_errors else []
+        if is_done and not again and self.output.table is not None:
+            return True  # the parts may be gone, and their table is there
+        try:
+            lost = self.output.lost_parts(manifest, thoroughly=not is_done or bool(again))
+        except JobError:
+            if not self.options.overwrite:
+                raise
+            return False
+        if lost:
+            logger.warning("%d parts are gone from %s: they are made again", len(lost), self.output.directory)
+        if lost or again:
+            manifest.forget_parts(sorted({*lost, *again}))
+        return True
+
+    def _identity(self, about: About, part_rows: int) -> dict[str, Any]:
+        """All that changes results, and so must be the same when the job goes on."""
+        return {
+            "settings": {
+                **about.identity,
+                "text columns": ", ".join(self.columns.texts),
+                "prefix": self.columns.prefix,
+                "the result columns": ", ".join(about.schema.names),
+                "part_rows": str(part_rows),
+                "part_bytes": str(self.options.part_bytes),
+                "format": self.output.format,
+                **self.columns.reading.settings(),
+                **({"the folders' columns": ", ".join(folders)} if (folders := self.source.folder_columns) else {}),
+            },
+            "inputs": self.source.identity(self.output.directory),
+            "texts": list(self.columns.texts),
+            "scan": self.source.scan(),
+            "device": about.device,
+        }
+
+    def _check_errors(self, tally: Tally) -> None:
+        most = self.options.max_errors
+        if most is not None and tally.errors > most:
+            raise JobError(
+                f"stopped: {tally.errors} of {tally.rows} rows have errors, more than max_errors={most}. What is done "
+                f"is kept in {self.output.directory}; the same command goes on with a larger --max-errors, or without"
+            )
+
+
+def _progress(manifest: Manifest, total: int | None = None) -> Progress:
+    tally = Tally()
+    for part in manifest.parts.values():
+        tally.merge(Tally.from_json(part.tally))
+    return Progress(tally, tally.rows, total, len(manifest.parts))
+
+
+def _differences(before: dict[str, Any], now: dict[str, Any]) -> list[str]:
+    """In words, what is not as it was when the job was begun."""
+    old, new = before["settings"], now["settings"]
+    told = [
+        _changed(name, old.get(name, "unset"), new.get(name, "unset"))
+        for name in {**old, **new}
+        if old.get(name) != new.get(name)
+    ]
+    files, others = ({one["path"]: one for one in job["inputs"]} for job in (before, now))
+    told += [f"the input {path} is gone" for path in files if path not in others]
+    told += [f"the input {path} is new" for path in others if path not in files]
+    for path in files.keys() & others.keys():
+        one, other = files[path], others[path]
+        if one["size"] != other["size"]:
+            told.append(_changed(f"the size of the input {path}", one["size"], other["size"]))
+        elif one["sample"] != other["sample"]:
+            told.append(f"the input {path} has other content")
+        elif one.get("modified", other["modified"]) != other["modified"]:
+            seconds, rest = divmod(one["modified"], 10**9)
+            told.append(
+                f"the input {path} was written again meanwhile, and may hold other rows (if it does not, give it back "
+                f"its time: touch -d @{seconds}.{rest:09d} FILE)"
+            )
+    if not told and list(files) != list(others):
+        told.append("the inputs are in another order")
+    return told
+
+
+def _changed(name: str, before: object, now: object) -> str:
+    if _HASH.fullmatch(str(before)):
+        return f"{name} changed"
+    return f"{name} was {before} and is {now}"

@@ -1,0 +1,82 @@
+"""What workers are made from: one recipe for each, which every process can be given."""
+
+import os
+from dataclasses import dataclass, replace
+
+import torch
+
+from pabee_fast.errors import InputError
+from pabee_fast.jobs.worker import About, Worker
+from pabee_fast.policies import Policy
+from pabee_fast.runtime.device import choose_device
+from pabee_fast.scoring.load import Setting, load_scorer
+
+_PRIMITIVES = ("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "64")
+"""oneDNN, which multiplies on CPUs, keeps a primitive for every number of tokens it has met: 1,024 by default, some
+60 KB each. A wave's count of tokens hardly comes again, so only its own layers find theirs, and 64 are enough. It reads
+this at its first product: what is set already, or a product before, wins."""
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """What a worker is made from, in whatever process: the arguments of `load_scorer`, `Setting.choose` and `Worker`.
+
+    `threads` are the CPU threads that the model computes with; None: torch's own choice.
+    """
+
+    model: str
+    policy: Policy | None
+    device: str = "auto"
+    dtype: str = "auto"
+    max_length: int | None = None
+    token_budget: int | None = None
+    window: int | None = None
+    threads: int | None = None
+    all_scores: bool = False
+    audit: float = 0.0
+    texts: int | None = None
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.audit <= 1:
+            raise InputError(f"audit={self.audit}: give a share of the rows, from 0 to 1")
+
+    def worker(self) -> tuple[Worker, About]:
+        """Loads the model; raises what `load_scorer` raises."""
+        os.environ.setdefault(*_PRIMITIVES)
+        if self.threads is not None:
+            torch.set_num_threads(self.threads)
+        setting = Setting.choose(self.device, self.dtype)
+        scorer = load_scorer(
+            self.model,
+            self.policy,
+            setting,
+            max_length=self.max_length,
+            token_budget=self.token_budget,
+            window=self.window,
+            texts=self.texts,
+        )
+        worker = Worker(scorer, all_scores=self.all_scores, audit=self.audit)
+        return worker, worker.about(setting)
+
+
+def device_recipes(recipe: Recipe, devices: str) -> list[Recipe]:
+    """A recipe for each device of a list as the command line takes it.
+
+    Args:
+        recipe: of one worker.
+        devices: `all` (every CUDA device; without one, the CPU), or names between commas: `cuda:0,cuda:2`, `cpu,cpu`.
+            Several CPU workers share its cores.
+
+    Raises:
+        InputError: a name that is no device.
+    """
+    if devices == "all":
+        names = [f"cuda:{index}" for index in range(torch.cuda.device_count())] or ["cpu"]
+    else:
+        names = ["cuda" if name == "auto" else name for name in map(str.strip, devices.split(","))]
+    cpus = names.count("cpu")
+    threads = recipe.threads or (max(1, (os.cpu_count() or 1) // cpus) if cpus > 1 else None)
+    chosen = [replace(recipe, device=name, threads=threads if name == "cpu" else recipe.threads) for name in names]
+    for one in chosen:
+        choose_device(one.device)  # before any process is started
+    return chosen

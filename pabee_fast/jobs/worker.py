@@ -1,0 +1,215 @@
+"""One device at work on tasks: tokenisation in the callers' threads, the model in one of its own, results back.
+
+Every executor runs this class: in this process, in a process for each device, in a Ray actor. Several threads call
+`Worker.score` at once; while one task's rows are computed, the next one's are tokenized and on their way to the device,
+and the last one's become columns. It knows rows and results, and no files.
+"""
+
+import dataclasses
+import json
+import threading
+import time
+from collections.abc import Callable
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import torch
+import transformers
+
+import pabee_fast
+from pabee_fast.calibration.audit import Promise, chosen
+from pabee_fast.calibration.risks import answers_differ
+from pabee_fast.jobs.columns import result_columns, result_schema
+from pabee_fast.policies import FullDepth, Policy
+from pabee_fast.runtime.pack import PackedBatch
+from pabee_fast.scoring.answers import Answers
+from pabee_fast.scoring.load import Setting
+from pabee_fast.scoring.scorer import Scorer, Tally, readable
+
+UNDER_WAY = 3
+"""Tasks that keep a device busy: one in it, one tokenized, one that becomes columns or text."""
+
+
+@dataclass(frozen=True)
+class Task:
+    """The rows of a part: what a worker needs of them. `file` and `first_row` say which rows they are."""
+
+    file: str
+    first_row: int
+    texts: list[tuple[str | None, ...]]
+    errors: list[str | None]
+
+
+@dataclass
+class Seconds:
+    """Where a job's time went, each summed over all threads and devices that did it."""
+
+    read: float = 0.0
+    tokenise: float = 0.0
+    compute: float = 0.0
+    audit: float = 0.0
+    write: float = 0.0
+
+    def merge(self, other: "Seconds") -> None:
+        """Adds what another one has counted."""
+        for field in dataclasses.fields(self):
+            setattr(self, field.name, getattr(self, field.name) + getattr(other, field.name))
+
+
+@dataclass(frozen=True)
+class Scored:
+    """A task's result columns (as `result_schema` without a prefix), its counts, and the seconds it took."""
+
+    results: pa.RecordBatch
+    tally: Tally
+    seconds: Seconds
+
+
+@dataclass(frozen=True)
+class About:
+    """What a worker runs: everything that changes results, by name, and what a summary tells of it."""
+
+    identity: dict[str, str]
+    schema: pa.Schema  # of its results, without a prefix
+    layers: int
+    device_type: str
+    device: str
+    dtype_reason: str
+    policy_reason: str
+    promise: Promise | None
+
+
+class Worker:
+    """Scores tasks on the device of a scorer.
+
+    Args:
+        scorer: what scores.
+        all_scores: whether the results have a column for each label.
+        audit: the share of rows that also run to full depth. In regression, values disagree where they differ by more
+            than what a stored promise tolerates, or else than the policy's threshold.
+        on_rows: told how many rows are done, and the sum of their exit layers; from any thread.
+    """
+
+    def __init__(
+        self,
+        scorer: Scorer,
+        *,
+        all_scores: bool = False,
+        audit: float = 0.0,
+        on_rows: Callable[[int, int], None] = lambda rows, layers: None,
+    ) -> None:
+        self.scorer, self.audit, self.on_rows = scorer, audit, on_rows
+        promised = scorer.promise.tolerance if scorer.promise else None
+        self._tolerance = promised or getattr(scorer.policy, "threshold", None) or 0.0
+        self.schema = result_schema(scorer.labels, scorer.engine.kind, all_scores=all_scores)
+        self._device = ThreadPoolExecutor(1, "device", initializer=self._use_device)
+        self._copies = torch.cuda.Stream(scorer.engine.device) if scorer.engine.device.type == "cuda" else None
+        self._stopped = threading.Event()
+
+    def about(self, setting: Setting) -> About:
+        """What this worker runs."""
+        return about(self.scorer, setting, self.schema)
+
+    def score(self, task: Task) -> Scored:
+        """The results of a task's rows; may be called by several threads at once.
+
+        A row that cannot be scored has an error and stops nothing.
+        """
+        scorer, seconds, tally = self.scorer, Seconds(), Tally()
+        texts, known = readable(task.texts, task.errors)
+        answers = Answers.none_yet(known, scorer.engine.classes)
+        audited = chosen(task.file, task.first_row, len(texts), self.audit)
+        started, waves = time.perf_counter(), list[tuple[np.ndarray, Future[Any]]]()
+        for rows, batch, policy in scorer.plan(texts, answers, task.first_row):
+            audit = np.flatnonzero(audited[rows])
+            running = self._device.submit(self._compute, *self._to_device(batch), policy, audit)
+            waves.append((rows, running))
+        seconds.tokenise = time.perf_counter() - started
+        for rows, future in waves:
+            found, audit_counts, spent = future.result()
+            answers.put(rows, found)
+            tally.audited += audit_counts[0]
+            tally.disagreed += audit_counts[1]
+            seconds.merge(spent)
+        answers.mark_not_finite()
+        tally.add(answers)
+        results = result_columns(answers, scorer.labels, scorer.engine.kind, self.schema)
+        return Scored(results, tally, seconds)
+
+    def stop(self) -> None:
+        """Gives up what is under way, after the wave in the device."""
+        self._stopped.set()
+        self._device.shutdown(wait=True, cancel_futures=True)
+
+    def _use_device(self) -> None:
+        if self._copies is not None:
+            torch.cuda.set_device(self.scorer.engine.device)
+
+    def _to_device(self, batch: PackedBatch) -> tuple[PackedBatch, Any]:
+        """The batch on its way to the device, and the event that says that it is there."""
+        if self._copies is None:
+            return batch, None
+        with torch.cuda.stream(self._copies):
+            return batch.to(self.scorer.engine.device), self._copies.record_event()
+
+    def _compute(
+        self, batch: PackedBatch, arrival: Any, policy: Policy, audit: np.ndarray
+    ) -> tuple[Answers, tuple[int, int], Seconds]:
+        """Runs a wave, and its audited rows to full depth; in the device's thread."""
+        if self._stopped.is_set():
+            raise InterruptedError("the worker was stopped")
+        started = time.perf_counter()
+        if arrival is not None:
+            arrival.wait()
+            for tensor in batch.inputs.values():
+                tensor.record_stream(torch.cuda.current_stream())
+        answers = self.scorer.run(batch, policy)
+        computed = time.perf_counter()
+        spent = Seconds(compute=computed - started)
+        counts = (len(audit), 0)
+        if len(audit):
+            counts = (len(audit), self._disagreements(batch, answers, audit))
+            spent.audit = time.perf_counter() - computed
+        self.on_rows(len(answers.errors), int(answers.exit_layers.sum()))
+        return answers, counts, spent
+
+    def _disagreements(self, batch: PackedBatch, answers: Answers, audit: np.ndarray) -> int:
+        """How many of the audited rows have another answer at full depth; those that ran so deep have the same."""
+        engine = self.scorer.engine
+        early = audit[(answers.exit_layers[audit] < len(engine.layers)).numpy()]
+        if not len(early):
+            return 0
+        device = next(iter(batch.inputs.values())).device
+        full = self.scorer.run(batch.select(early, device), FullDepth()).logits
+        return int(answers_differ(answers.logits[early], full, engine.kind, self._tolerance).sum())
+
+
+def about(scorer: Scorer, setting: Setting, schema: pa.Schema) -> About:
+    """Everything of a scorer that changes results, by the names that a message tells."""
+    engine, conditions = scorer.engine, scorer.conditions()
+    identity = {
+        "the model's weights, heads or config": conditions.model,
+        "labels": json.dumps(scorer.labels),
+        "the tokenizer": conditions.tokenizer,
+        "policy": str(scorer.policy),
+        "max_length": str(scorer.max_length),
+        "dtype": conditions.dtype,
+        "token_budget": str(engine.first_budget),
+        "window": str(scorer.window),
+        "pabee_fast's version": pabee_fast.__version__,
+        "torch's version": torch.__version__,
+        "transformers' version": transformers.__version__,
+    }
+    return About(
+        identity,
+        schema,
+        len(engine.layers),
+        engine.device.type,
+        setting.device_name,
+        setting.dtype_reason,
+        scorer.policy_reason,
+        scorer.promise,
+    )

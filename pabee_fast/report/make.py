@@ -1,0 +1,161 @@
+"""From tables and model directories to a report's page: what `pabee-fast report` does."""
+
+import logging
+from collections import defaultdict
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+import transformers
+from torch import Tensor
+
+from pabee_fast.calibration.guarantee import Guarantee, guarantee_of
+from pabee_fast.calibration.known import WORTH_SAYING, Known
+from pabee_fast.calibration.risks import answers
+from pabee_fast.calibration.trace import Trace, checked_labels, trace
+from pabee_fast.errors import InputError
+from pabee_fast.extras import require
+from pabee_fast.policies import FullDepth
+from pabee_fast.report.sections import report
+from pabee_fast.report.study import Study, check_measures, check_shallower
+from pabee_fast.scoring.examples import Examples, read_examples
+from pabee_fast.scoring.labels import labels_of_config
+from pabee_fast.scoring.load import Setting, load_scorer
+from pabee_fast.scoring.scorer import Scorer
+from pabee_fast.scoring.teacher import full_depth_logits, in_order_of
+from pabee_fast.shown import plain
+from pabee_fast.tables.durable import check_writable
+from pabee_fast.tables.read import USUAL, Reading
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class ReportSettings:
+    """What `pabee-fast report` was asked for; the command's help describes each."""
+
+    tables: tuple[str, ...]
+    models: tuple[str, ...]
+    output: str
+    truncated: tuple[str, ...] = ()
+    text_columns: tuple[str, ...] = ("text",)
+    label_column: str = "label"
+    metric: str | None = None
+    tolerance: float | None = None
+    name: str | None = None
+    max_length: int | None = None
+    token_budget: int | None = None
+    dtype: str = "auto"
+    device: str = "auto"
+    overwrite: bool = False
+    reading: Reading = USUAL  # of csv and tsv
+
+    def check(self) -> None:
+        """Raises InputError for an output that cannot be written, and if a package is missing says so."""
+        for module in ("scipy.stats", "sklearn.metrics", "matplotlib"):
+            require(module)
+        output = Path(self.output)
+        if output.suffix not in (".html", ".htm"):
+            raise InputError(f"{output}: a report is one HTML file; name it .html")
+        if output.exists() and not self.overwrite:
+            raise InputError(f"{output} exists: name another file, or give --overwrite")
+        if not output.absolute().parent.is_dir():
+            raise InputError(f"{output} cannot be written: there is no directory {output.absolute().parent}")
+        check_writable(output)
+
+
+def make_report(settings: ReportSettings) -> str:
+    """Runs the models over the tables and writes the page.
+
+    Returns:
+        The page.
+
+    Raises:
+        InputError: a setting, table or model that cannot be used as given.
+        PabeeFastError: scikit-learn, scipy or matplotlib is not installed.
+    """
+    settings.check()
+    setting = Setting.choose(settings.device, settings.dtype)
+    examples = [
+        read_examples(table, settings.text_columns, settings.label_column, settings.reading)
+        for table in settings.tables
+    ]
+    scorers = [_load(settings, setting, path) for path in settings.models]
+    for scorer in scorers:  # rather than after the models have run
+        check_measures(scorer.engine.kind, scorer.engine.classes, settings.metric, settings.tolerance)
+    rivals = [_load(settings, setting, path) for path in settings.truncated]
+    check_shallower((len(rival.engine.layers) for rival in rivals), len(scorers[0].engine.layers))
+    studies = [
+        _study(settings, setting, scorers, rivals, table, rows)
+        for table, rows in zip(settings.tables, examples, strict=True)
+    ]
+    html = report(studies)
+    Path(settings.output).write_text(html, encoding="utf-8")
+    return html
+
+
+def _load(settings: ReportSettings, setting: Setting, path: str) -> Scorer:
+    return load_scorer(path, FullDepth(), setting, max_length=settings.max_length, token_budget=settings.token_budget)
+
+
+def _study(
+    settings: ReportSettings,
+    setting: Setting,
+    scorers: list[Scorer],
+    rivals: list[Scorer],
+    table: str,
+    examples: Examples,
+) -> Study:
+    labels = labels_of_config(scorers[0].model.config)
+    encoded = labels.encode(examples.column)
+    traces = tuple(
+        _trace(settings, scorer, examples.texts, encoded, in_order_of(labels, scorer.model, path))
+        for path, scorer in zip(settings.models, scorers, strict=True)
+    )
+    truncated: dict[int, list[Tensor]] = defaultdict(list)
+    for path, rival in zip(settings.truncated, rivals, strict=True):
+        logits = full_depth_logits(rival.model, rival.tokenizer, examples.texts, max_length=rival.max_length)
+        ordered = logits[:, in_order_of(labels, rival.model, path)]
+        truncated[len(rival.engine.layers)].append(answers(ordered, traces[0].kind))
+    guarantee, known = guarantee_of(scorers[0].model), [Known.of(trace) for trace in traces]
+    for path, of_model in zip(settings.models, known, strict=True):
+        if of_model.is_more_than(WORTH_SAYING):
+            logger.warning("%s: of %s, %s; its figures flatter the model", table, path, of_model)
+    return Study(
+        model=plain(settings.name or Path(settings.models[0]).name),
+        data=plain(Path(table).name),
+        texts=examples.texts,
+        traces=traces,
+        truncated={depth: tuple(found) for depth, found in truncated.items()},
+        label_names=labels.names,
+        facts={
+            "models": plain(", ".join(settings.models)),
+            "hardware": setting.device_name,
+            "dtype": f"{setting.dtype_name} ({setting.dtype_reason})",
+            "rows cut at": f"{scorers[0].max_length} tokens",
+            "learned before": "; ".join(map(str, dict.fromkeys(known))),
+            "torch, transformers": f"{torch.__version__}, {transformers.__version__}",
+            **({} if guarantee is None else {"stored policy": _promise(guarantee, traces[0])}),
+        },
+        metric=settings.metric,
+        tolerance=settings.tolerance,
+        stored=guarantee.policy if guarantee is not None and guarantee.policy.needs_heads else None,
+    )
+
+
+def _promise(guarantee: Guarantee, trace: Trace) -> str:
+    """What `tune` stored with the first model, and whether it holds for what this report ran."""
+    void = guarantee.why_void(trace.conditions)
+    holds = f"void here: {'; '.join(void)}" if void else guarantee.statement()
+    return f"{guarantee.policy}; {holds}"
+
+
+def _trace(
+    settings: ReportSettings, scorer: Scorer, texts: list[tuple[str, ...]], labels: list[Any], order: list[int]
+) -> Trace:
+    """The trace of a seed, its outputs in the given order, which is that of the labels."""
+    own = trace(
+        scorer.model, scorer.tokenizer, texts, max_length=settings.max_length, token_budget=settings.token_budget
+    )
+    return replace(own, logits=own.logits[:, :, order], labels=checked_labels(labels, own.logits, own.kind))

@@ -1,0 +1,174 @@
+"""What a job reads: files as one long table, cut into parts.
+
+Knows files, rows and parts; knows nothing of models or of output.
+"""
+
+import base64
+import hashlib
+import os
+from collections.abc import Generator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+
+from pabee_fast.errors import InputError
+from pabee_fast.jobs.manifest import PartRecord
+from pabee_fast.tables.files import Found
+from pabee_fast.tables.folders import InFolders
+from pabee_fast.tables.jsonl import JsonTable, scan_json
+from pabee_fast.tables.open import CHUNK_BYTES, CHUNK_ROWS, check_file, open_table
+from pabee_fast.tables.read import USUAL, Chunk, Place, Reading, Table
+
+_SAMPLE = 64 * 2**10
+
+
+@dataclass(frozen=True)
+class Part:
+    """A range of a file's rows, the one unit of planning, durability, retry and distribution."""
+
+    index: int
+    file: int
+    first_row: int
+    rows: int
+    end: Place
+
+
+Parts = Generator[tuple[Part, Chunk], None, None]
+
+
+class Source:
+    """Files of one format and the same columns, as one table.
+
+    Args:
+        paths: of the files, in the order of their rows; each may come with what its folders say of all its rows.
+        text_columns: one name, or two for pairs.
+        scan: what `scan` gave when the same files were opened before, so that they need not be read to be opened.
+        reading: how csv and tsv are read.
+
+    Raises:
+        InputError: a file that cannot be read or has other columns than the first, or no text column; or a folder that
+            names a column that is in the file.
+    """
+
+    def __init__(
+        self,
+        paths: Sequence[Path] | Found,
+        text_columns: Sequence[str],
+        scan: Any = None,
+        reading: Reading = USUAL,
+    ) -> None:
+        self.paths = list(paths)
+        kinds = {check_file(path, reading) for path in self.paths}
+        if len(kinds) > 1:
+            raise InputError(f"the input files are {', '.join(sorted(kinds))}: give files of one format")
+        self._read = (
+            _open_json(self.paths, text_columns, scan)
+            if kinds == {"jsonl"}
+            else [open_table(path, text_columns, reading=reading) for path in self.paths]
+        )
+        said = paths if isinstance(paths, Mapping) else {}
+        self.tables = [InFolders.of(table, said.get(table.path, {})) for table in self._read]
+        self.schema = self.tables[0].schema
+        for table in self.tables[1:]:
+            if not table.schema.equals(self.schema):
+                raise InputError(
+                    f"{table.path} has the columns {_told(table.schema)}, and {self.tables[0].path} has "
+                    f"{_told(self.schema)}: files that are read as one table must have the same"
+                )
+        whole = [path.absolute() for path in self.paths]
+        parent = os.path.commonpath([path.parent for path in whole])
+        self.names = [Path(os.path.relpath(path, parent)).as_posix() for path in whole]
+
+    @property
+    def folder_columns(self) -> list[str]:
+        """The columns that folders name."""
+        return self.schema.names[len(self._read[0].schema) :]
+
+    @property
+    def rows(self) -> int | None:
+        """How many rows there are; None where only reading them all would tell."""
+        known = [table.rows for table in self.tables if table.rows is not None]
+        return sum(known) if len(known) == len(self.tables) else None
+
+    def scan(self) -> Any:
+        """What opening has learnt by reading, as JSON; None where it needs no reading."""
+        if not isinstance(self._read[0], JsonTable):
+            return None
+        types = [(name, kind or pa.null()) for name, kind in self._read[0].types.items()]
+        columns = base64.b64encode(pa.schema(types).serialize()).decode()
+        return {"columns": columns, "rows": [table.rows for table in self.tables]}
+
+    def identity(self, directory: Path) -> list[dict[str, Any]]:
+        """What tells these inputs from others: paths relative to `directory`, sizes, a hash of three samples, and when
+        they were last written, since samples do not see all of a large file."""
+        return [
+            {
+                "path": Path(os.path.relpath(path.resolve(), directory.resolve())).as_posix(),
+                "size": path.stat().st_size,
+                "sample": _sample(path),
+                "modified": path.stat().st_mtime_ns,
+            }
+            for path in self.paths
+        ]
+
+    def parts(self, part_rows: int, part_bytes: int, done: Mapping[int, PartRecord]) -> Parts:
+        """The parts that are not done yet, each with its rows, in order.
+
+        Which rows a part holds depends only on the files and the two sizes. Rows of done parts are not read, except
+        those between two parts whose records are missing.
+
+        Raises:
+            InputError: a file that changed since it was opened, once it is read.
+        """
+        index = 0
+        for file, table in enumerate(self.tables):
+            table.chunk_rows, table.chunk_bytes = part_rows, part_bytes
+            place, row = Place(), 0
+            while True:
+                while index in done and done[index].file == file:
+                    place, row = done[index].end, row + done[index].rows
+                    index += 1
+                read = False
+                for chunk in table.chunks(place):
+                    read = True
+                    place = chunk.end
+                    yield Part(index, file, row, chunk.batch.num_rows, place), chunk
+                    index, row = index + 1, row + chunk.batch.num_rows
+                    if index in done:
+                        break
+                if not read or index not in done or done[index].file != file:
+                    break
+            table.check_read(row)
+
+
+def _open_json(paths: Sequence[Path], text_columns: Sequence[str], scan: Any) -> list[Table]:
+    """JSON Lines files whose columns are those of all of them together."""
+    if len(paths) == 1 and scan is None:
+        return [open_table(paths[0], text_columns)]
+    if scan is not None:
+        read = pa.ipc.read_schema(pa.py_buffer(base64.b64decode(scan["columns"])))
+        columns = {field.name: None if pa.types.is_null(field.type) else field.type for field in read}
+        rows = scan["rows"]
+    else:
+        found = scan_json(paths, text_columns, CHUNK_ROWS, CHUNK_BYTES)
+        columns, rows = found.columns, found.rows
+    return [
+        JsonTable(path, tuple(text_columns), CHUNK_ROWS, CHUNK_BYTES, columns, count)
+        for path, count in zip(paths, rows, strict=True)
+    ]
+
+
+def _sample(path: Path) -> str:
+    """A hash over a file's beginning, middle and end."""
+    size, digest = path.stat().st_size, hashlib.sha256()
+    with path.open("rb") as file:
+        for start in (0, size // 2, max(size - _SAMPLE, 0)):
+            file.seek(start)
+            digest.update(file.read(_SAMPLE))
+    return digest.hexdigest()
+
+
+def _told(schema: pa.Schema) -> str:
+    return ", ".join(f"{field.name} ({field.type}{'' if field.nullable else ' not null'})" for field in schema)

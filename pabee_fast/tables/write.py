@@ -1,0 +1,335 @@
+"""Writes a table with its result columns, chunk by chunk, and puts it in place only when it is whole.
+
+Knows files and columns; knows nothing of what the results mean.
+"""
+
+import base64
+import csv
+import os
+import shutil
+from abc import ABC, abstractmethod
+from collections.abc import Iterator, Sequence
+from contextlib import closing, contextmanager
+from itertools import islice
+from pathlib import Path
+from types import SimpleNamespace
+from typing import BinaryIO
+
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+
+from pabee_fast.errors import InputError
+from pabee_fast.tables.bytes import READ_BUFFER, compression, open_file
+from pabee_fast.tables.csv import all_quoted, header_bytes
+from pabee_fast.tables.durable import durable_file
+from pabee_fast.tables.jsonl import json_text
+from pabee_fast.tables.read import WRITTEN_FORMATS, Chunk, quoted, table_format
+
+_GROUP_ROWS = 2**17
+_GROUP_BYTES = 64 * 2**20
+_NOT_JSON = frozenset(["nan", "-nan", "inf", "-inf"])
+
+
+def check_names(schema: pa.Schema, result_names: Sequence[str], prefix: str = "") -> list[str]:
+    """The result columns' names with the prefix; raises InputError where the input has a column of such a name."""
+    names = [prefix + name for name in result_names]
+    taken = [name for name in names if name in schema.names]
+    if taken:
+        raise InputError(f"the input has a column {quoted(taken)} already; choose another --prefix than {prefix!r}")
+    return names
+
+
+def output_format(path: str | os.PathLike[str]) -> str:
+    """The format that a path's suffix names, where tables can be written in it; raises InputError otherwise."""
+    try:
+        kind = table_format(path)
+    except InputError:
+        kind = ""
+    if kind not in WRITTEN_FORMATS or compression(path):
+        names = ", ".join(f".{name}" for name in WRITTEN_FORMATS)
+        raise InputError(f"{path}: tables are written as {names}; choose one of these suffixes")
+    return kind
+
+
+def check_output(
+    path: str | os.PathLike[str], source: str | os.PathLike[str] | None = None, overwrite: bool = False
+) -> Path:
+    """The file that writing to `path` would make, links followed; raises InputError where it must not be written.
+
+    That is: its suffix names no format, it is `source` (through links, too), it exists and `overwrite` is False, it is
+    not a regular file, or its directory does not exist.
+    """
+    output_format(path)
+    target = Path(os.path.realpath(path))
+    if source is not None:
+        same = target.exists() and os.path.exists(source) and target.samefile(source)
+        if same or target == Path(os.path.realpath(source)):
+            raise InputError(f"{path} is the input itself; write to another file")
+    if target.exists() and not target.is_file():
+        raise InputError(f"{path} is not a regular file; write to a table file")
+    if target.exists() and not overwrite:
+        raise InputError(f"{path} exists; write to another file, or use --overwrite (overwrite=True)")
+    if not target.parent.is_dir():
+        raise InputError(f"{path}: there is no directory {target.parent}; make it first")
+    return target
+
+
+@contextmanager
+def write_table(
+    path: str | os.PathLike[str],
+    schema: pa.Schema,
+    results: pa.Schema,
+    *,
+    source: str | os.PathLike[str] | None = None,
+    overwrite: bool = False,
+) -> Iterator["TableWriter"]:
+    """Write the columns of `schema` followed by those of `results`; the suffix of `path` names the format.
+
+    The rows go to a temporary file in the same directory, which takes its place under `path` when the block ends well.
+    When it ends in an exception nothing is left, and an older output stays as it was.
+
+    jsonl: the input's own lines are kept as they are written, the results added at their end. From other formats: null
+    stays null, NaN and infinities become null, times and other types that JSON lacks become strings, bytes base64.
+    csv: null is an empty field; nested values are written as JSON, bytes in base64.
+    parquet: types are kept.
+
+    source     the input, which must not be overwritten
+    overwrite  whether an existing output is replaced
+
+    Raises InputError as `check_output` does, or where an input and a result column have one name.
+    """
+    check_names(schema, results.names)
+    target = check_output(path, source, overwrite)
+    with durable_file(target, "table", replace=overwrite) as file:
+        writer = open_writer(output_format(path), file, schema, results)
+        try:
+            yield writer
+        finally:
+            writer.close()
+
+
+def check_columns(kind: str, schema: pa.Schema) -> None:
+    """Raises InputError where a format cannot hold a column: parquet lacks some of Arrow's types."""
+    for field in schema if kind == "parquet" else ():
+        column = pa.table([_one_null(field.type)], schema=pa.schema([field.with_nullable(True)]))
+        try:
+            pq.write_table(column, pa.BufferOutputStream())  # some types fail with a row alone
+        except (pa.ArrowException, OSError) as error:
+            raise InputError(
+                f"column {field.name!r} is of type {field.type}, which parquet cannot hold: leave it out, convert it, "
+                "or write jsonl (--output OUTPUT.jsonl, --format jsonl)"
+            ) from error
+
+
+def _one_null(kind: pa.DataType) -> pa.Array:
+    """A column of one row, or of none where Arrow cannot make such a null."""
+    try:
+        return pa.nulls(1, kind)
+    except pa.ArrowException:
+        return pa.array([], kind)
+
+
+def open_writer(kind: str, file: BinaryIO, schema: pa.Schema, results: pa.Schema) -> "TableWriter":
+    """What writes a table of a format into an open file, its header included; see `write_table`."""
+    return _WRITERS[kind](file, schema, results)
+
+
+def join_tables(kind: str, paths: Sequence[Path], file: BinaryIO) -> None:
+    """Writes the rows of several tables of one format and the same columns, one after the other, as one such table."""
+    if kind == "parquet":
+        with closing(_GroupedParquet(file, pq.read_schema(open_file(paths[0])))) as whole:
+            for path in paths:
+                for batch in pq.ParquetFile(open_file(path), buffer_size=READ_BUFFER, pre_buffer=False).iter_batches():
+                    whole.append(batch)
+        return
+    for number, path in enumerate(paths):
+        with path.open("rb") as part:
+            part.seek(header_bytes(path) if number and kind != "jsonl" else 0)
+            shutil.copyfileobj(part, file, READ_BUFFER)
+
+
+class TableWriter(ABC):
+    """Writes rows in the order they are given."""
+
+    def __init__(self, file: BinaryIO, schema: pa.Schema, results: pa.Schema) -> None:
+        self._file = file
+        self._schema = schema
+        self._results = results
+
+    def write(self, chunk: Chunk, results: pa.RecordBatch) -> None:
+        """Append the chunk's rows, each with its row of `results`; raises ValueError where rows or columns differ."""
+        for what, batch, schema in (
+            ("chunk.batch", chunk.batch, self._schema),
+            ("results", results, self._results),
+        ):
+            if not batch.schema.equals(schema):
+                raise ValueError(f"{what} has the columns {batch.schema}, not {schema}")
+        if results.num_rows != chunk.batch.num_rows:
+            raise ValueError(f"results has {results.num_rows} rows for a chunk of {chunk.batch.num_rows}")
+        self._append(chunk, results)
+
+    @abstractmethod
+    def _append(self, chunk: Chunk, results: pa.RecordBatch) -> None: ...
+
+    def close(self) -> None:
+        """Write what is left over; the file itself stays open."""
+        self._file.flush()
+
+
+class _CsvWriter(TableWriter):
+    """Fields are quoted only where they need it."""
+
+    delimiter = ","
+
+    def __init__(self, file: BinaryIO, schema: pa.Schema, results: pa.Schema) -> None:
+        super().__init__(file, schema, results)
+        self._lines: list[str] = []
+        # "\r\n" makes the module quote fields with either character, as it must; it hands over one record a call, so
+        # the record's own end can be cut to "\n".
+        sink = SimpleNamespace(write=lambda record: self._lines.append(record[:-2] + "\n"))
+        self._csv = csv.writer(sink, delimiter=self.delimiter, lineterminator="\r\n")
+        self._write([(*schema.names, *results.names)])
+
+    def _append(self, chunk: Chunk, results: pa.RecordBatch) -> None:
+        columns = [_texts(column)[0] for column in (*chunk.batch.columns, *results.columns)]
+        self._write(list(zip(*columns, strict=True)))
+
+    def _write(self, rows: Sequence[Sequence[str | None]]) -> None:
+        self._csv.writerows(rows)
+        self._check(rows)
+        self._file.write("".join(self._lines).encode())
+        self._lines.clear()
+
+    def _check(self, rows: Sequence[Sequence[str | None]]) -> None:
+        """Make of the rows' lines what readers of the format understand."""
+
+
+class _TsvWriter(_CsvWriter):
+    delimiter = "\t"
+
+    def _check(self, rows: Sequence[Sequence[str | None]]) -> None:
+        # All fields in quotes tell a reader that lines within one are no rows.
+        for row, line in enumerate(self._lines):
+            if "\n" in line[:-1] or "\r" in line:
+                self._lines[row] = all_quoted(rows[row], self.delimiter) + "\n"
+
+
+class _JsonWriter(TableWriter):
+    def _append(self, chunk: Chunk, results: pa.RecordBatch) -> None:
+        if chunk.lines is None:
+            bodies = json_bodies(chunk.batch)
+        else:
+            without = [row for row, line in enumerate(chunk.lines) if line is None]
+            others = iter(json_bodies(chunk.batch.take(pa.array(without, pa.int64()))))
+            bodies = [next(others) if line is None else line[1:-1].strip() for line in chunk.lines]
+        rows = zip(bodies, json_bodies(results), strict=True)
+        self._file.write("".join(f"{{{', '.join(filter(None, row))}}}\n" for row in rows).encode())
+
+
+class _GroupedParquet:
+    """Gathers batches into row groups of at least `_GROUP_ROWS` rows or `_GROUP_BYTES` bytes."""
+
+    def __init__(self, file: BinaryIO, schema: pa.Schema) -> None:
+        self._parquet = pq.ParquetWriter(file, schema)
+        self._waiting: list[pa.RecordBatch] = []
+
+    def append(self, batch: pa.RecordBatch) -> None:
+        self._waiting.append(batch)
+        rows = sum(batch.num_rows for batch in self._waiting)
+        if rows >= _GROUP_ROWS or sum(batch.nbytes for batch in self._waiting) >= _GROUP_BYTES:
+            self._flush()
+
+    def _flush(self) -> None:
+        if self._waiting:
+            self._parquet.write_table(pa.Table.from_batches(self._waiting))
+            self._waiting.clear()
+
+    def close(self) -> None:
+        try:
+            self._flush()
+        finally:
+            # An open one would be closed when it is collected, after its file.
+            self._parquet.close()
+
+
+class _ParquetWriter(TableWriter):
+    def __init__(self, file: BinaryIO, schema: pa.Schema, results: pa.Schema) -> None:
+        super().__init__(file, schema, results)
+        # Hugging Face datasets would cast the table to the columns it recorded, which lack the results.
+        metadata = {key: value for key, value in (schema.metadata or {}).items() if key != b"huggingface"}
+        self._whole = pa.schema([*schema, *results], metadata=metadata)
+        self._groups = _GroupedParquet(file, self._whole)
+
+    def _append(self, chunk: Chunk, results: pa.RecordBatch) -> None:
+        columns = [*chunk.batch.columns, *results.columns]
+        self._groups.append(pa.RecordBatch.from_arrays(columns, schema=self._whole))
+
+    def close(self) -> None:
+        self._groups.close()
+        super().close()
+
+
+_WRITERS: dict[str, type[TableWriter]] = {
+    "csv": _CsvWriter,
+    "tsv": _TsvWriter,
+    "jsonl": _JsonWriter,
+    "parquet": _ParquetWriter,
+}
+
+
+def json_bodies(batch: pa.RecordBatch) -> list[str]:
+    """Each row as a JSON object without its braces."""
+    columns = [
+        [f"{json_text(name)}: {value}" for value in _json_values(column)]
+        for name, column in zip(batch.schema.names, batch.columns, strict=True)
+    ]
+    return [", ".join(row) for row in zip(*columns, strict=True)] if columns else [""] * batch.num_rows
+
+
+def _json_values(column: pa.Array) -> list[str]:
+    """Each value as JSON."""
+    texts, is_string = _texts(column)
+    if is_string:
+        return ["null" if text is None else json_text(text) for text in texts]
+    return ["null" if text is None or text in _NOT_JSON else text for text in texts]
+
+
+def _texts(column: pa.Array) -> tuple[list[str | None], bool]:
+    """Each value as text, None for null; and whether JSON would quote it."""
+    kind = column.type
+    if isinstance(kind, pa.BaseExtensionType):
+        return _texts(column.storage)
+    if _is(kind, "dictionary"):
+        return _texts(column.dictionary_decode())
+    if _is(kind, "string", "large_string", "string_view"):
+        return column.to_pylist(), True
+    if _is(kind, "floating"):
+        texts = pc.cast(column, pa.string()).to_pylist()
+        # Arrow writes 1.0 as 1, which would be read back as an integer.
+        return [f"{text}.0" if text and text.lstrip("-").isdigit() else text for text in texts], False
+    if _is(kind, "boolean", "integer", "decimal", "duration"):
+        return pc.cast(column, pa.string()).to_pylist(), False
+    if _is(kind, "timestamp", "date", "time"):
+        return pc.cast(column, pa.string()).to_pylist(), True
+    if _is(kind, "list", "large_list", "fixed_size_list"):
+        items = iter(_json_values(column.flatten()))
+        lengths = pc.list_value_length(column).to_pylist()
+        return [None if length is None else f"[{', '.join(islice(items, length))}]" for length in lengths], False
+    if _is(kind, "struct"):
+        if not kind.num_fields:
+            return [None if value is None else "{}" for value in column.to_pylist()], False
+        bodies = json_bodies(pa.RecordBatch.from_arrays(column.flatten(), names=[field.name for field in kind]))
+        valid = column.is_valid().to_pylist()
+        return [f"{{{body}}}" if real else None for body, real in zip(bodies, valid, strict=True)], False
+    if _is(kind, "map"):
+        entries = pa.struct([("key", kind.key_type), ("value", kind.item_type)])
+        return _texts(column.cast(pa.list_(entries)))
+    values = column.to_pylist()
+    if _is(kind, "binary", "large_binary", "fixed_size_binary", "binary_view"):
+        return [None if value is None else base64.b64encode(value).decode() for value in values], True
+    return [None if value is None else json_text(value) for value in values], False
+
+
+def _is(kind: pa.DataType, *names: str) -> bool:
+    return any(getattr(pa.types, f"is_{name}")(kind) for name in names)

@@ -1,0 +1,366 @@
+"""`pabee-fast tune` as a user runs it, and `score` with what it stored."""
+
+import json
+import random
+import re
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from transformers import AutoTokenizer
+from typer.testing import CliRunner, Result
+
+import pabee_fast as pf
+from pabee_fast.cli import app
+from tests.conftest import tiny_model, tiny_stock
+
+WORDS = "a and bad film good is long the this was what very not it".split()  # noqa: SIM905 - words, not code
+OPTIONS = ["--epsilon", "0.3", "--delta", "0.1", "--dtype", "float32", "--device", "cpu"]
+
+
+def texts(rows: int, seed: int = 0) -> list[str]:
+    draw = random.Random(seed)
+    return [" ".join(draw.choices(WORDS, k=draw.randint(1, 12))) for _ in range(rows)]
+
+
+def write(path: Path, rows: list[str], labels: list[Any] | None = None) -> Path:
+    table: list[dict[str, Any]] = [{"text": text} for text in rows]
+    if labels is not None:
+        table = [row | {"label": label} for row, label in zip(table, labels, strict=True)]
+    path.write_text("".join(json.dumps(row) + "\n" for row in table))
+    return path
+
+
+def run(*words: object) -> Result:
+    return CliRunner().invoke(app, [str(word) for word in words])
+
+
+def error_of(result: Result) -> str:
+    assert isinstance(result.exception, pf.PabeeFastError), result.output
+    return str(result.exception)
+
+
+@pytest.fixture(scope="module")
+def untuned(tiny_tokenizer: Any, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("tune") / "model"
+    tiny_model("bert", vocab_size=len(tiny_tokenizer)).save_pretrained(folder)
+    tiny_tokenizer.save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def tuned(untuned: Path) -> tuple[Path, str]:
+    """A tuned model's directory, and what the command printed."""
+    folder = untuned.parent / "tuned"
+    shutil.copytree(untuned, folder)
+    table = write(untuned.parent / "calibration.jsonl", texts(200))
+    result = run("tune", table, "--model", folder, *OPTIONS)
+    assert result.exit_code == 0, result.output
+    return folder, " ".join(result.output.split())
+
+
+@pytest.fixture
+def model(untuned: Path, tmp_path: Path) -> Path:
+    """A copy that a test may change."""
+    return Path(shutil.copytree(untuned, tmp_path / "model"))
+
+
+def test_the_choice_is_printed_stored_and_written_with_what_it_holds_for(tuned: tuple[Path, str]) -> None:
+    folder, printed = tuned
+    guarantee = pf.guarantee_of(pf.from_pretrained(folder))
+    assert guarantee is not None
+    assert guarantee.policy != pf.FullDepth()
+    assert (guarantee.rows, guarantee.ordering_rows) == (150, 50)
+    assert (guarantee.conditions.dtype, guarantee.conditions.max_length) == ("float32", 48)
+    for words in (
+        "Frontier by 50 ordering rows", "Tests over 150 other rows", f"chosen: {guarantee.policy}", "at most 0.3",
+        "exchangeable with the calibration rows", "unseen by training and by fit", "tokens x layers",
+    ):  # fmt: skip
+        assert words in printed
+    figures = json.loads((folder / "tuning" / "frontier.json").read_text())
+    assert figures["guarantee"] == guarantee.entry()
+    assert figures["rows"] == 200
+    assert figures["device"].startswith("cpu")
+    assert any(step["policy"] == str(guarantee.policy) and step["passed"] for step in figures["tested"])
+    assert (folder / "tuning" / "frontier.svg").read_text().startswith("<?xml")
+
+
+def test_the_same_rows_and_seed_give_the_same_files(tuned: tuple[Path, str], model: Path) -> None:
+    folder, _ = tuned
+    table = folder.parent / "calibration.jsonl"
+    assert run("tune", table, "--model", model, *OPTIONS).exit_code == 0
+    for name in ("tuning/frontier.svg", "config.json"):
+        assert (model / name).read_text() == (folder / name).read_text()
+
+
+def test_score_uses_the_stored_policy_and_states_its_promise(tuned: tuple[Path, str], tmp_path: Path) -> None:
+    folder, _ = tuned
+    rows = texts(30, seed=1)
+    table, output = write(tmp_path / "in.jsonl", rows), tmp_path / "out.jsonl"
+    result = run("score", table, "--model", folder, "--output", output, "--dtype", "float32", "--device", "cpu")
+    assert result.exit_code == 0, result.output
+    loaded = pf.from_pretrained(folder)
+    guarantee = pf.guarantee_of(loaded)
+    assert guarantee is not None
+    assert f"policy {guarantee.policy}: stored with the model; {guarantee.statement()}" in result.output
+    scorer = pf.Scorer(loaded, AutoTokenizer.from_pretrained(folder), policy=guarantee.policy)
+    exits = [json.loads(line)["exit_layer"] for line in output.read_text().splitlines()]
+    assert exits == [row.exit_layer for row in scorer.score(rows)]
+    assert min(exits) < 6
+
+
+def test_a_policy_asked_for_goes_before_the_stored_one(tuned: tuple[Path, str], tmp_path: Path) -> None:
+    table = write(tmp_path / "in.jsonl", texts(3))
+    result = run("score", table, "--model", tuned[0], "--output", tmp_path / "out.csv", "--policy", "full-depth")
+    assert "policy full-depth: asked for" in result.output
+
+
+def other_weights(folder: Path) -> None:
+    model = pf.from_pretrained(folder)
+    with torch.no_grad():
+        model.exit_heads[0].bias[0] += 0.01
+    model.save_pretrained(folder)
+
+
+def other_tokenizer(folder: Path) -> None:
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    tokenizer.add_special_tokens({"additional_special_tokens": ["very"]})
+    tokenizer.save_pretrained(folder)
+
+
+@pytest.mark.filterwarnings("ignore:patience.6 leaves nowhere")
+@pytest.mark.parametrize(
+    ("change", "options", "says"),
+    [
+        (other_weights, [], "weights, heads or config are others"),
+        (other_tokenizer, [], "the tokenizer is another"),
+        (None, ["--max-length", "16"], "give max length 48"),
+        (None, ["--dtype", "bfloat16"], "give dtype float32"),
+    ],
+)
+def test_a_void_guarantee_is_not_used_and_score_says_once_why(
+    change: Any, options: list[str], says: str, tuned: tuple[Path, str], tmp_path: Path
+) -> None:
+    folder = Path(shutil.copytree(tuned[0], tmp_path / "model"))
+    if change is not None:
+        change(folder)
+    table = write(tmp_path / "in.jsonl", texts(3))
+    options = [*options, *([] if "--dtype" in options else ["--dtype", "float32"])]
+    result = run("score", table, "--model", folder, "--output", tmp_path / "out.csv", "--device", "cpu", *options)
+    assert result.exit_code == 0, result.output
+    assert result.output.count("is void here") == result.output.count(says) == 1
+    assert "policy full-depth: since what is stored with the model" in result.output
+
+
+def test_figures_and_a_stream_state_the_promise_too(tuned: tuple[Path, str], tmp_path: Path) -> None:
+    folder, _ = tuned
+    guarantee = pf.guarantee_of(pf.from_pretrained(folder))
+    assert guarantee is not None
+    table = write(tmp_path / "in.jsonl", texts(3))
+    options = ["--model", folder, "--dtype", "float32", "--device", "cpu"]
+    result = run("score", table, *options, "--output", tmp_path / "out.csv", "--log-format", "json")
+    [end] = [json.loads(line) for line in result.stderr.splitlines() if '"end"' in line]
+    assert end["policy"]["name"] == str(guarantee.policy) and guarantee.statement() in end["policy"]["reason"]
+    result = CliRunner().invoke(app, ["score", "-", *map(str, options), "--output", "-"], input=table.read_text())
+    assert f"policy {guarantee.policy}: stored with the model; {guarantee.statement()}" in result.stderr
+    assert len(result.stdout.splitlines()) == 3
+
+
+@pytest.mark.parametrize(
+    ("options", "says"),
+    [
+        ({"num_hidden_layers": 7}, "policy patience:6: the default, since `pabee-fast tune` has stored none"),
+        ({}, "policy full-depth: since `pabee-fast tune` has stored none .* patience:6, leaves nowhere in 6 layers"),
+        ({"num_labels": 1, "num_hidden_layers": 7}, "policy full-depth: since .* needs a threshold for values"),
+    ],
+)
+def test_without_a_stored_policy_score_says_what_it_does_and_why(
+    options: dict[str, int], says: str, tiny_tokenizer: Any, tmp_path: Path
+) -> None:
+    tiny_model("bert", vocab_size=len(tiny_tokenizer), **options).save_pretrained(tmp_path / "model")
+    tiny_tokenizer.save_pretrained(tmp_path / "model")
+    table = write(tmp_path / "in.jsonl", texts(3))
+    result = run("score", table, "--model", tmp_path / "model", "--output", tmp_path / "out.csv")
+    assert re.search(says, result.output), result.output
+
+
+def test_a_promise_for_single_texts_is_void_for_pairs(tuned: tuple[Path, str], tmp_path: Path) -> None:
+    rows = [{"text": one, "other": two} for one, two in zip(texts(3), texts(3, seed=1), strict=True)]
+    table = tmp_path / "in.jsonl"
+    table.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    options = ["--model", tuned[0], "--dtype", "float32", "--output", tmp_path / "out.csv"]
+    result = run("score", table, *options, "--text-pair-column", "other")
+    assert "void here: it was made with single texts and these are pairs of texts" in result.output
+    assert "stored with the model; " in run("score", table, *options, "--overwrite").output
+
+
+def test_labels_that_no_risk_looks_at_are_refused(model: Path, tmp_path: Path) -> None:
+    table = write(tmp_path / "in.jsonl", texts(200), [0] * 200)
+    assert "--risk accuracy-loss" in error_of(run("tune", table, "--model", model, "--label-column", "label", *OPTIONS))
+
+
+def test_a_place_that_cannot_be_written_is_named_before_anything_runs(
+    model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("pabee_fast.calibration.tune.load_scorer", lambda *_, **__: pytest.fail("loaded"))
+    table = write(tmp_path / "in.jsonl", texts(200))
+    (tmp_path / "file").touch()
+    command = ["tune", table, "--model", model, *OPTIONS]
+    assert "file is a file" in error_of(run(*command, "--output", tmp_path / "file" / "tuning"))
+    monkeypatch.setattr("os.access", lambda path, mode: Path(path) != model)
+    assert f"no permission to write to {model}" in error_of(run(*command))
+
+
+def test_info_tells_the_stored_policy(tuned: tuple[Path, str], model: Path) -> None:
+    guarantee = pf.guarantee_of(pf.from_pretrained(tuned[0]))
+    assert guarantee is not None
+    assert f"{guarantee.policy}; {guarantee.statement()}" in run("info", "--model", tuned[0]).output
+    assert "none stored" in run("info", "--model", model).output
+
+
+def test_a_table_shows_its_numbers_in_80_columns(tuned: tuple[Path, str]) -> None:
+    """A terminal's width, and that of a log; policies wrap."""
+    assert "…" not in tuned[1]
+
+
+def test_labels_bound_the_loss_of_accuracy_and_other_rows_may_choose(model: Path, tmp_path: Path) -> None:
+    names = list(pf.from_pretrained(model).config.label2id)
+    labels = [names[i % 3] for i in range(100)]
+    table = write(tmp_path / "in.jsonl", texts(100), labels)
+    order = write(tmp_path / "order.jsonl", texts(40, seed=2), labels[:40])
+    options = ["--risk", "accuracy-loss", "--label-column", "label", "--order", order, "--plot", "png"]
+    result = run("tune", table, "--model", model, *options, "--output", tmp_path / "here", *OPTIONS)
+    assert result.exit_code == 0, result.output
+    guarantee = pf.guarantee_of(pf.from_pretrained(model))
+    assert guarantee is not None
+    assert (guarantee.risk.name, guarantee.rows, guarantee.ordering_rows) == ("accuracy-loss", 100, 40)
+    found = json.loads((tmp_path / "here" / "frontier.json").read_text())
+    assert f"full depth is right on {found['full_depth_accuracy']:.1%} of these rows" in result.output
+    assert (tmp_path / "here" / "frontier.png").read_bytes().startswith(b"\x89PNG")
+    assert not (model / "tuning").exists()
+
+
+def test_regression_is_tuned_by_distance(tiny_tokenizer: Any, tmp_path: Path) -> None:
+    tiny_model("bert", vocab_size=len(tiny_tokenizer), num_labels=1).save_pretrained(tmp_path / "model")
+    tiny_tokenizer.save_pretrained(tmp_path / "model")
+    table = write(tmp_path / "in.jsonl", texts(80))
+    command = ["tune", table, "--model", tmp_path / "model", *OPTIONS]
+    assert "in units of the output" in error_of(run(*command))
+    assert "answers with values" in error_of(run(*command, "--risk", "disagreement"))
+    result = run(*command, "--tolerance", "0.5")
+    assert result.exit_code == 0, result.output
+    guarantee = pf.guarantee_of(pf.from_pretrained(tmp_path / "model"))
+    assert guarantee is not None
+    assert (guarantee.risk.name, guarantee.risk.tolerance) == ("distance", 0.5)
+
+
+def test_a_trace_stands_for_the_table_and_one_of_another_model_is_refused(model: Path, tmp_path: Path) -> None:
+    loaded, tokenizer = pf.from_pretrained(model), AutoTokenizer.from_pretrained(model)
+    pf.trace(loaded, tokenizer, texts(200), max_length=20).save(tmp_path / "own.safetensors")
+    result = run("tune", "--model", model, "--trace", tmp_path / "own.safetensors", *OPTIONS)
+    assert result.exit_code == 0, result.output
+    guarantee = pf.guarantee_of(pf.from_pretrained(model))
+    assert guarantee is not None
+    assert guarantee.conditions.max_length == 20
+    table = write(tmp_path / "order.jsonl", texts(60, seed=3))
+    given = ["tune", "--model", model, "--trace", tmp_path / "own.safetensors", *OPTIONS]
+    assert run(*given, "--order", table).exit_code == 0
+    assert "cut at 20 tokens" in error_of(run(*given, "--max-length", "48"))
+    labelled = ("--risk", "accuracy-loss", "--label-column", "stars")
+    assert "'stars': a trace holds its labels" in error_of(run(*given, *labelled))
+    assert "was made in float32" in error_of(run(*given, "--dtype", "bfloat16"))
+    other_weights(model)
+    refused = run("tune", "--model", model, "--trace", tmp_path / "own.safetensors", *OPTIONS)
+    assert "was not made with this model" in error_of(refused)
+
+
+def test_nothing_is_stored_unless_wanted(model: Path, tmp_path: Path) -> None:
+    before = (model / "config.json").read_text()
+    table = write(tmp_path / "in.jsonl", texts(60))
+    result = run("tune", table, "--model", model, "--no-store", "--output", tmp_path, *OPTIONS)
+    assert result.exit_code == 0, result.output
+    assert (model / "config.json").read_text() == before
+    assert "stored in" not in result.output
+
+
+@pytest.mark.parametrize(
+    ("options", "says"),
+    [
+        (["--epsilon", "0.01"], "needs 230 even if none of them is wrong, 306 in all"),
+        (["--epsilon", "1.5"], "epsilon=1.5"),
+        (["--order-share", "0"], "order share=0.0"),
+        (["--risk", "accuracy-loss"], "--label-column"),
+        (["--risk", "wrongness"], "disagreement, accuracy-loss, distance"),
+        (["--plot", "pdf"], "svg or png"),
+        (["--order", "other.jsonl", "--order-share", "0.5"], "order share 0.5: the rows of other.jsonl choose"),
+        (["--order", "TABLE"], "let --order-share split"),
+        (["--trace", "x.safetensors"], "either a table"),
+        (["--risk", "accuracy-loss", "--label-column", "label"], "no label column 'label'"),
+        (["--text-column", "review"], "'review'"),
+        (["--tolerance", "3"], "tolerance=3.0: it belongs to the risk 'distance'"),
+        (["--risk", "distance", "--tolerance", "3"], "on a model that answers with labels"),
+        (["--seed", "99999999999999999999"], "seed=99999999999999999999: give a whole number from 0"),
+    ],
+)
+def test_bad_input_names_the_fix_runs_and_stores_nothing(
+    options: list[str], says: str, model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delattr("pabee_fast.runtime.engine.Engine.every_head")
+    before = sorted(path.name for path in model.iterdir())
+    table = write(tmp_path / "in.jsonl", texts(60))
+    options = [str(table) if word == "TABLE" else word for word in options]
+    assert says in error_of(run("tune", table, "--model", model, *OPTIONS, *options))
+    assert sorted(path.name for path in model.iterdir()) == before
+
+
+def test_a_model_that_cannot_keep_a_guarantee_is_refused_before_any_work(tiny_tokenizer: Any, tmp_path: Path) -> None:
+    table = write(tmp_path / "in.jsonl", texts(60))
+    assert "no model directory" in error_of(run("tune", table, "--model", "somebody/model"))
+    tiny_stock("bert").save_pretrained(tmp_path / "stock")
+    assert "has no heads" in error_of(run("tune", table, "--model", tmp_path / "stock"))
+
+
+def test_too_few_rows_are_refused_before_the_model_runs(
+    model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delattr("pabee_fast.runtime.engine.Engine.every_head")
+    table = write(tmp_path / "in.jsonl", texts(250))
+    refused = error_of(run("tune", table, "--model", model, "--epsilon", 0.01, "--delta", 0.1))
+    assert "188 rows are left to test with" in refused and "306 in all" in refused
+
+
+def test_labels_that_are_all_the_same_are_refused_before_the_model_runs(
+    model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delattr("pabee_fast.runtime.engine.Engine.every_head")
+    table = write(tmp_path / "in.jsonl", texts(60), [1] * 60)
+    words = ("--risk", "accuracy-loss", "--label-column", "label")
+    assert "the labels of all rows are the same" in error_of(run("tune", table, "--model", model, *OPTIONS, *words))
+
+
+def test_a_config_that_was_cut_is_named(model: Path, tmp_path: Path) -> None:
+    (model / "config.json").write_text('{"pabee_fast": {')
+    table = write(tmp_path / "in.jsonl", texts(60))
+    assert "config.json is no JSON" in error_of(run("tune", table, "--model", model, *OPTIONS))
+
+
+def test_rows_that_fit_has_learned_from_are_refused_unless_they_are_allowed(model: Path, tmp_path: Path) -> None:
+    learned, unseen = tmp_path / "learned", tmp_path / "unseen"
+    for folder, seed in ((learned, 1), (unseen, 2)):
+        folder.mkdir()
+        for part in range(2):
+            write(folder / f"{part}.jsonl", texts(100, seed + 10 * part))
+    fitted = tmp_path / "fitted"
+    assert run("fit", learned, "--model", model, "--output", fitted, "--device", "cpu").exit_code == 0
+    assert "has learned from" in error_of(run("tune", learned / "*.jsonl", "--model", fitted, *OPTIONS))
+    for table, options, words in (
+        (unseen, (), r"fit or train has learned from \d+ of 1\d\d rows that could be looked up"),
+        (learned, ("--allow-learned",), r"fit or train has learned from (1\d\d) of \1 rows"),
+    ):
+        result = run("tune", table, "--model", fitted, *OPTIONS, *options)
+        assert result.exit_code == 0, result.output
+        assert re.search(words, " ".join(result.output.split())), result.output
+    looked_up = json.loads((fitted / "tuning" / "frontier.json").read_text())["looked_up"]
+    assert looked_up["rows"] == looked_up["learned"] > 100
