@@ -34,7 +34,8 @@ import numpy as np
 import torch
 
 from bench import job_cases, kills, timing
-from pabee_fast.jobs.executors import Executor, LocalExecutor
+from pabee_fast.jobs.executor import Executor
+from pabee_fast.jobs.executors import LocalExecutor
 from pabee_fast.jobs.job import Columns, Job, JobOptions, Progress, Summary
 from pabee_fast.jobs.recipe import Recipe
 from pabee_fast.policies import parse_policy

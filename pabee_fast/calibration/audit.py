@@ -6,28 +6,10 @@ Knows counts and probabilities; knows nothing of models.
 import math
 import zlib
 from collections.abc import Callable
-from dataclasses import dataclass
 
 import numpy as np
 
 CONFIDENCE = 0.95
-
-
-@dataclass(frozen=True)
-class Promise:
-    """What was promised of a policy: that at most a share `epsilon` of the rows pays for leaving early.
-
-    An audit can contradict it only where it is about disagreement with full depth: `is_of_disagreement`. `tolerance`:
-    by how much values may differ without counting (regression).
-    """
-
-    epsilon: float
-    is_of_disagreement: bool
-    tolerance: float | None = None
-
-    def is_contradicted(self, disagreed: int, audited: int) -> bool:
-        """Whether so many disagreements are more than the promise and chance explain."""
-        return self.is_of_disagreement and interval(disagreed, audited)[0] > self.epsilon
 
 
 def chosen(file: str, first_row: int, rows: int, share: float) -> np.ndarray:

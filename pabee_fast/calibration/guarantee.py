@@ -9,6 +9,7 @@ from typing import Any
 
 from transformers import PreTrainedModel
 
+from pabee_fast.calibration.audit import interval
 from pabee_fast.calibration.risks import Risk
 from pabee_fast.errors import CheckpointError, InputError
 from pabee_fast.models.heads import CONFIG_ENTRY
@@ -57,6 +58,15 @@ class Guarantee:
     def why_void(self, now: Conditions) -> list[str]:
         """Why it does not hold under the conditions of `now`, in words; empty where it does."""
         return self.conditions.differences(now)
+
+    @property
+    def is_of_disagreement(self) -> bool:
+        """Whether it speaks of what an audit sees: answers that are not those of full depth."""
+        return self.risk.name != "accuracy-loss"
+
+    def is_contradicted(self, disagreed: int, audited: int) -> bool:
+        """Whether so many disagreements among audited rows are more than the guarantee and chance explain."""
+        return self.is_of_disagreement and interval(disagreed, audited)[0] > self.epsilon
 
     def entry(self) -> dict[str, Any]:
         """What the config holds; JSON values only."""

@@ -12,6 +12,7 @@ from pabee_fast.calibration.calibrate import ORDER_SHARE, Calibration, calibrate
 from pabee_fast.calibration.guarantee import check_directory, store_guarantee
 from pabee_fast.calibration.plots import frontier_figure, save_figure, styled
 from pabee_fast.calibration.risks import Risk
+from pabee_fast.calibration.stored import TUNING
 from pabee_fast.calibration.trace import Trace, trace
 from pabee_fast.errors import InputError
 from pabee_fast.extras import require
@@ -22,7 +23,6 @@ from pabee_fast.scoring.load import Setting, load_scorer
 from pabee_fast.scoring.scorer import Scorer
 from pabee_fast.tables.durable import check_writable
 from pabee_fast.tables.read import USUAL, Reading
-from pabee_fast.training.directory import TUNING
 
 ASSUMPTION = (
     "The promise is for rows that are exchangeable with the calibration rows: drawn from the same source in the same "

@@ -147,12 +147,12 @@ def _stream(
         with open_executor(recipe, devices, engine, workers) as executor:
             print(plain(policy_line(executor.about)), file=sys.stderr)
             tally = score_stream(source, sys.stdout.buffer, columns, executor, max_errors)
-            promise = executor.about.promise
+            guarantee = executor.about.guarantee
     except KeyboardInterrupt:
         print("pabee-fast: stopped", file=sys.stderr)
         raise typer.Exit(130) from None
     if tally.audited:
-        print("\n".join(audit_lines(tally, promise)), file=sys.stderr)
+        print("\n".join(audit_lines(tally, guarantee)), file=sys.stderr)
     none = ": none could be scored, see the field error of each" if tally.errors == tally.rows > 0 else ""
     print(f"{tally.rows} rows, {tally.errors} with errors{none}", file=sys.stderr)
 

@@ -43,12 +43,12 @@ def summary_lines(summary: Any, about: Any, place: object) -> list[str]:
         lines.append(f"{tally.failed} of them failed in computing: --retry-errors does their parts again")
     if tally.audited:
         audit, share = summary.spent.audit, summary.spent.audit / max(summary.spent.compute, 1e-9)
-        lines += audit_lines(tally, about.promise, f"; it cost {audit:.2f} s, {share:.1%} on top of computing")
+        lines += audit_lines(tally, about.guarantee, f"; it cost {audit:.2f} s, {share:.1%} on top of computing")
     return [*lines, f"wrote {place}"]
 
 
 def policy_line(about: Any) -> str:
-    """When rows leave, why by this rule, and what is promised of it."""
+    """When rows leave, why by this rule, and what is guaranteed of it."""
     return f"policy {about.identity['policy']}: {about.policy_reason}"
 
 
@@ -66,7 +66,7 @@ def summary_figures(summary: Any, about: Any, place: object) -> dict[str, Any]:
         "mean_exit_layer": round(tally.mean_exit_layer, 4) if tally.exits else None,
         "exits": {str(layer): count for layer, count in sorted(tally.exits.items())},
         "spent": {**{name: round(value, 3) for name, value in vars(spent).items()}, "wait": round(summary.wait, 3)},
-        "audit": _audit_figures(tally, about.promise),
+        "audit": _audit_figures(tally, about.guarantee),
         "policy": {"name": about.identity["policy"], "reason": about.policy_reason},
         "device": about.device,
         "settings": about.identity,
@@ -84,7 +84,7 @@ def _time(summary: Any) -> str:
     )
 
 
-def audit_lines(tally: Any, promise: Any, cost: str = "") -> list[str]:
+def audit_lines(tally: Any, guarantee: Any, cost: str = "") -> list[str]:
     """How often an early answer is not the one at full depth, what that says of all rows, and what it cost."""
     low, high = interval(tally.disagreed, tally.audited)
     share = tally.disagreed / tally.audited
@@ -92,22 +92,22 @@ def audit_lines(tally: Any, promise: Any, cost: str = "") -> list[str]:
         f"audit: {tally.disagreed} of {tally.audited} rows disagree with full depth, {share:.3%} ({CONFIDENCE:.0%} "
         f"interval {low:.3%} to {high:.3%}){cost}"
     ]
-    if promise is not None and promise.is_contradicted(tally.disagreed, tally.audited):
+    if guarantee is not None and guarantee.is_contradicted(tally.disagreed, tally.audited):
         lines.append(
-            f"WARNING: the guarantee stored with the model says at most {promise.epsilon:.3%}, and these rows "
+            f"WARNING: the guarantee stored with the model says at most {guarantee.epsilon:.3%}, and these rows "
             "contradict it: they are unlike those it was calibrated on. Run `pabee-fast tune` on rows like these, or "
             "use --policy full-depth"
         )
-    elif promise is not None and promise.is_of_disagreement:
-        lines.append(f"the audit does not contradict the guarantee of at most {promise.epsilon:.3%}")
+    elif guarantee is not None and guarantee.is_of_disagreement:
+        lines.append(f"the audit does not contradict the guarantee of at most {guarantee.epsilon:.3%}")
     return lines
 
 
-def _audit_figures(tally: Any, promise: Any) -> dict[str, Any] | None:
+def _audit_figures(tally: Any, guarantee: Any) -> dict[str, Any] | None:
     if not tally.audited:
         return None
     low, high = interval(tally.disagreed, tally.audited)
-    contradicted = promise is not None and promise.is_contradicted(tally.disagreed, tally.audited)
+    contradicted = guarantee is not None and guarantee.is_contradicted(tally.disagreed, tally.audited)
     return {
         "rows": tally.audited,
         "disagreed": tally.disagreed,

@@ -14,7 +14,7 @@ import pyarrow as pa
 
 from pabee_fast.errors import InputError, JobError
 from pabee_fast.jobs.columns import prefixed, result_schema
-from pabee_fast.jobs.executors import Executor
+from pabee_fast.jobs.executor import Executor
 from pabee_fast.jobs.manifest import Manifest
 from pabee_fast.jobs.output import Output
 from pabee_fast.jobs.parts import run_parts

@@ -21,6 +21,7 @@ from typing import Any
 from pabee_fast.errors import JobError
 from pabee_fast.tables.durable import NO_LINK, reached, sha256_of, sync_directory
 from pabee_fast.tables.read import Place
+from pabee_fast.tables.source import Part
 
 try:
     import fcntl
@@ -36,22 +37,14 @@ _BEGINNING = b'{"chain": "'
 
 
 @dataclass(frozen=True)
-class PartRecord:
+class PartRecord(Part):
     """A durable part: which rows it holds, and the file they are in.
 
-    index, file  its number in the job, its input file's
-    first_row    its first row's number in that file
-    rows, end    how many rows, and where the next part begins
     name         of its file, in the manifest's directory
     size, hash   of that file
     tally        its counts, as JSON
     """
 
-    index: int
-    file: int
-    first_row: int
-    rows: int
-    end: Place
     name: str
     size: int
     hash: str

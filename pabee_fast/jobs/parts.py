@@ -14,7 +14,7 @@ from concurrent.futures import Future
 import pyarrow as pa
 
 from pabee_fast.errors import WorkerDied
-from pabee_fast.jobs.executors import Executor
+from pabee_fast.jobs.executor import Executor
 from pabee_fast.jobs.worker import Scored, Seconds, Task
 from pabee_fast.scoring.scorer import Tally
 from pabee_fast.tables.open import Chunk

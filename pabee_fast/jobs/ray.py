@@ -15,7 +15,7 @@ import numpy as np
 import pyarrow as pa
 
 from pabee_fast.errors import InputError, WorkerDied
-from pabee_fast.jobs.executors import Executor, same_everywhere
+from pabee_fast.jobs.executor import Executor, same_everywhere
 from pabee_fast.jobs.process import TRIES
 from pabee_fast.jobs.recipe import Recipe
 from pabee_fast.jobs.worker import UNDER_WAY, About, Scored, Task
@@ -165,7 +165,7 @@ class BatchScorer:
 
     Args:
         model: a model directory or hub id, seen by every machine.
-        policy: when a row has settled; a policy, or its spelling on the command line; None: as `load_scorer` says.
+        policy: when a row has settled; a policy, or its spelling on the command line; None: as `choose_policy` says.
         text_columns: one column's name, or two for pairs.
         prefix: put before the names of the result columns.
         all_scores: whether there is a column `score_LABEL` for every label.

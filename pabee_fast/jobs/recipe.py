@@ -5,9 +5,10 @@ from dataclasses import dataclass, replace
 
 import torch
 
+from pabee_fast.calibration.stored import Choice, choose_policy
 from pabee_fast.errors import InputError
 from pabee_fast.jobs.worker import About, Worker
-from pabee_fast.policies import Policy
+from pabee_fast.policies import FullDepth, Policy
 from pabee_fast.runtime.device import choose_device
 from pabee_fast.scoring.load import Setting, load_scorer
 
@@ -19,7 +20,8 @@ this at its first product: what is set already, or a product before, wins."""
 
 @dataclass(frozen=True)
 class Recipe:
-    """What a worker is made from, in whatever process: the arguments of `load_scorer`, `Setting.choose` and `Worker`.
+    """What a worker is made from, in whatever process: the arguments of `load_scorer`, `choose_policy`,
+    `Setting.choose` and `Worker`. Without a policy it is the one stored with the model, see `choose_policy`.
 
     `threads` are the CPU threads that the model computes with; None: torch's own choice.
     """
@@ -41,21 +43,21 @@ class Recipe:
             raise InputError(f"audit={self.audit}: give a share of the rows, from 0 to 1")
 
     def worker(self) -> tuple[Worker, About]:
-        """Loads the model; raises what `load_scorer` raises."""
+        """Loads the model; raises what `load_scorer` and `choose_policy` raise."""
         os.environ.setdefault(*_PRIMITIVES)
         if self.threads is not None:
             torch.set_num_threads(self.threads)
         setting = Setting.choose(self.device, self.dtype)
         scorer = load_scorer(
             self.model,
-            self.policy,
+            self.policy or FullDepth(),
             setting,
             max_length=self.max_length,
             token_budget=self.token_budget,
             window=self.window,
-            texts=self.texts,
         )
-        worker = Worker(scorer, all_scores=self.all_scores, audit=self.audit)
+        choice = Choice(scorer.policy) if self.policy is not None else choose_policy(scorer, self.texts)
+        worker = Worker(scorer, choice, all_scores=self.all_scores, audit=self.audit)
         return worker, worker.about(setting)
 
 

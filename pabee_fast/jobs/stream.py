@@ -14,7 +14,7 @@ import pyarrow as pa
 
 from pabee_fast.errors import InputError, JobError
 from pabee_fast.jobs.columns import prefixed
-from pabee_fast.jobs.executors import Executor
+from pabee_fast.jobs.executor import Executor
 from pabee_fast.jobs.job import Columns
 from pabee_fast.jobs.worker import Scored, Task
 from pabee_fast.scoring.scorer import Tally

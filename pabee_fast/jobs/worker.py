@@ -20,8 +20,10 @@ import torch
 import transformers
 
 import pabee_fast
-from pabee_fast.calibration.audit import Promise, chosen
+from pabee_fast.calibration.audit import chosen
+from pabee_fast.calibration.guarantee import Guarantee
 from pabee_fast.calibration.risks import answers_differ
+from pabee_fast.calibration.stored import Choice
 from pabee_fast.jobs.columns import result_columns, result_schema
 from pabee_fast.policies import FullDepth, Policy
 from pabee_fast.runtime.pack import PackedBatch
@@ -79,7 +81,7 @@ class About:
     device: str
     dtype_reason: str
     policy_reason: str
-    promise: Promise | None
+    guarantee: Guarantee | None
 
 
 class Worker:
@@ -88,22 +90,25 @@ class Worker:
     Args:
         scorer: what scores.
         all_scores: whether the results have a column for each label.
+        choice: why it has its policy, and what is guaranteed of it; None: the policy was asked for.
         audit: the share of rows that also run to full depth. In regression, values disagree where they differ by more
-            than what a stored promise tolerates, or else than the policy's threshold.
+            than what a guarantee tolerates, or else than the policy's threshold.
         on_rows: told how many rows are done, and the sum of their exit layers; from any thread.
     """
 
     def __init__(
         self,
         scorer: Scorer,
+        choice: Choice | None = None,
         *,
         all_scores: bool = False,
         audit: float = 0.0,
         on_rows: Callable[[int, int], None] = lambda rows, layers: None,
     ) -> None:
         self.scorer, self.audit, self.on_rows = scorer, audit, on_rows
-        promised = scorer.promise.tolerance if scorer.promise else None
-        self._tolerance = promised or getattr(scorer.policy, "threshold", None) or 0.0
+        self.choice = choice or Choice(scorer.policy)
+        tolerated = self.choice.guarantee and self.choice.guarantee.risk.tolerance
+        self._tolerance = tolerated or getattr(scorer.policy, "threshold", None) or 0.0
         self.schema = result_schema(scorer.labels, scorer.engine.kind, all_scores=all_scores)
         self._device = ThreadPoolExecutor(1, "device", initializer=self._use_device)
         self._copies = torch.cuda.Stream(scorer.engine.device) if scorer.engine.device.type == "cuda" else None
@@ -111,7 +116,7 @@ class Worker:
 
     def about(self, setting: Setting) -> About:
         """What this worker runs."""
-        return about(self.scorer, setting, self.schema)
+        return about(self.scorer, self.choice, setting, self.schema)
 
     def score(self, task: Task) -> Scored:
         """The results of a task's rows; may be called by several threads at once.
@@ -187,7 +192,7 @@ class Worker:
         return int(answers_differ(answers.logits[early], full, engine.kind, self._tolerance).sum())
 
 
-def about(scorer: Scorer, setting: Setting, schema: pa.Schema) -> About:
+def about(scorer: Scorer, choice: Choice, setting: Setting, schema: pa.Schema) -> About:
     """Everything of a scorer that changes results, by the names that a message tells."""
     engine, conditions = scorer.engine, scorer.conditions()
     identity = {
@@ -210,6 +215,6 @@ def about(scorer: Scorer, setting: Setting, schema: pa.Schema) -> About:
         engine.device.type,
         setting.device_name,
         setting.dtype_reason,
-        scorer.policy_reason,
-        scorer.promise,
+        choice.reason,
+        choice.guarantee,
     )

@@ -1,17 +1,15 @@
 """A scorer from a model directory, and in words what it runs on."""
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import torch
 from transformers import PretrainedConfig, PreTrainedModel
 
-from pabee_fast.calibration.audit import Promise
-from pabee_fast.calibration.guarantee import guarantee_of
 from pabee_fast.errors import InputError
 from pabee_fast.modeling.directory import read_config
 from pabee_fast.modeling.load import load_classifier
-from pabee_fast.models.heads import classifies, has_heads
-from pabee_fast.policies import FullDepth, Patience, Policy
+from pabee_fast.models.heads import classifies
+from pabee_fast.policies import Policy
 from pabee_fast.runtime import ops
 from pabee_fast.runtime.device import choose_device, choose_dtype
 from pabee_fast.runtime.layers import choose_layers
@@ -64,10 +62,6 @@ class Setting:
         return f"{variant} where they are post-norm blocks ({why})"
 
 
-DEFAULT_POLICY = Patience(6)
-"""Where a model brings none: the one of the published tables."""
-
-
 def load_model(model: str, setting: Setting) -> PreTrainedModel:
     """The classifier of a model directory or hub id, of texts or images, in evaluation mode; with its heads if it has
     any.
@@ -90,68 +84,28 @@ def _load_model(model: str, config: PretrainedConfig, setting: Setting) -> PreTr
 
 def load_scorer(
     model: str,
-    policy: Policy | None,
+    policy: Policy,
     setting: Setting,
     *,
     max_length: int | None = None,
     token_budget: int | None = None,
     window: int | None = None,
-    texts: int | None = None,
 ) -> Scorer:
-    """A scorer for a model directory or hub id. One without heads serves policies that need none.
-
-    Without a policy it takes the one that `pabee-fast tune` stored with the model. If its guarantee does not hold here,
-    no row leaves early, since whoever asked for a promise has answers to lose; DEFAULT_POLICY where none is stored. The
-    scorer's `policy_reason` says which and why.
-
-    Args:
-        texts: how many a row has, 2 of pairs, since a stored guarantee holds for rows of its kind; None: not known.
+    """Load a scorer from a model directory or hub id. A model without heads serves policies that need none.
 
     Raises:
-        CheckpointError: heads or a stored policy that are absent or broken.
+        CheckpointError: heads that are absent or broken.
         InputError: no such directory, no tokenizer or no safetensors in it, or a policy that does not fit.
     """
     config, _ = read_config(model)
     if classifies(config) == "images":
         raise InputError(f"model {model!r} classifies images, and rows are texts: use pf.accelerate(model, policy)")
     tokenizer = load_tokenizer(model)
-    loaded = _load_model(model, config, setting)
-    scorer = Scorer(
-        loaded,
+    return Scorer(
+        _load_model(model, config, setting),
         tokenizer,
-        policy=policy or FullDepth(),
+        policy=policy,
         max_length=max_length,
         token_budget=token_budget,
         window=window or WINDOWS.get(setting.device.type, 1_024),
     )
-    if policy is None:
-        scorer.policy = scorer.engine.check(_stored_or_default(scorer, texts))
-    return scorer
-
-
-def _default(scorer: Scorer) -> Policy:
-    """DEFAULT_POLICY where it can let rows leave; else, without heads to ask for, full depth. The reason is told."""
-    layers, none_stored = len(scorer.engine.layers), "since `pabee-fast tune` has stored none with the model"
-    if not has_heads(scorer.model) or (scorer.engine.kind != "value" and layers > DEFAULT_POLICY.patience):
-        scorer.policy_reason = f"the default, {none_stored}"
-        return DEFAULT_POLICY
-    why = "needs a threshold for values" if scorer.engine.kind == "value" else f"leaves nowhere in {layers} layers"
-    scorer.policy_reason = f"{none_stored}, and the default, {DEFAULT_POLICY}, {why}; name a policy by --policy"
-    return FullDepth()
-
-
-def _stored_or_default(scorer: Scorer, texts: int | None) -> Policy:
-    """The policy of a scorer that was given none; the scorer is told the reason for it, and what it promises."""
-    guarantee = guarantee_of(scorer.model)
-    if guarantee is None:
-        return _default(scorer)
-    void = guarantee.why_void(replace(scorer.conditions(), texts=texts))
-    if void:
-        scorer.policy_reason = (
-            f"since what is stored with the model ({guarantee.policy}) is void here: {'; '.join(void)}; run "
-            "`pabee-fast tune` again to have a guarantee, or name a policy by --policy"
-        )
-        return FullDepth()
-    scorer.policy_reason = f"stored with the model; {guarantee.statement()}"
-    scorer.promise = Promise(guarantee.epsilon, guarantee.risk.name != "accuracy-loss", guarantee.risk.tolerance)
-    return guarantee.policy

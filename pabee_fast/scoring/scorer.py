@@ -11,7 +11,6 @@ import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from pabee_fast.arguments import require_whole
-from pabee_fast.calibration.audit import Promise
 from pabee_fast.errors import InputError
 from pabee_fast.models.heads import require_evaluation
 from pabee_fast.policies import FullDepth, Policy
@@ -118,8 +117,6 @@ class Scorer:
         require_whole("max_length", self.max_length, at_least=tokenizer.num_special_tokens_to_add(pair=True) + 2)
         require_whole("window", window, at_least=1)
         self.window = window
-        self.policy_reason = "asked for"
-        self.promise: Promise | None = None
         self.encoder = Encoder(tokenizer, self.max_length, model)
         self.labels = label_names(model.config)
         self.tally = Tally()

@@ -14,7 +14,6 @@ from typing import Any
 import pyarrow as pa
 
 from pabee_fast.errors import InputError
-from pabee_fast.jobs.manifest import PartRecord
 from pabee_fast.tables.files import Found
 from pabee_fast.tables.folders import InFolders
 from pabee_fast.tables.jsonl import JsonTable, scan_json
@@ -26,7 +25,12 @@ _SAMPLE = 64 * 2**10
 
 @dataclass(frozen=True)
 class Part:
-    """A range of a file's rows, the one unit of planning, durability, retry and distribution."""
+    """A range of a file's rows, the one unit of planning, durability, retry and distribution.
+
+    index, file  its number in the job, its input file's
+    first_row    its first row's number in that file
+    rows, end    how many rows, and where the next part begins
+    """
 
     index: int
     file: int
@@ -113,7 +117,7 @@ class Source:
             for path in self.paths
         ]
 
-    def parts(self, part_rows: int, part_bytes: int, done: Mapping[int, PartRecord]) -> Parts:
+    def parts(self, part_rows: int, part_bytes: int, done: Mapping[int, Part]) -> Parts:
         """The parts that are not done yet, each with its rows, in order.
 
         Which rows a part holds depends only on the files and the two sizes. Rows of done parts are not read, except

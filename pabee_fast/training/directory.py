@@ -10,15 +10,13 @@ from typing import Any
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from pabee_fast.calibration.stored import TUNING
 from pabee_fast.errors import InputError
 from pabee_fast.modeling.directory import read_config
 from pabee_fast.modeling.load import load_classifier
 from pabee_fast.scoring.tokens import load_tokenizer
 from pabee_fast.tables.durable import check_writable
 from pabee_fast.tables.read import SURROGATES
-
-TUNING = "tuning"
-"""Where `tune` puts frontier.json and the plot by default: a folder in the model's directory."""
 
 
 def check_model_output(path: str | Path, *, overwrite: bool) -> None:

@@ -8,7 +8,8 @@ from typing import Any
 import pytest
 
 import pabee_fast as pf
-from pabee_fast.jobs.executors import Executor, LocalExecutor
+from pabee_fast.jobs.executor import Executor
+from pabee_fast.jobs.executors import LocalExecutor
 from pabee_fast.jobs.job import Columns, Job, JobOptions, Summary
 from pabee_fast.jobs.recipe import Recipe
 from tests.conftest import tiny_model

@@ -14,7 +14,8 @@ import pytest
 import pabee_fast as pf
 from pabee_fast.errors import InputError, WorkerDied, WorkerError
 from pabee_fast.jobs import executors, process
-from pabee_fast.jobs.executors import DeviceExecutor, Executor, LocalExecutor, open_executor
+from pabee_fast.jobs.executor import Executor
+from pabee_fast.jobs.executors import DeviceExecutor, LocalExecutor, open_executor
 from pabee_fast.jobs.job import Columns, Job, JobOptions, Progress
 from pabee_fast.jobs.recipe import Recipe, device_recipes
 from pabee_fast.jobs.worker import Task

@@ -12,7 +12,8 @@ import pytest
 
 import pabee_fast as pf
 from pabee_fast.errors import InputError, JobError
-from pabee_fast.jobs.executors import Executor, LocalExecutor
+from pabee_fast.jobs.executor import Executor
+from pabee_fast.jobs.executors import LocalExecutor
 from pabee_fast.jobs.job import Columns, Job, JobOptions, Progress
 from pabee_fast.jobs.manifest import NAME, Manifest
 from pabee_fast.jobs.recipe import Recipe

@@ -8,7 +8,7 @@ import pyarrow as pa
 import pytest
 
 from pabee_fast.errors import InputError
-from pabee_fast.jobs.executors import Executor
+from pabee_fast.jobs.executor import Executor
 from pabee_fast.jobs.job import Columns, Job, JobOptions
 from pabee_fast.tables.open import Reading
 from pabee_fast.tables.write import check_columns

@@ -7,6 +7,7 @@ import re
 import signal
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,9 @@ import pytest
 from typer.testing import CliRunner, Result
 
 import pabee_fast as pf
+from pabee_fast.calibration.guarantee import Guarantee
+from pabee_fast.calibration.risks import Risk
+from pabee_fast.calibration.stored import Choice, choose_policy
 from pabee_fast.cli import app
 from pabee_fast.cli.watch import Bar, JsonLines, Watch, choose_watch
 from pabee_fast.errors import InputError
@@ -35,6 +39,9 @@ def score(*arguments: object, policy: str = "patience:1", **options: Any) -> Res
 CTRL_C = """
 import os, signal, sys
 from pabee_fast.cli import main
+from pabee_fast.calibration.guarantee import Guarantee
+from pabee_fast.calibration.risks import Risk
+from pabee_fast.calibration.stored import Choice, choose_policy
 from pabee_fast.jobs import manifest
 signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background jobs inherit that it is ignored
 appends = []
@@ -160,23 +167,19 @@ def test_pipes_that_cannot_be_are_refused(arguments: list[str], text: str, says:
 def test_the_audit_says_what_it_saw_and_cost_and_warns_where_it_contradicts_the_guarantee(
     small_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from pabee_fast.calibration.audit import Promise
-    from pabee_fast.scoring import load
-
     source = put_rows(tmp_path / "in.jsonl", 600)
     words = ("--model", small_model, "--audit", "0.5")
     plain = score(source, *words, "--output", tmp_path / "plain.csv")
     assert "disagree with full depth" in plain.output and "95% interval" in plain.output
     assert "on top of computing" in plain.output and "guarantee" not in plain.output
-    load_scorer = load.load_scorer
     for epsilon, contradicted in ((0.001, True), (0.999, False)):
 
-        def promised(*args: Any, epsilon: float = epsilon, **options: Any) -> Any:
-            scorer = load_scorer(*args, **options)
-            scorer.promise = Promise(epsilon, True)
-            return scorer
+        def guaranteed(scorer: Any, texts: int | None, epsilon: float = epsilon) -> Choice:
+            choice = choose_policy(scorer, texts)
+            guarantee = Guarantee(choice.policy, Risk("disagreement"), epsilon, 0.05, 1, 0, 1, 0.5, scorer.conditions())
+            return replace(choice, guarantee=guarantee)
 
-        monkeypatch.setattr("pabee_fast.jobs.recipe.load_scorer", promised)
+        monkeypatch.setattr("pabee_fast.jobs.recipe.choose_policy", guaranteed)
         found = score(source, *words, "--output", tmp_path / f"{epsilon}.csv")
         assert ("WARNING: the guarantee stored with the model says at most 0.100%" in found.output) == contradicted
         assert ("does not contradict the guarantee" in found.output) != contradicted

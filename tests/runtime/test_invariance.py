@@ -11,13 +11,14 @@ from hypothesis import strategies as st
 from transformers import PreTrainedModel
 
 import pabee_fast as pf
+from pabee_fast import transfer
 from pabee_fast.modeling.loss import every_head
+from pabee_fast.runtime import engine as engine_module
 from pabee_fast.runtime import ops
 from pabee_fast.runtime.engine import TOKEN_BUDGETS, Engine
 from pabee_fast.runtime.pack import pack
 from pabee_fast.runtime.schedule import plan_waves
 from pabee_fast.runtime.state import Results, Wave
-from pabee_fast.transfer import ReadBack
 from tests.alone import POLICIES, exit_alone
 from tests.conftest import FAMILIES, padded_rows, tiny_model
 from tests.tolerances import TOLERANCES, assert_close
@@ -220,16 +221,16 @@ class Counting:
 
         monkeypatch.setattr(ops, "exit_step", step)
         for name in self.calls:
-            self._count(name, monkeypatch)
+            self._count(engine_module if name == "ReadBack" else ops, name, monkeypatch)
 
-    def _count(self, name: str, monkeypatch: pytest.MonkeyPatch) -> None:
-        real = getattr(ops, name)
+    def _count(self, home: object, name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+        real = getattr(home, name)
 
         def counted(*args: object, **kwargs: object) -> object:
             self.calls[name] += 1
             return real(*args, **kwargs)
 
-        monkeypatch.setattr(ops, name, counted)
+        monkeypatch.setattr(home, name, counted)
 
 
 def test_a_second_lane_runs_its_layers_while_the_first_waits_for_its_counts(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -243,13 +244,13 @@ def test_a_second_lane_runs_its_layers_while_the_first_waits_for_its_counts(monk
         events.append(f"layer {number}")
         return real_layer(number, wave)
 
-    class ReadBack(ReadBack):
+    class ReadBack(transfer.ReadBack):
         def wait(self) -> list[int]:
             events.append("wait")
             return super().wait()
 
     monkeypatch.setattr(engine, "_layer", layer)
-    monkeypatch.setattr(ops, "ReadBack", ReadBack)
+    monkeypatch.setattr("pabee_fast.runtime.engine.ReadBack", ReadBack)
     engine.run(packed, pf.Scheduled((6,) * (ROWS - 1) + (1,)))
     assert events[:6] == ["layer 1", "layer 1", "wait", "layer 2", "wait", "layer 2"]
 
