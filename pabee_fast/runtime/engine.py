@@ -7,7 +7,8 @@ import logging
 import sys
 import warnings
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -24,21 +25,31 @@ from pabee_fast.policies import FullDepth, Policy, Rule, require_policy
 from pabee_fast.runtime import ops
 from pabee_fast.runtime.layers import Layers
 from pabee_fast.runtime.pack import PackedBatch, cumulative
-from pabee_fast.runtime.schedule import GATHER_COST, pays, plan_waves
+from pabee_fast.runtime.schedule import GATHER_COST, WaveQueue, pays, plan_waves
 from pabee_fast.runtime.state import Results, Wave
 from pabee_fast.transfer import ReadBack, to_device
 
 logger = logging.getLogger(__name__)
 
-TOKEN_BUDGETS = {"cuda": 131_072, "cpu": 2_000}
-"""Tokens under way by default: enough to fill a large GPU. On a CPU products run no faster with more rows, but what
-lies between them does where arrays stay below 32 MiB: glibc maps fresh pages for a larger one each time
-(M_MMAP_THRESHOLD in mallopt(3)), which cost ViT 6 % at full depth. 2,000 tokens stay below in a large model's widest
-array too, of 4,096 float32."""
+TOKEN_BUDGETS = {"cuda": 65_536, "cpu": 2_000}
+"""Most tokens of a wave by default. An H200 runs 32,768 tokens of BERT-base at 0.95 of the rate of four times as many
+(measured), and two waves are under way there. On a CPU products run no faster with more rows, but what lies between
+them does where arrays stay below 32 MiB: glibc maps fresh pages for a larger one each time (M_MMAP_THRESHOLD in
+mallopt(3)), which cost ViT 6 % at full depth. 2,000 tokens stay below in a large model's widest array too, of 4,096
+float32."""
 
-LANES = {"cuda": 1, "cpu": 1}
-"""Waves under way at once. A second one keeps a GPU busy while the host reads the first one's counts, and halves the
-waves; it is worth that only where a record in bench/results shows it, and none does yet."""
+UNDER_WAY = {"cuda": 2, "cpu": 1}
+"""Waves under way at once: while the counts of one travel to the host, a second one keeps a GPU busy. A CPU computes in
+the thread that asks, and has nothing to wait for."""
+
+
+class _Question(NamedTuple):
+    """A wave whose counts of survivors travel to the host."""
+
+    wave: Wave
+    layer: int
+    plan: ops.Plan
+    counts: ReadBack
 
 
 class Engine:
@@ -49,11 +60,11 @@ class Engine:
         token_budget: the most tokens of a wave, and of a row; None: by device, see TOKEN_BUDGETS, and a longer row is a
             wave of its own.
         gather_cost: cost of moving one token at a compaction, in layers; 0 compacts whenever a row has left.
-        lanes: waves under way at once, which share the budget; None: by device, see LANES.
+        under_way: waves whose counts travel to the host at once; None: by device, see UNDER_WAY.
         layers: how the layers run, one of `layers.VARIANTS`; None: by device and dtype, see `layers.LAYERS`.
 
     Raises:
-        InputError: a token budget or number of lanes below 1, or no such variant.
+        InputError: a token budget or number of waves below 1, or no such variant.
         UnsupportedError: no supported family.
     """
 
@@ -63,7 +74,7 @@ class Engine:
         *,
         token_budget: int | None = None,
         gather_cost: float = GATHER_COST,
-        lanes: int | None = None,
+        under_way: int | None = None,
         layers: str | None = None,
     ) -> None:
         self.model, self.family = model, family_of(model)
@@ -74,8 +85,8 @@ class Engine:
         self.longest_row = token_budget if token_budget is not None else sys.maxsize
         self.first_budget = self.token_budget  # out-of-memory errors lower the other
         self.gather_cost = gather_cost
-        self.lanes = lanes if lanes is not None else LANES.get(self.device.type, 1)
-        require_whole("lanes", self.lanes, at_least=1)
+        self.under_way = under_way if under_way is not None else UNDER_WAY.get(self.device.type, 1)
+        require_whole("under_way", self.under_way, at_least=1)
 
     def _look(self) -> None:
         """Notes what the model is now, beside its layers and heads."""
@@ -122,21 +133,30 @@ class Engine:
         results = Results.empty(rows, self.classes, self.device)
         given = policy.exit_at()
         exit_at = None if given is None else to_device([np.array(given, dtype=np.int64)], self.device)[0]
-        waves = deque(plan_waves(batch.lengths, self._wave_budget, self.longest_row))
-        lanes: deque[tuple[np.ndarray, Iterator[None]]] = deque()
+        queue: WaveQueue[Wave, _Question] = WaveQueue(self._cut(batch.lengths), self.token_budget, self.under_way)
+        last = policy.depth(len(self.layers))
         with self.layers.ready():
-            while waves or lanes:
-                if waves and len(lanes) < self.lanes:
-                    lanes.appendleft((waves[0], self._advance(batch, waves.popleft(), policy, exit_at, results)))
-                members, lane = lanes.popleft()
-                try:
-                    next(lane)
-                except StopIteration:
+            while queue:
+                # 1. Counts that must be waited for: settled rows are dropped where the layers saved cost more than the
+                #    move, and the survivors wait for others of their depth.
+                if (question := queue.due()) is not None:
+                    wave, layer, plan, counts = question
+                    survivors, tokens, longest = counts.wait()
+                    if survivors and pays(wave.tokens - tokens, tokens, last - layer, self.gather_cost):
+                        wave = wave.compact(plan, survivors, tokens, longest)
+                    if survivors:
+                        queue.put(layer, wave.tokens, wave)
                     continue
+                # 2. What is next: waves of one depth, joined, or rows that begin; up to where the next rows can leave.
+                layer, picked = queue.pop()
+                try:
+                    question = self._advance(self._wave_of(batch, picked, policy), layer, policy, exit_at, results)
                 except torch.OutOfMemoryError:
-                    waves = self._smaller([members, *waves], batch.lengths)
-                else:
-                    lanes.append((members, lane))
+                    queue.fresh = self._smaller([_unsettled(picked), *queue.fresh], batch.lengths)
+                    queue.token_budget = self.token_budget
+                    continue
+                if question is not None:
+                    queue.ask(question)
         return results
 
     @torch.no_grad()
@@ -187,7 +207,7 @@ class Engine:
 
         Rows of a wave that ran out of memory come again, in smaller waves and from the first layer on.
         """
-        waves = deque(plan_waves(batch.lengths, self._wave_budget, self.longest_row))
+        waves = self._cut(batch.lengths)
         while waves:
             members = waves.popleft()
             try:
@@ -203,19 +223,22 @@ class Engine:
         wave.state.keep.fill_(1)
         self._exit_step(wave, layer, layer, Rule("none"), None, results)
 
-    @property
-    def _wave_budget(self) -> int:
-        return max(1, self.token_budget // self.lanes)
+    def _cut(self, lengths: np.ndarray) -> deque[np.ndarray]:
+        """Cut rows into waves, each [rows] indices."""
+        return deque(plan_waves(lengths, self.token_budget, self.longest_row))
 
     def _smaller(self, waves: list[np.ndarray], lengths: np.ndarray) -> deque[np.ndarray]:
         """The waves still to run, cut anew to half the budget: called while an out-of-memory error is handled."""
         tokens, longest = int(lengths[waves[0]].sum()), int(lengths[waves[0]].max())
         if len(waves[0]) == 1:
             raise
-        self.token_budget = max(longest, tokens // 2) * self.lanes
+        self.token_budget = max(longest, tokens // 2)
         logger.warning("out of memory at a wave of %d tokens: the budget is now %d", tokens, self.token_budget)
         rows = np.concatenate(waves)
-        return deque(rows[wave] for wave in plan_waves(lengths[rows], self._wave_budget, self.longest_row))
+        return deque(rows[wave] for wave in self._cut(lengths[rows]))
+
+    def _wave_of(self, batch: PackedBatch, picked: np.ndarray | Sequence[Wave], policy: Policy) -> Wave:
+        return self._embed(batch, picked, policy) if isinstance(picked, np.ndarray) else Wave.join(picked)
 
     def _embed(self, batch: PackedBatch, rows: np.ndarray, policy: Policy) -> Wave:
         part = batch.select(rows, self.device)
@@ -234,30 +257,23 @@ class Engine:
         return Wave.start(hidden, layout, row_ids, words, beside)
 
     def _advance(
-        self, batch: PackedBatch, rows: np.ndarray, policy: Policy, exit_at: Tensor | None, results: Results
-    ) -> Iterator[None]:
-        """The layer loop of one wave; it yields where it must wait for the device, and another lane takes its turn."""
-        wave, layers = self._embed(batch, rows, policy), len(self.layers)
+        self, wave: Wave, layer: int, policy: Policy, exit_at: Tensor | None, results: Results
+    ) -> _Question | None:
+        """Run a wave with `layer` layers behind it up to the next one at which a row can leave, and ask how many of its
+        rows survive; return None where it has come to its end."""
+        layers = len(self.layers)
         last, first_exit = policy.depth(layers), policy.first_exit(layers)
-        for layer in range(1, last + 1):
-            # 1. The layer, for the rows that are still in the batch.
+        while layer < last:
+            layer += 1
             wave.hidden = self._layer(layer, wave)
             if not policy.tests(layer, layers):
                 continue
-            # 2. Head, answer, streak; rows that have settled write their results.
+            # Head, answer, streak; rows that have settled write their results.
             self._exit_step(wave, layer, last, policy.rule(layer, self.classes), exit_at, results)
-            if layer == last or layer < first_exit:
-                continue
-            # 3. Where the survivors would go, and the one read-back: how many they are.
-            plan = wave.plan()
-            counts = ReadBack(plan.counts)
-            yield
-            survivors, tokens, longest = counts.wait()
-            if survivors == 0:
-                return
-            # 4. Settled rows are dropped where the layers saved cost more than the move.
-            if pays(wave.hidden.shape[1] - tokens, tokens, last - layer, self.gather_cost):
-                wave = wave.compact(plan, survivors, tokens, longest)
+            if first_exit <= layer < last:
+                plan = wave.plan()
+                return _Question(wave, layer, plan, ReadBack(plan.counts))
+        return None
 
     def _layer(self, layer: int, wave: Wave) -> Tensor:
         return self.layers(layer, wave.hidden, wave.layout, wave.beside)
@@ -286,3 +302,8 @@ class Engine:
             threshold=rule.threshold,
             exit_at=exit_at,
         )
+
+
+def _unsettled(picked: np.ndarray | Sequence[Wave]) -> np.ndarray:
+    """Return the rows that have not left yet, of rows that were to begin or of waves."""
+    return picked if isinstance(picked, np.ndarray) else np.concatenate([wave.unsettled() for wave in picked])

@@ -1,8 +1,10 @@
 """The state of rows under way, and the results they leave behind."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import pairwise
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -46,6 +48,37 @@ class Wave:
             row_ids=row_ids,
         )
         return cls(hidden, layout, state, beside)
+
+    @classmethod
+    def join(cls, waves: "Sequence[Wave]") -> "Wave":
+        """Lay waves of one run and one depth end to end."""
+        if len(waves) == 1:
+            return waves[0]
+        first, layouts = waves[0], [wave.layout for wave in waves]
+        before, ends = 0, [first.layout.cu_seqlens]
+        for wave, following in pairwise(waves):
+            before += wave.tokens
+            ends.append(following.layout.cu_seqlens[1:] + before)
+        marks = (
+            None if (of_first := getattr(first.layout, name)) is None
+            else torch.cat([of_first, *(getattr(layout, name) for layout in layouts[1:])])
+            for name in ("key_mask", "positions")
+        )  # fmt: skip
+        return cls(
+            torch.cat([wave.hidden for wave in waves], dim=1),
+            Layout(torch.cat(ends), max(layout.max_seqlen for layout in layouts), *marks),
+            ops.RowState(*map(torch.cat, zip(*(wave.state for wave in waves), strict=True))),
+            {name: torch.cat([wave.beside[name] for wave in waves]) for name in first.beside},
+        )
+
+    @property
+    def tokens(self) -> int:
+        """Of all rows that it holds, settled ones that were not dropped included."""
+        return self.hidden.shape[1]
+
+    def unsettled(self) -> np.ndarray:
+        """Return the `row_ids` of the rows that have not left, on the host; waits for the device."""
+        return self.state.row_ids[self.state.keep != 0].cpu().numpy()
 
     def plan(self) -> ops.Plan:
         """Where the survivors would go."""

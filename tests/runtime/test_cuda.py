@@ -68,11 +68,11 @@ def test_every_policy_gives_the_cpus_exits(family: str, policy: pf.Policy) -> No
     assert got.exit_layers.tolist() == expected.exit_layers.tolist()
 
 
-@pytest.mark.parametrize("lanes", [1, 2])
+@pytest.mark.parametrize("under_way", [1, 2])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_the_loop_waits_for_nothing_but_the_counts_it_asked_for(lanes: int, dtype: torch.dtype) -> None:
+def test_the_loop_waits_for_nothing_but_the_counts_it_asked_for(under_way: int, dtype: torch.dtype) -> None:
     model = tiny_model("bert").to("cuda", dtype)
-    engine = Engine(model, token_budget=60 * lanes, lanes=lanes)
+    engine = Engine(model, token_budget=60, under_way=under_way)
     batch = pack(model, **padded_rows(LENGTHS))
     policy = pf.Scheduled((6, 2, 4, 1, 3, 2, 5, 4, 6))
     expected = engine.run(batch, policy)  # compiles what is to be compiled

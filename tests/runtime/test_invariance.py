@@ -76,13 +76,13 @@ def test_exits_and_logits_equal_an_independent_batch_of_one(family: str, policy:
 
 @settings(max_examples=40, deadline=None)
 @given(data=st.data())
-def test_results_do_not_depend_on_batching_budget_lanes_or_compaction(data: st.DataObject) -> None:
+def test_results_do_not_depend_on_batching_budget_waves_under_way_or_compaction(data: st.DataObject) -> None:
     family, policy = data.draw(st.sampled_from(FAMILIES)), data.draw(st.sampled_from(POLICIES))
     order = data.draw(st.permutations(range(ROWS)))
     cuts = sorted(data.draw(st.sets(st.integers(1, ROWS - 1), max_size=5)))
     options = {
         "token_budget": data.draw(st.integers(40, 400)),
-        "lanes": data.draw(st.integers(1, 3)),
+        "under_way": data.draw(st.integers(1, 3)),
         "gather_cost": data.draw(st.sampled_from([0.0, 0.03, 2.0, float("inf")])),
     }
     together = run(family, list(range(ROWS)), policy)
@@ -97,30 +97,6 @@ def test_results_do_not_depend_on_batching_budget_lanes_or_compaction(data: st.D
         assert difference <= TOLERANCES[torch.float32]
 
 
-@given(st.lists(st.integers(1, 50), max_size=80), st.integers(50, 300))
-def test_waves_hold_every_row_once_within_the_budget_and_longest_first(lengths: list[int], budget: int) -> None:
-    sizes = np.array(lengths, dtype=np.int64)
-    waves = plan_waves(sizes, budget)
-    assert sorted(itertools.chain(*waves)) == list(range(len(lengths)))
-    assert all(sizes[wave].sum() <= budget for wave in waves)
-    in_order = [int(sizes[row]) for wave in waves for row in wave]
-    assert in_order == sorted(in_order, reverse=True)
-    for wave, following in itertools.pairwise(waves):
-        assert sizes[wave].sum() + sizes[following[0]] > budget, "a row was left out although it would have fitted"
-
-
-def test_a_row_longer_than_the_budget_is_refused_by_name() -> None:
-    with pytest.raises(pf.InputError, match="row 1 has 9 tokens"):
-        plan_waves(np.array([3, 9]), 8)
-
-
-def test_a_row_longer_than_the_budget_is_a_wave_of_its_own_where_rows_may_be_longer() -> None:
-    waves = plan_waves(np.array([3, 9, 4, 12, 1]), 8, longest_row=12)
-    assert [wave.tolist() for wave in waves] == [[3], [1], [2, 0, 4]]
-    with pytest.raises(pf.InputError, match="token_budget=11, but row 3 has 12 tokens"):
-        plan_waves(np.array([3, 9, 4, 12, 1]), 8, longest_row=11)
-
-
 def test_a_default_budget_refuses_no_row(monkeypatch: pytest.MonkeyPatch) -> None:
     model, batch = subject("bert")
     packed = pack(model, **batch)
@@ -133,12 +109,12 @@ def test_a_default_budget_refuses_no_row(monkeypatch: pytest.MonkeyPatch) -> Non
     assert_close(engine.every_head(packed)[-1], engine.run(packed, pf.FullDepth()).logits)
 
 
-@pytest.mark.parametrize("lanes", [1, 2])
+@pytest.mark.parametrize("under_way", [1, 2])
 def test_out_of_memory_halves_the_budget_and_repeats_only_what_is_left(
-    lanes: int, monkeypatch: pytest.MonkeyPatch
+    under_way: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     model, batch = subject("bert")
-    engine = Engine(model, token_budget=200 * lanes, lanes=lanes)
+    engine = Engine(model, token_budget=200, under_way=under_way)
     packed = pack(model, **batch)
     expected = engine.run(packed, pf.Patience(2))
     seen, real = [], engine._embed
@@ -153,7 +129,7 @@ def test_out_of_memory_halves_the_budget_and_repeats_only_what_is_left(
 
     monkeypatch.setattr(engine, "_embed", scarce)
     out = engine.run(packed, pf.Patience(2))
-    assert engine.token_budget <= 100 * lanes
+    assert engine.token_budget <= 100
     assert max(seen[3:]) <= 100, "a later wave ignored the lowered budget"
     assert sum(seen) - sum(s for s in seen[1:] if s > 90) == packed.lengths.sum(), "a wave that had run was repeated"
     assert out.exit_layers.tolist() == expected.exit_layers.tolist()
@@ -233,15 +209,33 @@ class Counting:
         monkeypatch.setattr(home, name, counted)
 
 
-def test_a_second_lane_runs_its_layers_while_the_first_waits_for_its_counts(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_another_wave_runs_while_the_counts_of_the_first_travel(monkeypatch: pytest.MonkeyPatch) -> None:
+    events = watched_run(monkeypatch, 300, (6,) * (ROWS - 1) + (1,), under_way=2)
+    assert [event.split(":")[0] for event in events[:6]] == ["layer 1", "layer 1", "wait", "layer 2", "wait", "layer 2"]
+
+
+def test_survivors_of_several_waves_join_at_their_depth(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of each wave one row stays: together they run the layers that are left once, not wave by wave."""
     model, batch = subject("bert")
-    engine = Engine(model, token_budget=300, lanes=2)
-    packed = pack(model, **batch)
-    events: list[str] = []
-    real_layer = engine._layer
+    lengths = pack(model, **batch).lengths
+    waves = plan_waves(lengths, 200)
+    assert len(waves) > 2
+    stay = {int(wave[-1]) for wave in waves}
+    events = watched_run(monkeypatch, 200, tuple(6 if row in stay else 2 for row in range(ROWS)), under_way=1)
+    survivors = sum(int(lengths[row]) for row in stay)
+    late = [event for event in events if event.startswith(("layer 3", "layer 4", "layer 5", "layer 6"))]
+    assert sum(int(event.split()[2]) for event in late) == 4 * survivors
+    assert len(late) < 4 * len(waves), "each wave went on alone, which is four layers for every one"
+
+
+def watched_run(monkeypatch: pytest.MonkeyPatch, budget: int, exits: tuple[int, ...], *, under_way: int) -> list[str]:
+    """What a run does, in order: layers with their tokens, and waits for counts."""
+    model, batch = subject("bert")
+    engine = Engine(model, token_budget=budget, under_way=under_way)
+    packed, events, real_layer = pack(model, **batch), [], engine._layer
 
     def layer(number: int, wave: Wave) -> torch.Tensor:
-        events.append(f"layer {number}")
+        events.append(f"layer {number}: {wave.tokens} tokens")
         return real_layer(number, wave)
 
     class ReadBack(transfer.ReadBack):
@@ -251,8 +245,30 @@ def test_a_second_lane_runs_its_layers_while_the_first_waits_for_its_counts(monk
 
     monkeypatch.setattr(engine, "_layer", layer)
     monkeypatch.setattr("pabee_fast.runtime.engine.ReadBack", ReadBack)
-    engine.run(packed, pf.Scheduled((6,) * (ROWS - 1) + (1,)))
-    assert events[:6] == ["layer 1", "layer 1", "wait", "layer 2", "wait", "layer 2"]
+    out = engine.run(packed, pf.Scheduled(exits))
+    assert out.exit_layers.tolist() == list(exits)
+    return events
+
+
+def test_a_joined_wave_that_runs_out_of_memory_begins_again_in_smaller_ones(monkeypatch: pytest.MonkeyPatch) -> None:
+    model, batch = subject("bert")
+    exits = tuple(2 if row % 3 else 6 for row in range(ROWS))
+    packed = pack(model, **batch)
+    expected = Engine(model).run(packed, pf.Scheduled(exits))
+    engine = Engine(model, token_budget=200)
+    real, seen = engine._layer, []
+
+    def scarce(number: int, wave: Wave) -> torch.Tensor:
+        seen.append((number, wave.tokens))
+        if number == 4 and wave.tokens > 90:
+            raise torch.OutOfMemoryError("injected")
+        return real(number, wave)
+
+    monkeypatch.setattr(engine, "_layer", scarce)
+    out = engine.run(packed, pf.Scheduled(exits))
+    assert any(number == 4 and tokens > 90 for number, tokens in seen), "no wave was too large"
+    assert out.exit_layers.tolist() == list(exits)
+    assert_close(out.logits, expected.logits)
 
 
 def test_nothing_is_read_back_or_moved_before_a_row_can_leave(monkeypatch: pytest.MonkeyPatch) -> None:

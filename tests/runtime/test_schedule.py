@@ -1,0 +1,119 @@
+"""What runs when: waves of rows, and the queue of waves by depth."""
+
+import itertools
+from collections import deque
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+import pabee_fast as pf
+from pabee_fast.runtime.schedule import WORTHWHILE, WaveQueue, plan_waves
+
+
+@given(st.lists(st.integers(1, 50), max_size=80), st.integers(50, 300))
+def test_waves_hold_every_row_once_within_the_budget_and_longest_first(lengths: list[int], budget: int) -> None:
+    sizes = np.array(lengths, dtype=np.int64)
+    waves = plan_waves(sizes, budget)
+    assert sorted(itertools.chain(*waves)) == list(range(len(lengths)))
+    assert all(sizes[wave].sum() <= budget for wave in waves)
+    in_order = [int(sizes[row]) for wave in waves for row in wave]
+    assert in_order == sorted(in_order, reverse=True)
+    for wave, following in itertools.pairwise(waves):
+        assert sizes[wave].sum() + sizes[following[0]] > budget, "a row was left out although it would have fitted"
+
+
+def test_a_row_longer_than_the_budget_is_refused_by_name() -> None:
+    with pytest.raises(pf.InputError, match="row 1 has 9 tokens"):
+        plan_waves(np.array([3, 9]), 8)
+
+
+def test_a_row_longer_than_the_budget_is_a_wave_of_its_own_where_rows_may_be_longer() -> None:
+    waves = plan_waves(np.array([3, 9, 4, 12, 1]), 8, longest_row=12)
+    assert [wave.tolist() for wave in waves] == [[3], [1], [2, 0, 4]]
+    with pytest.raises(pf.InputError, match="token_budget=11, but row 3 has 12 tokens"):
+        plan_waves(np.array([3, 9, 4, 12, 1]), 8, longest_row=11)
+
+
+def rows_to_begin(count: int) -> deque[np.ndarray]:
+    return deque(np.array([row]) for row in range(count))
+
+
+@given(
+    st.lists(st.tuples(st.integers(1, 11), st.integers(1, 100)), max_size=60), st.integers(0, 3), st.integers(1, 120)
+)
+def test_every_wave_comes_out_once_joined_with_others_of_its_depth_within_the_budget(
+    put: list[tuple[int, int]], fresh: int, budget: int
+) -> None:
+    queue: WaveQueue[int, tuple[int, int]] = WaveQueue(rows_to_begin(fresh), budget)
+    for number, (depth, tokens) in enumerate(put):
+        queue.put(depth, tokens, number)
+    taken: list[int] = []
+    begun = 0
+    while queue:
+        depth, picked = queue.pop()
+        if isinstance(picked, np.ndarray):
+            begun += 1
+            continue
+        assert {put[number][0] for number in picked} == {depth}
+        assert len(picked) == 1 or sum(put[number][1] for number in picked) <= budget
+        taken += picked
+    assert begun == fresh
+    assert sorted(taken) == list(range(len(put)))
+
+
+@given(st.lists(st.tuples(st.integers(1, 11), st.integers(1, 100)), min_size=1, max_size=60), st.integers(0, 2))
+def test_worthwhile_waves_run_deepest_first_then_rows_begin_then_the_rest_from_the_shallowest(
+    put: list[tuple[int, int]], fresh: int
+) -> None:
+    queue: WaveQueue[int, tuple[int, int]] = WaveQueue(rows_to_begin(fresh), 200)
+    waiting: dict[int, int] = {}
+    for number, (depth, tokens) in enumerate(put):
+        queue.put(depth, tokens, number)
+        waiting[depth] = waiting.get(depth, 0) + tokens
+    while queue:
+        full = [depth for depth, tokens in waiting.items() if tokens >= WORTHWHILE * 200]
+        has_fresh = bool(queue.fresh)
+        depth, picked = queue.pop()
+        assert depth == (max(full) if full else 0 if has_fresh else min(waiting))
+        if depth:
+            waiting[depth] -= sum(put[number][1] for number in picked)
+            if not waiting[depth]:
+                del waiting[depth]
+
+
+@given(st.lists(st.floats(0.0, 1.0), min_size=1, max_size=200), st.integers(1, 3))
+def test_few_tokens_wait_at_any_depth_however_many_rows_leave(kept: list[float], under_way: int) -> None:
+    """Memory is bounded: a depth holds less than a wave beside what one wave brings, whatever the number of waves."""
+    budget, layers, share = 100, 6, itertools.cycle(kept)
+    queue: WaveQueue[int, tuple[int, int]] = WaveQueue(rows_to_begin(40), budget, under_way)
+    while queue:
+        if (question := queue.due()) is not None:
+            depth, tokens = question
+            if depth < layers and (left := int(next(share) * tokens)):
+                queue.put(depth, left, left)
+        else:
+            depth, picked = queue.pop()
+            queue.ask((depth + 1, budget if isinstance(picked, np.ndarray) else sum(picked)))
+        assert len(queue._asked) <= under_way
+        for waiting in queue._waiting.values():
+            assert sum(tokens for tokens, _ in waiting) < (WORTHWHILE + under_way) * budget
+
+
+def test_a_question_is_waited_for_only_when_nothing_else_is_to_run_or_enough_travel() -> None:
+    queue: WaveQueue[str, str] = WaveQueue(rows_to_begin(3), 100, under_way=2)
+    assert queue.due() is None, "nothing was asked"
+    queue.pop()
+    queue.ask("first")
+    assert queue.due() is None, "rows can begin meanwhile"
+    queue.pop()
+    queue.ask("second")
+    assert queue.due() == "first", "two travel"
+    queue.pop()
+    assert queue.due() == "second", "nothing is left to run"
+    queue.put(4, 3, "small")
+    queue.ask("third")
+    assert queue.due() == "third", "a small wave waits for what the question brings"
+    assert queue.pop() == (4, ["small"])
+    assert not queue
