@@ -104,7 +104,7 @@ class Setup:
         else:
             rows = cases.of_length(args.rows, int(args.lengths), layers)
         budget = args.token_budget
-        others: dict[str, dict[str, Any]] = {f"{n} lanes": {"lanes": n} for n in args.lanes}
+        others: dict[str, dict[str, Any]] = {f"{n} under way": {"under_way": n} for n in args.under_way}
         others |= {f"{variant} layers": {"layers": variant} for variant in args.layers}
         others |= {f"waves of {n}": {"token_budget": n} for n in args.waves}
         return cls(
@@ -314,7 +314,7 @@ def main() -> None:
     parser.add_argument("--stock-batches", type=int, nargs="+", default=[16, 32, 64])
     parser.add_argument("--token-budget", type=int, default=None)
     parser.add_argument("--exits", nargs="*", choices=cases.SHARES.keys() - {"usual"}, default=[], help="beside usual")
-    parser.add_argument("--lanes", type=int, nargs="*", default=[], help="also with so many waves at once")
+    parser.add_argument("--under-way", type=int, nargs="*", default=[], help="also with so many waves under way")
     parser.add_argument("--layers", nargs="*", choices=VARIANTS, default=[], help="also with these layers")
     parser.add_argument("--waves", type=int, nargs="*", default=[], help="also with token budgets of this size")
     parser.add_argument("--dtype", default="auto")

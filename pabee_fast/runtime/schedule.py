@@ -12,9 +12,9 @@ import numpy as np
 
 from pabee_fast.errors import InputError
 
-WORTHWHILE = 0.25
-"""Of the budget: waves of one depth wait until so many tokens have come together. A quarter of the default budget on
-CUDA still runs at 0.9 of a large wave's rate (measured on an H200: 16,384 tokens of BERT-base)."""
+WORTHWHILE = 0.5
+"""Of the budget: waves of one depth wait until so many tokens have come together, while there is other work. Between an
+eighth and the whole, half is simulated best for BERT-base and large (`python -m bench.simulate --worthwhile ...`)."""
 
 GATHER_COST = 0.03
 """Moving a survivor's token, in layers: 2 * hidden_size * itemsize bytes against 24 * hidden_size^2 FLOP, by the rates
@@ -76,11 +76,13 @@ class WaveQueue(Generic[W, Q]):
         fresh: rows of each wave that has not begun.
         token_budget: the most tokens of waves that are joined.
         under_way: how many questions travel at once while there is something to run.
+        worthwhile: share of the budget that must have come together at a depth, while there is other work.
     """
 
     fresh: deque[np.ndarray]
     token_budget: int
     under_way: int = 1
+    worthwhile: float = WORTHWHILE
     _waiting: dict[int, deque[tuple[int, W]]] = field(default_factory=dict)  # depth -> tokens and wave, as they came
     _asked: deque[Q] = field(default_factory=deque)
 
@@ -126,6 +128,6 @@ class WaveQueue(Generic[W, Q]):
 
     def _fullest(self) -> int | None:
         """The deepest depth at which enough tokens wait."""
-        enough = WORTHWHILE * self.token_budget
+        enough = self.worthwhile * self.token_budget
         full = [depth for depth, waiting in self._waiting.items() if sum(tokens for tokens, _ in waiting) >= enough]
         return max(full, default=None)

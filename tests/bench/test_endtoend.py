@@ -54,14 +54,14 @@ def measured(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
     return found
 
 
-def test_other_exits_lanes_layers_and_waves_are_measured_beside_the_default(
+def test_other_exits_waves_under_way_layers_and_waves_are_measured_beside_the_default(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    options = "--lengths 16 --exits skewed --lanes 2 --layers stock --waves 64"
+    options = "--lengths 16 --exits skewed --under-way 2 --layers stock --waves 64"
     found = measured(monkeypatch, capsys, *options.split())
     assert found["tokens_per_row"] == {"mean": 16, "min": 16, "max": 16}
     assert found["other_exits"]["skewed"]["mean_exit_layer"] < found["mean_exit_layer"]
-    assert found["other_ways"].keys() == {"2 lanes", "stock layers", "waves of 64"}
+    assert found["other_ways"].keys() == {"2 under way", "stock layers", "waves of 64"}
     # 12 layers of 8 H^2 + 4 H I + 4 L H operations a token, at what a product reaches.
     operations = 12 * 12 * 16 * (8 * 128**2 + 4 * 128 * 512 + 4 * 16 * 128)
     seconds = found["seconds"]["full depth"][0]
