@@ -5,14 +5,12 @@ import statistics
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-import numpy as np
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 import pabee_fast as pf
 from bench import timing
 from pabee_fast.policies import Policy
 from pabee_fast.runtime.engine import Engine
-from pabee_fast.scoring.tokens import Encoder
 
 
 def wall_clock(
@@ -26,7 +24,7 @@ def wall_clock(
 ) -> dict[str, Any]:
     """Times the engine on rows that are tokenised beforehand; full depth and the policies take turns."""
     engine = Engine(model)
-    batch = Encoder(tokenizer, max_length, model)(rows).pack(np.arange(len(rows)), model)
+    batch = pf.Scorer(model, tokenizer, policy=pf.FullDepth(), max_length=max_length).batch(rows)
     all_policies = {"full depth": pf.FullDepth(), **policies}
     exits = {name: engine.run(batch, policy).exit_layers.cpu().numpy() for name, policy in all_policies.items()}
     variants = {name: functools.partial(_run, engine, batch, policy) for name, policy in all_policies.items()}

@@ -68,8 +68,7 @@ def measure_ratio(work: Path, args: argparse.Namespace) -> dict[str, Any]:
         worker, about = recipe(model, policy).worker()
         scorer = worker.scorer
         texts = [(line.partition(",")[2].rstrip("\n"),) for line in source.read_text().splitlines()[1:]]
-        windows = [scorer.encoder(texts[i : i + scorer.window]) for i in range(0, len(texts), scorer.window)]
-        batches = [scorer.pack(encoded, wave) for encoded in windows for wave in scorer.waves(encoded)]
+        batches = [scorer.batch(texts[i : i + scorer.window]) for i in range(0, len(texts), scorer.window)]
 
         def engine_alone() -> None:
             for batch in batches:  # noqa: B023 - called before the next policy's

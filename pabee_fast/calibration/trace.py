@@ -147,11 +147,9 @@ def trace(
     engine, source, parts, lengths, done = scorer.engine, row_source(rows), [], [], 0
     sketch, flags, texts = LearnedRows.of(model.config), [], set()
     while taken := list(islice(source, window)):
-        parts.append(torch.empty(len(engine.layers), len(taken), engine.classes))
-        lengths.append(torch.empty(len(taken), dtype=torch.int64))
-        for wave, batch in scorer.batches(taken, done):
-            parts[-1][:, wave] = engine.every_head(batch).cpu()
-            lengths[-1][wave] = torch.from_numpy(batch.lengths)
+        batch = scorer.batch(taken, done)
+        parts.append(engine.every_head(batch).cpu())
+        lengths.append(torch.from_numpy(batch.lengths))
         done += len(taken)
         if sketch is not None:
             flags.append(torch.from_numpy(sketch.flags(taken)))

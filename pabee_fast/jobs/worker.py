@@ -127,13 +127,13 @@ class Worker:
         texts, known = readable(task.texts, task.errors)
         answers = Answers.none_yet(known, scorer.engine.classes)
         audited = chosen(task.file, task.first_row, len(texts), self.audit)
-        started, waves = time.perf_counter(), list[tuple[np.ndarray, Future[Any]]]()
+        started, windows = time.perf_counter(), list[tuple[np.ndarray, Future[Any]]]()
         for rows, batch, policy in scorer.plan(texts, answers, task.first_row):
             audit = np.flatnonzero(audited[rows])
             running = self._device.submit(self._compute, *self._to_device(batch), policy, audit)
-            waves.append((rows, running))
+            windows.append((rows, running))
         seconds.tokenise = time.perf_counter() - started
-        for rows, future in waves:
+        for rows, future in windows:
             found, audit_counts, spent = future.result()
             answers.put(rows, found)
             tally.audited += audit_counts[0]
@@ -145,7 +145,7 @@ class Worker:
         return Scored(results, tally, seconds)
 
     def stop(self) -> None:
-        """Gives up what is under way, after the wave in the device."""
+        """Gives up what is under way, after the wave on the device."""
         self._stopped.set()
         self._device.shutdown(wait=True, cancel_futures=True)
 
@@ -163,23 +163,25 @@ class Worker:
     def _compute(
         self, batch: PackedBatch, arrival: Any, policy: Policy, audit: np.ndarray
     ) -> tuple[Answers, tuple[int, int], Seconds]:
-        """Runs a wave, and its audited rows to full depth; in the device's thread."""
-        if self._stopped.is_set():
-            raise InterruptedError("the worker was stopped")
+        """Runs a window, and its audited rows to full depth; in the device's thread."""
         started = time.perf_counter()
         if arrival is not None:
             arrival.wait()
             for tensor in batch.inputs.values():
                 tensor.record_stream(torch.cuda.current_stream())
-        answers = self.scorer.run(batch, policy)
+        answers = self.scorer.run(batch, policy, self._on_settled)
         computed = time.perf_counter()
         spent = Seconds(compute=computed - started)
         counts = (len(audit), 0)
         if len(audit):
             counts = (len(audit), self._disagreements(batch, answers, audit))
             spent.audit = time.perf_counter() - computed
-        self.on_rows(len(answers.errors), int(answers.exit_layers.sum()))
         return answers, counts, spent
+
+    def _on_settled(self, rows: int, layer: int) -> None:
+        if self._stopped.is_set():
+            raise InterruptedError("the worker was stopped")
+        self.on_rows(rows, rows * layer)
 
     def _disagreements(self, batch: PackedBatch, answers: Answers, audit: np.ndarray) -> int:
         """How many of the audited rows have another answer at full depth; those that ran so deep have the same."""

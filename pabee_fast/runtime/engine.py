@@ -7,7 +7,7 @@ import logging
 import sys
 import warnings
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -41,6 +41,14 @@ float32."""
 UNDER_WAY = {"cuda": 2, "cpu": 1}
 """Waves under way at once: while the counts of one travel to the host, a second one keeps a GPU busy. A CPU computes in
 the thread that asks, and has nothing to wait for."""
+
+
+OnSettled = Callable[[int, int], None]
+"""Told how many rows have left, and after which layer."""
+
+
+def ignore(rows: int, layer: int) -> None:
+    """Tell nobody of rows that have left."""
 
 
 class _Question(NamedTuple):
@@ -120,8 +128,11 @@ class Engine:
         return policy
 
     @torch.no_grad()
-    def run(self, batch: PackedBatch, policy: Policy) -> Results:
+    def run(self, batch: PackedBatch, policy: Policy, on_settled: OnSettled = ignore) -> Results:
         """Every row's logits at its exit layer, in the order of `batch`.
+
+        Args:
+            on_settled: told as rows leave; what it raises ends the run.
 
         Raises:
             InputError: the policy does not fit the model or the rows, a row is longer than the budget asked for, the
@@ -142,6 +153,8 @@ class Engine:
                 if (question := queue.due()) is not None:
                     wave, layer, plan, counts = question
                     survivors, tokens, longest = counts.wait()
+                    on_settled(wave.alive - survivors, layer)
+                    wave.alive = survivors
                     if survivors and pays(wave.tokens - tokens, tokens, last - layer, self.gather_cost):
                         wave = wave.compact(plan, survivors, tokens, longest)
                     if survivors:
@@ -157,6 +170,8 @@ class Engine:
                     continue
                 if question is not None:
                     queue.ask(question)
+                else:
+                    on_settled(_alive(picked), last)
         return results
 
     @torch.no_grad()
@@ -302,6 +317,11 @@ class Engine:
             threshold=rule.threshold,
             exit_at=exit_at,
         )
+
+
+def _alive(picked: np.ndarray | Sequence[Wave]) -> int:
+    """Return how many rows have not left yet, as far as the host knows."""
+    return len(picked) if isinstance(picked, np.ndarray) else sum(wave.alive for wave in picked)
 
 
 def _unsettled(picked: np.ndarray | Sequence[Wave]) -> np.ndarray:

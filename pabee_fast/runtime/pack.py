@@ -15,6 +15,9 @@ from pabee_fast.models import family_of
 from pabee_fast.runtime import ops
 from pabee_fast.transfer import move, to_device
 
+PLACES = 2**20
+"""Of the padded layout, where tokenized rows pass through it: one long row among many short ones makes it wide."""
+
 
 @dataclass(frozen=True)
 class PackedBatch:
@@ -119,6 +122,49 @@ def pack(
     has_holes = bool((kept[:, 1:] & ~kept[:, :-1] & is_inside[:, :-1]).any())
     positions = (where % shape[1]).int() if has_holes else None
     return PackedBatch({name: t.flatten(0, 1)[where] for name, t in given.items()}, lengths, key_mask, positions)
+
+
+def pack_rows(model: PreTrainedModel, inputs: Mapping[str, np.ndarray], lengths: np.ndarray) -> PackedBatch:
+    """Pack rows that lie end to end already, as a tokenizer gives them; they mean what rows padded on the right do.
+
+    Args:
+        model: as for `pack`.
+        inputs: input_ids and perhaps token_type_ids, [tokens] each.
+        lengths: [rows] tokens of each row, none of them 0.
+
+    Raises:
+        InputError: a row that is longer than the model has positions for.
+    """
+    ids, pad = inputs["input_ids"], model.config.pad_token_id
+    longest = int(lengths.argmax())
+    start = int(lengths[:longest].sum())
+    alone = ids[start : start + lengths[longest]].astype(np.int64)
+    like_all = pack(model, input_ids=torch.from_numpy(alone)[None])
+    if (pad is not None and bool((ids == pad).any())) or len(like_all.inputs["input_ids"]) < len(alone):
+        return _through_padding(model, inputs, lengths)  # where families say what a padding token inside a row means
+    place = np.arange(len(ids)) - np.repeat(np.cumsum(lengths) - lengths, lengths)
+    packed = {name: torch.from_numpy(values.astype(np.int64)) for name, values in inputs.items()}
+    return PackedBatch(packed | {"position_ids": like_all.inputs["position_ids"][torch.from_numpy(place)]}, lengths)
+
+
+def _through_padding(model: PreTrainedModel, inputs: Mapping[str, np.ndarray], lengths: np.ndarray) -> PackedBatch:
+    """`pack_rows` by way of the padded layout, some rows at a time."""
+    parts, at_once = [], max(1, PLACES // int(lengths.max()))
+    starts = np.cumsum(lengths) - lengths
+    for first in range(0, len(lengths), at_once):
+        rows = slice(first, first + at_once)
+        column = np.arange(int(lengths[rows].max()))
+        mask = column < lengths[rows, None]  # [rows, longest]
+        where = np.minimum(starts[rows, None] + column, len(inputs["input_ids"]) - 1)
+        fill = {"input_ids": model.config.pad_token_id}
+        padded = {
+            name: torch.from_numpy(np.where(mask, flat[where], fill.get(name, 0)).astype(np.int64))
+            for name, flat in inputs.items()
+        }
+        parts.append(pack(model, attention_mask=torch.from_numpy(mask), **padded))
+    # Rows that are padded on the right have neither masks nor positions to join.
+    joined = {name: torch.cat([part.inputs[name] for part in parts]) for name in parts[0].inputs}
+    return PackedBatch(joined, np.concatenate([part.lengths for part in parts]))
 
 
 def _shape(given: Mapping[str, Tensor]) -> tuple[int, int]:

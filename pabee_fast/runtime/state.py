@@ -33,6 +33,7 @@ class Wave:
     hidden: Tensor  # [1, tokens, hidden_size]
     layout: Layout
     state: ops.RowState
+    alive: int  # rows that have not left, as far as the host knows
     beside: Mapping[str, Tensor] = field(default_factory=dict)  # each [tokens, ...]: see Family.beside
 
     @classmethod
@@ -47,7 +48,7 @@ class Wave:
             memory=torch.zeros((rows, memory_words), dtype=torch.int32, device=device),
             row_ids=row_ids,
         )
-        return cls(hidden, layout, state, beside)
+        return cls(hidden, layout, state, rows, beside)
 
     @classmethod
     def join(cls, waves: "Sequence[Wave]") -> "Wave":
@@ -68,6 +69,7 @@ class Wave:
             torch.cat([wave.hidden for wave in waves], dim=1),
             Layout(torch.cat(ends), max(layout.max_seqlen for layout in layouts), *marks),
             ops.RowState(*map(torch.cat, zip(*(wave.state for wave in waves), strict=True))),
+            sum(wave.alive for wave in waves),
             {name: torch.cat([wave.beside[name] for wave in waves]) for name in first.beside},
         )
 
@@ -96,4 +98,4 @@ class Wave:
         ]
         layout = Layout(plan.cu_seqlens[: rows + 1], longest, *marks)
         beside = {name: ops.gather(values, *places, **size)[0] for name, values in self.beside.items()}
-        return Wave(hidden[None], layout, state, beside)
+        return Wave(hidden[None], layout, state, rows, beside)

@@ -14,13 +14,12 @@ from pabee_fast.arguments import require_whole
 from pabee_fast.errors import InputError
 from pabee_fast.models.heads import require_evaluation
 from pabee_fast.policies import FullDepth, Policy
-from pabee_fast.runtime.engine import Engine
+from pabee_fast.runtime.engine import Engine, OnSettled, ignore
 from pabee_fast.runtime.pack import PackedBatch
-from pabee_fast.runtime.schedule import plan_waves
 from pabee_fast.runtime.state import Results
 from pabee_fast.scoring.answers import Answers, RowResult, label_names, row_results
 from pabee_fast.scoring.conditions import Conditions
-from pabee_fast.scoring.tokens import Encoded, Encoder
+from pabee_fast.scoring.tokens import Encoder
 
 HALF_A_PAIR = "the text holds half of a surrogate pair, which is no character"
 
@@ -150,7 +149,7 @@ class Scorer:
     def plan(
         self, texts: Sequence[tuple[str, ...]], answers: Answers, first: int
     ) -> Iterator[tuple[np.ndarray, PackedBatch, Policy]]:
-        """What is to be run for the rows that have no error, window by window and wave by wave.
+        """What is to be run for the rows that have no error, window by window.
 
         Args:
             texts: each row's, as the tokenizer takes them.
@@ -158,7 +157,7 @@ class Scorer:
             first: the number of the first row in the whole input, for policies that have a value for each.
 
         Yields:
-            The places of a wave's rows among `texts`, their batch, on the host, and their policy.
+            The places of a window's rows among `texts`, their batch, on the host, and their policy.
         """
         good = np.array([i for i, error in enumerate(answers.errors) if error is None], dtype=np.int64)
         for start in range(0, len(good), self.window):
@@ -167,22 +166,12 @@ class Scorer:
             answers.truncated += encoded.truncated
             for error, refused in encoded.refused.items():
                 answers.refuse(rows[refused], error)
-            policy = self.policy.select((first + rows).tolist())
-            for wave in self.waves(encoded):
-                yield rows[wave], self.pack(encoded, wave), policy.select(wave.tolist())
+            if encoded.batch is not None:
+                places = rows[encoded.scorable]
+                yield places, encoded.batch, self.policy.select((first + places).tolist())
 
-    def waves(self, encoded: Encoded) -> list[np.ndarray]:
-        """The rows of each wave, of those that are scorable: a pure function of rows and the budget first given."""
-        rows = encoded.scorable
-        waves = plan_waves(encoded.lengths[rows], self.engine.first_budget, self.engine.longest_row)
-        return [rows[wave] for wave in waves]
-
-    def pack(self, encoded: Encoded, wave: np.ndarray) -> PackedBatch:
-        """A wave's rows as the runtime takes them, on the host."""
-        return encoded.pack(wave, self.model)
-
-    def batches(self, rows: Sequence[Row], first: int = 0) -> Iterator[tuple[np.ndarray, PackedBatch]]:
-        """A window's rows as `score` runs them: the places of a wave's rows, and their batch, on the host.
+    def batch(self, rows: Sequence[Row], first: int = 0) -> PackedBatch:
+        """Pack a window's rows as `score` runs them, on the host.
 
         Args:
             rows: the window.
@@ -195,14 +184,19 @@ class Scorer:
         for error, refused in encoded.refused.items():
             if len(refused):
                 raise InputError(f"row {first + refused[0]}: {error}; leave such rows out")
-        for wave in self.waves(encoded):
-            yield wave, self.pack(encoded, wave)
+        assert encoded.batch is not None
+        return encoded.batch
 
-    def run(self, batch: PackedBatch, policy: Policy) -> Answers:
-        """A wave's answers; a row that exceeds the device's memory all alone gets an error, and the others theirs."""
+
+    def run(self, batch: PackedBatch, policy: Policy, on_settled: OnSettled = ignore) -> Answers:
+        """A batch's answers; a row that exceeds the device's memory all alone gets an error, and the others theirs.
+
+        Args:
+            on_settled: as for `Engine.run`.
+        """
         rows = len(batch.lengths)
         try:
-            results = self.engine.run(batch, policy)
+            results = self.engine.run(batch, policy, on_settled)
         except torch.OutOfMemoryError:
             if rows == 1:
                 error = f"out of memory: its {int(batch.lengths[0])} tokens do not fit the device, even alone"
@@ -212,7 +206,7 @@ class Scorer:
         answers = Answers.none_yet([None] * rows, self.engine.classes)
         for half in np.array_split(np.arange(rows), 2):
             device = next(iter(batch.inputs.values())).device
-            answers.put(half, self.run(batch.select(half, device), policy.select(half.tolist())))
+            answers.put(half, self.run(batch.select(half, device), policy.select(half.tolist()), on_settled))
         return answers
 
     @staticmethod

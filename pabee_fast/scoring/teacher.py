@@ -25,8 +25,8 @@ def full_depth_logits(
     scorer = Scorer(model.eval(), tokenizer, policy=FullDepth(), max_length=max_length)
     logits = torch.empty(len(texts), scorer.engine.classes)
     for first in range(0, len(texts), scorer.window):
-        for wave, batch in scorer.batches(texts[first : first + scorer.window], first):
-            logits[first + wave] = scorer.engine.run(batch, FullDepth()).logits.cpu()
+        batch = scorer.batch(texts[first : first + scorer.window], first)
+        logits[first : first + scorer.window] = scorer.engine.run(batch, FullDepth()).logits.cpu()
     return logits
 
 

@@ -3,24 +3,20 @@
 import logging
 import sys
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
 from itertools import chain
+from typing import NamedTuple
 
 import numpy as np
-import torch
 from tokenizers import Tokenizer
 from transformers import AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
 from pabee_fast.errors import InputError
 from pabee_fast.modeling.directory import few_of, readable
 from pabee_fast.models import family_of
-from pabee_fast.runtime.pack import PackedBatch, pack
+from pabee_fast.runtime.pack import PackedBatch, pack_rows
 
 Texts = tuple[str, ...]
 """One text, or the two of a pair."""
-
-PLACES = 2**20
-"""Of the padded layout that rows pass through at once: one long row among many short ones makes it wide."""
 
 NO_TOKEN = "the tokenizer gives the text no token"
 NO_EMBEDDING = "the text has a token that the model has no embedding for"
@@ -83,49 +79,14 @@ def embedded_ids(tokenizer: PreTrainedTokenizerBase, model: PreTrainedModel) -> 
     return rows
 
 
-@dataclass(frozen=True)
-class Encoded:
-    """Rows as the tokenizer gives them, laid end to end."""
+class Encoded(NamedTuple):
+    """Rows as the model takes them."""
 
-    inputs: dict[str, np.ndarray]  # input_ids and perhaps token_type_ids, each [tokens] int32
-    lengths: np.ndarray  # [rows] int64
+    batch: PackedBatch | None  # the rows that can be scored, in their order, on the host; None: there are none
+    lengths: np.ndarray  # [rows] int64, 0 where the tokenizer gives the text no token
     truncated: int  # rows that were cut to the limit
-    padding: dict[str, int]  # what fills the padded layout of each input, unless the model has its own
-    refused: dict[str, np.ndarray]  # by error: the places of rows that cannot be scored
-
-    @property
-    def scorable(self) -> np.ndarray:
-        """The places of the other rows, in order."""
-        is_scorable = np.ones(len(self.lengths), dtype=bool)
-        for rows in self.refused.values():
-            is_scorable[rows] = False
-        return np.flatnonzero(is_scorable)
-
-    def pack(self, rows: np.ndarray, model: PreTrainedModel) -> PackedBatch:
-        """The given rows, at least one, in the given order, as the model takes them."""
-        at_once = max(1, PLACES // int(self.lengths[rows].max()))
-        parts = [self._pack(rows[first : first + at_once], model) for first in range(0, len(rows), at_once)]
-        if len(parts) == 1:
-            return parts[0]
-        # Rows that are padded on the right have neither masks nor positions to join.
-        inputs = {name: torch.cat([part.inputs[name] for part in parts]) for name in parts[0].inputs}
-        return PackedBatch(inputs, np.concatenate([part.lengths for part in parts]))
-
-    def _pack(self, rows: np.ndarray, model: PreTrainedModel) -> PackedBatch:
-        lengths = self.lengths[rows]
-        starts = (np.cumsum(self.lengths) - self.lengths)[rows]
-        column = np.arange(int(lengths.max()))
-        mask = column < lengths[:, None]  # [rows, longest]
-        # Positions belong to the padded layout, so the rows pass through it once, right-padded.
-        where = np.minimum(starts[:, None] + column, len(self.inputs["input_ids"]) - 1)
-        # The model's own, as it is now, before the tokenizer's: some models find the end of a row by it.
-        own = {} if model.config.pad_token_id is None else {"input_ids": model.config.pad_token_id}
-        fill = self.padding | own
-        padded = {
-            name: torch.from_numpy(np.where(mask, flat[where], fill[name]).astype(np.int64))
-            for name, flat in self.inputs.items()
-        }
-        return pack(model, attention_mask=torch.from_numpy(mask), **padded)
+    scorable: np.ndarray  # [rows of the batch] int64: their places among all rows
+    refused: dict[str, np.ndarray]  # by error: the places of the other rows
 
 
 class Encoder:
@@ -150,9 +111,10 @@ class Encoder:
         self._core.no_padding()
         self._core.enable_truncation(max_length, direction=tokenizer.truncation_side)
         self._core.encode_special_tokens = tokenizer.split_special_tokens
-        self._padding = {"input_ids": tokenizer.pad_token_id or 0}
-        if "token_type_ids" in tokenizer.model_input_names and "token_type_ids" in family_of(model).inputs:
-            self._padding["token_type_ids"] = 0
+        self._model = model
+        self._has_types = "token_type_ids" in tokenizer.model_input_names and (
+            "token_type_ids" in family_of(model).inputs
+        )
 
     def __call__(self, texts: Sequence[Texts]) -> Encoded:
         """The tokens of rows of one or two strings each, at least one row.
@@ -169,7 +131,7 @@ class Encoder:
             lengths += map(len, encodings)
             truncated += sum(bool(row.overflowing) for row in encodings)
             ids.append(_flat(row.ids for row in encodings))
-            if "token_type_ids" in self._padding:
+            if self._has_types:
                 types.append(_flat(row.type_ids for row in encodings))
         inputs = {"input_ids": np.concatenate(ids)}
         if types:
@@ -179,7 +141,15 @@ class Encoder:
         if self._embedded is not None:
             places = np.flatnonzero(inputs["input_ids"] >= self._embedded)
             refused[NO_EMBEDDING] = np.unique(np.searchsorted(np.cumsum(of_rows), places, side="right"))
-        return Encoded(inputs, of_rows, truncated, self._padding, refused)
+        is_scorable = np.ones(len(of_rows), dtype=bool)
+        for rows_with_error in refused.values():
+            is_scorable[rows_with_error] = False
+        scorable = np.flatnonzero(is_scorable)
+        if len(scorable) == 0:
+            return Encoded(None, of_rows, truncated, scorable, refused)
+        kept = {name: flat[np.repeat(is_scorable, of_rows)] for name, flat in inputs.items()}
+        batch = pack_rows(self._model, kept, of_rows[scorable])
+        return Encoded(batch, of_rows, truncated, scorable, refused)
 
 
 def _flat(rows: Iterable[list[int]]) -> np.ndarray:

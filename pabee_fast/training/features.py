@@ -116,12 +116,8 @@ def run_once(
     """
     scorer = Scorer(model, tokenizer, policy=FullDepth(), max_length=max_length, token_budget=token_budget)
     engine, source = scorer.engine, row_source(rows)
-    layers, width = len(engine.layers) - store.first_layer, model.config.hidden_size
+    width = model.config.hidden_size
     window = min(max(64, WINDOW_BYTES // (4 * width * len(engine.layers))), WINDOW_ROWS)
     while taken := list(islice(source, window)):
-        features, logits = torch.empty(layers, len(taken), width), torch.empty(len(taken), engine.classes)
-        for wave, batch in scorer.batches(taken, store.rows):
-            of_wave, answered = engine.every_feature(batch, pooling, store.first_layer)
-            features[:, wave], logits[wave] = of_wave.float().cpu(), answered.cpu()
-        store.append(features, logits)
+        store.append(*engine.every_feature(scorer.batch(taken, store.rows), pooling, store.first_layer))
         on_window(store.rows)

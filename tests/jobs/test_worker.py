@@ -73,7 +73,7 @@ def test_out_of_memory_splits_only_the_wave_that_met_it_and_lowers_the_budget(re
     got = worker.score(task(100)).results
     engine._embed = embed  # type: ignore[method-assign]
     assert failed and engine.token_budget < engine.first_budget
-    total = sum(len(worker.scorer.encoder([row]).inputs["input_ids"]) for row in task(100).texts)
+    total = int(worker.scorer.batch(task(100).texts).lengths.sum())
     assert sum(tokens) - sum(failed) == total, "a wave that fits is computed once"
     for name in ("prediction", "exit_layer", "error"):
         assert got.column(name).equals(wanted.column(name))

@@ -207,12 +207,13 @@ def test_two_calls_of_one_scorer_may_take_turns(tiny_tokenizer: Any) -> None:
     assert (*begun, *(result.exit_layer for result in first)) == exits
 
 
-def test_a_padding_token_that_a_decoder_was_given_late_pads_its_rows(tiny_tokenizer: Any) -> None:
+@pytest.mark.parametrize("pad", [None, 4])
+def test_rows_of_a_decoder_end_where_the_tokenizer_ends_them_whether_or_not_it_has_a_padding_token(
+    pad: int | None, tiny_tokenizer: Any
+) -> None:
     model = zoo.stock_model("gpt2", pad_token_id=None)
     scorer = pf.Scorer(model, tiny_tokenizer, policy=pf.FullDepth())
-    with pytest.raises(pf.InputError, match=r"set model.config.pad_token_id"):
-        list(scorer.score(TEXTS))
-    model.config.pad_token_id = 4
+    model.config.pad_token_id = pad
     together = [result.scores for result in scorer.score(TEXTS)]
     alone = [result.scores for text in TEXTS for result in scorer.score([text])]
     assert_close(torch.tensor(together), torch.tensor(alone))

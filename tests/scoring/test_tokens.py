@@ -10,9 +10,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from pabee_fast.scoring import tokens
-from pabee_fast.scoring.tokens import Encoded, Encoder
+from pabee_fast.scoring.tokens import Encoder
 from tests.conftest import tiny_stock
-from tests.zoo import VARIANTS, is_vision, stock_model
 
 WORDS = st.sampled_from(["good", "film", "unheard", "[SEP]", "[PAD]", ".", "VERY", "\u00e9", ""])
 TEXTS = st.lists(WORDS, max_size=20).map(" ".join)
@@ -42,7 +41,8 @@ def test_tokens_are_those_of_the_tokenizers_own_call(
             one = [row if len(row) == 2 else row[0]]  # a list: alone, an empty second text is taken for none
             own = {name: ids[0] for name, ids in tiny_tokenizer(one, truncation=True, max_length=limit).items()}
             cut += len(tiny_tokenizer(one)["input_ids"][0]) > limit
-            batch = encoded.pack(np.array([number]), model)
+            assert encoded.batch is not None
+            batch = encoded.batch.select(np.array([number]), torch.device("cpu"))
             for name, values in batch.inputs.items():
                 if name in own:
                     assert values.tolist() == own[name]
@@ -65,28 +65,11 @@ def test_many_threads_may_call_one_encoder_while_the_tokenizer_itself_is_used_ot
 
     with ThreadPoolExecutor(4) as threads:
         for got in threads.map(other, range(40)):
-            assert np.array_equal(got.inputs["input_ids"], wanted.inputs["input_ids"])
-
-
-@pytest.mark.parametrize("variant", [name for name in VARIANTS if not is_vision(name)])
-def test_rows_that_are_packed_a_few_at_a_time_are_packed_as_all_at_once(
-    variant: str, tiny_tokenizer: Any, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    model = stock_model(variant, vocab_size=len(tiny_tokenizer))
-    encoded = Encoder(tiny_tokenizer, 20, model)([("good film " * number,) for number in (1, 9, 2, 0, 5, 3, 3)])
-    rows = np.array([4, 1, 0, 6, 2, 3])
-    whole = encoded.pack(rows, model)
-    widest, real = [], Encoded._pack
-    monkeypatch.setattr(tokens, "PLACES", 45)
-    monkeypatch.setattr(Encoded, "_pack", lambda *given: (widest.append(len(given[1])), real(*given))[1])
-    parts = encoded.pack(rows, model)
-    assert widest == [2, 2, 2]
-    assert parts.lengths.tolist() == whole.lengths.tolist() and parts.inputs.keys() == whole.inputs.keys()
-    assert all(torch.equal(parts.inputs[name], values) for name, values in whole.inputs.items())
-    assert parts.key_mask is whole.key_mask is None and parts.positions is whole.positions is None
+            assert torch.equal(got.batch.inputs["input_ids"], wanted.batch.inputs["input_ids"])
 
 
 def test_an_empty_text_has_no_token_where_none_is_added(bare_tokenizer: Any, model: Any) -> None:
     encoded = Encoder(bare_tokenizer, 12, model)([("",), ("good",), ("",)])
     assert encoded.lengths.tolist() == [0, 1, 0]
-    assert encoded.pack(np.array([1]), model).lengths.tolist() == [1]
+    assert encoded.batch is not None and encoded.batch.lengths.tolist() == [1]
+    assert Encoder(bare_tokenizer, 12, model)([("",)]).batch is None
