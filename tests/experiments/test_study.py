@@ -12,19 +12,17 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from bench import (
-    glue,
-    glue_choose,
-    glue_figures,
-    glue_heads,
-    glue_models,
-    glue_promise,
-    glue_steps,
-    glue_table,
-    glue_tasks,
-    glue_train,
-)
-from bench.glue_tasks import TASKS
+from experiments.glue import choose as glue_choose
+from experiments.glue import figures as glue_figures
+from experiments.glue import heads as glue_heads
+from experiments.glue import models as glue_models
+from experiments.glue import promise as glue_promise
+from experiments.glue import steps as glue_steps
+from experiments.glue import study as glue
+from experiments.glue import table as glue_table
+from experiments.glue import tasks as glue_tasks
+from experiments.glue import train as glue_train
+from experiments.glue.tasks import TASKS
 from pabee_fast.calibration.replay import Replay, Replayer
 from pabee_fast.calibration.trace import Trace
 from pabee_fast.scoring.conditions import Conditions
@@ -32,7 +30,7 @@ from tests.tolerances import assert_close
 
 
 def run(monkeypatch: pytest.MonkeyPatch, *options: object, main: Callable[[], None] = glue.main) -> None:
-    """`python -m bench.glue` with these options, or another of its commands."""
+    """`python -m experiments.glue` with these options, or another of its commands."""
     monkeypatch.setattr(glue, "ROUNDS", 1)
     monkeypatch.setattr(sys, "argv", ["glue", "--device", "cpu", *map(str, options)])
     main()
@@ -41,7 +39,7 @@ def run(monkeypatch: pytest.MonkeyPatch, *options: object, main: Callable[[], No
 def test_the_pipeline_goes_from_rows_to_figures_and_a_table_and_repeats_no_step(
     encoder: Path, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    results, page = tmp_path / "results", tmp_path / "GLUE.md"
+    results, page = tmp_path / "results", tmp_path / "page.md"
     options = ["--encoder", encoder, "--data", data, "--work", tmp_path / "work", "--results", results]
     run(monkeypatch, *options, "--tasks", "sst2", "stsb", "--depths", 3)
     by_class, by_value = (

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from bench.glue_tasks import Split
+from experiments.glue.tasks import Split
 from pabee_fast.modeling.loss import Distillation
 from pabee_fast.models.heads import answer_kind, has_heads
 

@@ -1,9 +1,9 @@
-"""Which heads `fit` should give: every kind on the same frozen models, layer by layer: `python -m bench.glue_heads`.
+"""Which heads `fit` should give: every kind on the same frozen models, layer by layer.
 
-The models are those of `bench.glue`, and so are the steps: give the same --work, --budget and --encoder. Each kind is
-fitted without labels on the same texts. What is counted is how often a layer's answer on unseen rows is full depth's
-(of values: how they correlate with full depth's), which needs no labels either. One JSON a task in
-bench/results/glue/heads/; `python -m bench.glue --table` shows them.
+`python -m experiments.glue.heads`; models and steps are those of `experiments.glue`: give the same --work, --budget,
+--data and --encoder. Each kind is fitted without labels on the same texts. What is counted is how often a layer's
+answer on unseen rows is full depth's (of values: how they correlate with full depth's), which needs no labels either.
+One JSON a task in `results/heads/`; `python -m experiments.glue --table` shows them.
 """
 
 import argparse
@@ -14,10 +14,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from bench import glue_models
-from bench.glue import BUDGETS, DEFAULT_TASKS, RESULTS, add_places, folds_of, steps_of
-from bench.glue_steps import MAX_LENGTH, Run, Steps
-from bench.glue_tasks import TASKS
+from experiments.glue import models as glue_models
+from experiments.glue.steps import MAX_LENGTH, Run, Steps
+from experiments.glue.study import BUDGETS, DEFAULT_TASKS, RESULTS, add_places, folds_of, steps_of
+from experiments.glue.tasks import TASKS
 from pabee_fast.calibration.risks import answers
 from pabee_fast.report.metrics import evaluate
 

@@ -12,8 +12,6 @@ from pathlib import Path
 
 import numpy as np
 
-DATA = Path(__file__).parents[2] / "shared" / "data"
-
 
 @dataclass(frozen=True)
 class Task:
@@ -45,7 +43,7 @@ class Task:
 TASKS = {
     task.name: task
     for task in (
-        # Chosen after 8e-5 and batches of 64 had given 89.4 on dev; GLUE.md says what that means for dev.
+        # Chosen after 8e-5 and batches of 64 had given 89.4 on dev; README.md says what that means for dev.
         Task("sst2", 2, "accuracy", 3, learning_rate=4e-5),
         Task("mrpc", 2, "F1", 5),
         Task("ag_news_subset", 4, "accuracy", 2, unlike="trained on a subset of the train rows"),

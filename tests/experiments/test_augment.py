@@ -4,7 +4,7 @@ import hypothesis.strategies as st
 import pytest
 from hypothesis import given
 
-from bench.glue_augment import LONGER, substituted
+from experiments.glue.augment import LONGER, substituted
 
 GRAMMAR = [
     (f"{subject} {verb}", subject, verb)

@@ -8,8 +8,8 @@ from itertools import groupby
 from pathlib import Path
 from typing import Any
 
-TARGET = Path(__file__).parent / "GLUE.md"
-BEGIN, END = "<!-- written by `python -m bench.glue --table` -->", "<!-- end -->"
+TARGET = Path(__file__).parent / "README.md"
+BEGIN, END = "<!-- written by `python -m experiments.glue --table` -->", "<!-- end -->"
 
 Figures = dict[str, Any]
 Row = list[str]
@@ -37,7 +37,7 @@ def tables(runs: Sequence[Figures], heads: Sequence[Figures] = ()) -> str:
     """All tables: a line for each model, task and budget, with mean ± standard deviation where there are more seeds.
 
     Args:
-        heads: what `bench.glue_heads` found.
+        heads: what `experiments.glue.heads` found.
     """
     groups = [list(group) for _, group in groupby(sorted(runs, key=_group), key=_group)]
     parts = [

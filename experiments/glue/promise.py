@@ -6,7 +6,7 @@ import numpy as np
 import torch
 
 import pabee_fast as pf
-from bench.glue_figures import Folds
+from experiments.glue.figures import Folds
 from pabee_fast.calibration.replay import replay
 from pabee_fast.calibration.risks import Risk
 from pabee_fast.calibration.trace import Trace

@@ -1,0 +1,1 @@
+"""Studies on tasks: what exits cost in accuracy, and what they give."""

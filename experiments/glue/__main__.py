@@ -1,0 +1,3 @@
+from experiments.glue.study import main
+
+main()
