@@ -40,7 +40,6 @@ def test_scheduled_runs_every_head_and_leaves_from_its_earliest_exit() -> None:
     policy = pf.Scheduled((7, 4, 12))
     assert layers_tested(policy, 12) == list(range(1, 13))
     assert policy.first_exit(12) == 4
-    assert policy.select([2, 0]) == pf.Scheduled((12, 7))
 
 
 @pytest.mark.parametrize("patience", [0, -1, 1.5, True, "3"])

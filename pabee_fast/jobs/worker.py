@@ -25,7 +25,7 @@ from pabee_fast.calibration.guarantee import Guarantee
 from pabee_fast.calibration.risks import answers_differ
 from pabee_fast.calibration.stored import Choice
 from pabee_fast.jobs.columns import result_columns, result_schema
-from pabee_fast.policies import FullDepth, Policy
+from pabee_fast.policies import FullDepth
 from pabee_fast.runtime.pack import PackedBatch
 from pabee_fast.scoring.answers import Answers
 from pabee_fast.scoring.load import Setting
@@ -128,9 +128,9 @@ class Worker:
         answers = Answers.none_yet(known, scorer.engine.classes)
         audited = chosen(task.file, task.first_row, len(texts), self.audit)
         started, windows = time.perf_counter(), list[tuple[np.ndarray, Future[Any]]]()
-        for rows, batch, policy in scorer.plan(texts, answers, task.first_row):
+        for rows, batch in scorer.plan(texts, answers):
             audit = np.flatnonzero(audited[rows])
-            running = self._device.submit(self._compute, *self._to_device(batch), policy, audit)
+            running = self._device.submit(self._compute, *self._to_device(batch), audit)
             windows.append((rows, running))
         seconds.tokenise = time.perf_counter() - started
         for rows, future in windows:
@@ -160,16 +160,14 @@ class Worker:
         with torch.cuda.stream(self._copies):
             return batch.to(self.scorer.engine.device), self._copies.record_event()
 
-    def _compute(
-        self, batch: PackedBatch, arrival: Any, policy: Policy, audit: np.ndarray
-    ) -> tuple[Answers, tuple[int, int], Seconds]:
+    def _compute(self, batch: PackedBatch, arrival: Any, audit: np.ndarray) -> tuple[Answers, tuple[int, int], Seconds]:
         """Runs a window, and its audited rows to full depth; in the device's thread."""
         started = time.perf_counter()
         if arrival is not None:
             arrival.wait()
             for tensor in batch.inputs.values():
                 tensor.record_stream(torch.cuda.current_stream())
-        answers = self.scorer.run(batch, policy, self._on_settled)
+        answers = self.scorer.run(batch, self.scorer.policy, self._on_settled)
         computed = time.perf_counter()
         spent = Seconds(compute=computed - started)
         counts = (len(audit), 0)

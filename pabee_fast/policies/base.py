@@ -2,7 +2,6 @@
 
 import dataclasses
 import numbers
-from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any, ClassVar, Literal
 
@@ -67,10 +66,6 @@ class Policy:
     def warning(self, layers: int) -> str | None:
         """What a user should know before using it on a model of `layers` layers."""
         return None
-
-    def select(self, rows: Sequence[int]) -> "Policy":
-        """The policy for the given rows (0-based, by input order) of a longer input."""
-        return self
 
     def __str__(self) -> str:
         """The command line's spelling, which `parse_policy` reads back where the policy is among COMMAND_LINE."""

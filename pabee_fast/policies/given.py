@@ -1,8 +1,7 @@
 """Where rows leave is given, whatever their heads say."""
 
 import operator
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import ClassVar
 
 from pabee_fast.arguments import require_whole
@@ -77,10 +76,3 @@ class Scheduled(Stepping):
             )
         if self.exit_layers and max(self.exit_layers) > layers:
             raise InputError(f"exit_layers holds {max(self.exit_layers)}: the model has {layers} layers")
-
-    def select(self, rows: Sequence[int]) -> "Scheduled":
-        if len(rows) and max(rows) >= len(self.exit_layers):
-            raise InputError(
-                f"Scheduled has {len(self.exit_layers)} exit layers; there are more rows: give one for each"
-            )
-        return replace(self, exit_layers=tuple(self.exit_layers[row] for row in rows))

@@ -106,6 +106,10 @@ class Scorer:
         self.engine = Engine(model, token_budget=token_budget)
         self.model, self.tokenizer = model, tokenizer
         self.policy = self.engine.check(policy or getattr(model, "exit_policy", None) or FullDepth())
+        if self.policy.exit_at() is not None:
+            raise InputError(
+                "policy=Scheduled(...): given exits are of the rows of one call; use pf.accelerate with it"
+            )
         limit = min(self.engine.family.max_length(model), tokenizer.model_max_length, self.engine.longest_row)
         if max_length is not None and max_length > limit:
             raise InputError(
@@ -128,36 +132,27 @@ class Scorer:
         """One result a row, in input order; a row that cannot be scored has an `error` and stops nothing.
 
         Memory holds one window. `self.tally` counts what the call begun last has done.
-
-        Raises:
-            InputError: `Scheduled` with another number of exit layers than rows.
         """
         self.tally = tally = Tally()
         source = row_source(rows)
         while window := list(islice(source, self.window)):
             texts, known = readable(window)
             answers = Answers.none_yet(known, self.engine.classes)
-            for places, batch, policy in self.plan(texts, answers, tally.rows):
-                answers.put(places, self.run(batch, policy))
+            for places, batch in self.plan(texts, answers):
+                answers.put(places, self.run(batch, self.policy))
             answers.mark_not_finite()
             tally.add(answers)
             yield from row_results(answers, self.labels, self.engine.kind)
-        given = self.policy.exit_at()
-        if given is not None and len(given) != tally.rows:
-            raise InputError(f"Scheduled has {len(given)} exit layers for {tally.rows} rows: give one for each row")
 
-    def plan(
-        self, texts: Sequence[tuple[str, ...]], answers: Answers, first: int
-    ) -> Iterator[tuple[np.ndarray, PackedBatch, Policy]]:
+    def plan(self, texts: Sequence[tuple[str, ...]], answers: Answers) -> Iterator[tuple[np.ndarray, PackedBatch]]:
         """What is to be run for the rows that have no error, window by window.
 
         Args:
             texts: each row's, as the tokenizer takes them.
             answers: of these rows; those that the tokenizer refuses get their error here, and the cut ones are counted.
-            first: the number of the first row in the whole input, for policies that have a value for each.
 
         Yields:
-            The places of a window's rows among `texts`, their batch, on the host, and their policy.
+            The places of a window's rows among `texts`, and their batch, on the host.
         """
         good = np.array([i for i, error in enumerate(answers.errors) if error is None], dtype=np.int64)
         for start in range(0, len(good), self.window):
@@ -167,8 +162,7 @@ class Scorer:
             for error, refused in encoded.refused.items():
                 answers.refuse(rows[refused], error)
             if encoded.batch is not None:
-                places = rows[encoded.scorable]
-                yield places, encoded.batch, self.policy.select((first + places).tolist())
+                yield rows[encoded.scorable], encoded.batch
 
     def batch(self, rows: Sequence[Row], first: int = 0) -> PackedBatch:
         """Pack a window's rows as `score` runs them, on the host.
@@ -186,7 +180,6 @@ class Scorer:
                 raise InputError(f"row {first + refused[0]}: {error}; leave such rows out")
         assert encoded.batch is not None
         return encoded.batch
-
 
     def run(self, batch: PackedBatch, policy: Policy, on_settled: OnSettled = ignore) -> Answers:
         """A batch's answers; a row that exceeds the device's memory all alone gets an error, and the others theirs.
@@ -206,7 +199,7 @@ class Scorer:
         answers = Answers.none_yet([None] * rows, self.engine.classes)
         for half in np.array_split(np.arange(rows), 2):
             device = next(iter(batch.inputs.values())).device
-            answers.put(half, self.run(batch.select(half, device), policy.select(half.tolist()), on_settled))
+            answers.put(half, self.run(batch.select(half, device), policy, on_settled))
         return answers
 
     @staticmethod

@@ -123,10 +123,10 @@ def test_the_policies_replayed_are_all_there_are() -> None:
 def test_replay_equals_the_runtime(family: str, policy: pf.Policy, tiny_tokenizer: PreTrainedTokenizerFast) -> None:
     model, tokenizer = tiny_model(family), tiny_tokenizer
     found = pf.replay(pf.trace(model, tokenizer, TEXTS), policy)
-    scorer = pf.Scorer(model, tokenizer, policy=policy)
-    results = list(scorer.score(TEXTS))
-    assert found.exit_layers.tolist() == [result.exit_layer for result in results]
-    assert found.logits.argmax(dim=1).tolist() == [model.config.label2id[result.prediction] for result in results]
+    scorer = pf.Scorer(model, tokenizer, policy=pf.FullDepth())
+    results = scorer.engine.run(scorer.batch(TEXTS), policy)
+    assert found.exit_layers.tolist() == results.exit_layers.tolist()
+    assert found.logits.argmax(dim=1).tolist() == results.logits.argmax(dim=1).tolist()
 
 
 @pytest.mark.parametrize(("outputs", "problem_type", "kind"), OTHER_ANSWERS)

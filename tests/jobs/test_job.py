@@ -220,8 +220,8 @@ def test_failed_rows_are_tried_again_and_bad_ones_are_not(
     assert isinstance(local, LocalExecutor)
     run = local.worker.scorer.run
 
-    def sick(batch: Any, policy: Any) -> Any:
-        answers = run(batch, policy)
+    def sick(batch: Any, *options: Any) -> Any:
+        answers = run(batch, *options)
         if len(answers.errors) == 10:
             answers.logits[3] = float("inf")
         return answers

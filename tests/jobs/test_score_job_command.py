@@ -7,7 +7,6 @@ import re
 import signal
 import subprocess
 import sys
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -18,13 +17,14 @@ from typer.testing import CliRunner, Result
 import pabee_fast as pf
 from pabee_fast.calibration.guarantee import Guarantee
 from pabee_fast.calibration.risks import Risk
-from pabee_fast.calibration.stored import Choice, choose_policy
+from pabee_fast.calibration.stored import Choice
 from pabee_fast.cli import app
 from pabee_fast.cli.watch import Bar, JsonLines, Watch, choose_watch
 from pabee_fast.errors import InputError
 from pabee_fast.jobs.job import Progress
 from pabee_fast.jobs.manifest import Manifest
 from pabee_fast.scoring.scorer import Tally
+from tests.calibration.traces import CONDITIONS
 from tests.conftest import ROOT
 from tests.jobs.conftest import put_rows, text_of
 
@@ -41,7 +41,7 @@ import os, signal, sys
 from pabee_fast.cli import main
 from pabee_fast.calibration.guarantee import Guarantee
 from pabee_fast.calibration.risks import Risk
-from pabee_fast.calibration.stored import Choice, choose_policy
+from pabee_fast.calibration.stored import Choice
 from pabee_fast.jobs import manifest
 signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background jobs inherit that it is ignored
 appends = []
@@ -174,12 +174,11 @@ def test_the_audit_says_what_it_saw_and_cost_and_warns_where_it_contradicts_the_
     assert "on top of computing" in plain.output and "guarantee" not in plain.output
     for epsilon, contradicted in ((0.001, True), (0.999, False)):
 
-        def guaranteed(scorer: Any, texts: int | None, epsilon: float = epsilon) -> Choice:
-            choice = choose_policy(scorer, texts)
-            guarantee = Guarantee(choice.policy, Risk("disagreement"), epsilon, 0.05, 1, 0, 1, 0.5, scorer.conditions())
-            return replace(choice, guarantee=guarantee)
+        def guaranteed(policy: pf.Policy, epsilon: float = epsilon) -> Choice:
+            of = Guarantee(policy, Risk("disagreement"), epsilon, 0.05, 1, 0, 1, 0.5, CONDITIONS)
+            return Choice(policy, guarantee=of)
 
-        monkeypatch.setattr("pabee_fast.jobs.recipe.choose_policy", guaranteed)
+        monkeypatch.setattr("pabee_fast.jobs.recipe.Choice", guaranteed)
         found = score(source, *words, "--output", tmp_path / f"{epsilon}.csv")
         assert ("WARNING: the guarantee stored with the model says at most 0.100%" in found.output) == contradicted
         assert ("does not contradict the guarantee" in found.output) != contradicted

@@ -101,10 +101,10 @@ def test_what_is_no_list_of_texts_is_refused(scorer: pf.Scorer, rows: Any, says:
 
 
 def test_a_text_without_any_token_has_an_error_and_stops_nothing(bare_tokenizer: Any) -> None:
-    scorer = pf.Scorer(model_for(bare_tokenizer), bare_tokenizer, policy=pf.Scheduled((1, 2, 3, 4)), max_length=12)
+    scorer = pf.Scorer(model_for(bare_tokenizer), bare_tokenizer, policy=pf.FixedDepth(2), max_length=12)
     results = list(scorer.score(["good film", "", None, "bad"]))
     assert [result.error for result in results] == [None, NO_TOKEN, "the text is null", None]
-    assert [result.exit_layer for result in results] == [1, None, None, 4]
+    assert [result.exit_layer for result in results] == [2, None, None, 2]
     assert (scorer.tally.errors, scorer.tally.failed) == (2, 0)
     scorer.policy = pf.FullDepth()
     assert [result.error for result in scorer.score([""])] == [NO_TOKEN]
@@ -155,16 +155,9 @@ def test_regression_gives_values_and_multi_label_sets(tiny_tokenizer: Any) -> No
         assert result.prediction == "|".join(f"LABEL_{i}" for i in members)
 
 
-def test_scheduled_counts_rows_over_windows_by_input_order(tiny_tokenizer: Any) -> None:
-    model = model_for(tiny_tokenizer)
-    exits = tuple(1 + i % 6 for i in range(10))
-    scorer = pf.Scorer(model, tiny_tokenizer, policy=pf.Scheduled(exits), window=4)
-    assert tuple(result.exit_layer for result in scorer.score(TEXTS[:10])) == exits
-    results = list(scorer.score([None, *TEXTS[1:10]]))
-    assert tuple(result.exit_layer for result in results[1:]) == exits[1:]
-    for rows in (TEXTS[:9], TEXTS[:11]):
-        with pytest.raises(ValueError, match="give one for each"):
-            list(scorer.score(rows))
+def test_given_exits_are_for_one_call_and_no_scorer(tiny_tokenizer: Any) -> None:
+    with pytest.raises(pf.InputError, match="of the rows of one call"):
+        pf.Scorer(model_for(tiny_tokenizer), tiny_tokenizer, policy=pf.Scheduled((1, 2)))
 
 
 def test_the_models_own_policy_is_the_default(tiny_tokenizer: Any) -> None:
@@ -198,13 +191,14 @@ def test_a_model_in_training_mode_is_refused(tiny_tokenizer: Any) -> None:
 
 
 def test_two_calls_of_one_scorer_may_take_turns(tiny_tokenizer: Any) -> None:
-    exits = tuple(1 + i % 6 for i in range(10))
-    scorer = pf.Scorer(model_for(tiny_tokenizer), tiny_tokenizer, policy=pf.Scheduled(exits), window=4)
+    scorer = pf.Scorer(model_for(tiny_tokenizer), tiny_tokenizer, policy=pf.Patience(1), window=4)
+    exits = [result.exit_layer for result in scorer.score(TEXTS[:10])]
+    assert len(set(exits)) > 1
     first = scorer.score(TEXTS[:10])
     begun = [next(first).exit_layer]
-    assert tuple(result.exit_layer for result in scorer.score(TEXTS[:10])) == exits
+    assert [result.exit_layer for result in scorer.score(TEXTS[:10])] == exits
     assert scorer.tally.rows == 10
-    assert (*begun, *(result.exit_layer for result in first)) == exits
+    assert [*begun, *(result.exit_layer for result in first)] == exits
 
 
 @pytest.mark.parametrize("pad", [None, 4])
