@@ -13,7 +13,7 @@ from torch import Tensor
 from transformers import PretrainedConfig, PreTrainedModel
 
 from pabee_fast.errors import InputError, UnsupportedError
-from pabee_fast.modeling.forward import forward
+from pabee_fast.modeling.forward import ENGINE, forward
 from pabee_fast.models.head_kinds import HeadSpec
 from pabee_fast.models.heads import (
     BACKBONE,
@@ -42,7 +42,6 @@ class EarlyExitModel(PreTrainedModel if TYPE_CHECKING else object):  # type: ign
     accepts_loss_kwargs = False  # The loss is a mean: Trainer must divide it by the accumulation steps itself.
     exit_policy: Policy | None = None
     token_budget: int | None = None
-    lowered_budget: int | None = None  # what an out-of-memory error has left of it
 
     def __init__(self, config: Any, *args: Any, **kwargs: Any) -> None:
         super().__init__(config, *args, **kwargs)
@@ -67,7 +66,12 @@ class EarlyExitModel(PreTrainedModel if TYPE_CHECKING else object):  # type: ign
 
     def __reduce_ex__(self, protocol: Any) -> Any:
         separate_weights(self)  # pickle would write the whole storage with each weight that is a part of it
-        return _empty_instance, (stock_class(type(self)),), self.__dict__
+        state = {name: value for name, value in vars(self).items() if name != ENGINE}
+        return _empty_instance, (stock_class(type(self)),), state
+
+    def _apply(self, *args: Any, **kwargs: Any) -> Any:
+        self.__dict__.pop(ENGINE, None)  # bound weights would be kept where they were (.to, .half)
+        return super()._apply(*args, **kwargs)
 
 
 def early_exit_class(stock: Any) -> Any:
@@ -135,9 +139,11 @@ def accelerate(model: Model, policy: Policy, *, token_budget: int | None = None)
         UnsupportedError: no supported family, or a model that is wrapped.
     """
     require_policy(policy)
-    policy = Engine(model, token_budget=token_budget).check(policy)
+    engine = Engine(model, token_budget=token_budget)
+    policy = engine.check(policy)
     become_early_exit(model)
-    model.exit_policy, model.token_budget, model.lowered_budget = policy, token_budget, None
+    model.exit_policy, model.token_budget = policy, token_budget
+    model.__dict__[ENGINE] = engine
     if IGNORED_BY_TRAINER not in (ignored := _ignored(model.config)):  # or Trainer's predictions become a tuple
         model.config.keys_to_ignore_at_inference = [*ignored, IGNORED_BY_TRAINER]
     return model
@@ -151,9 +157,8 @@ def restore(model: Model) -> Model:
     """
     if not isinstance(model, EarlyExitModel):
         return model
-    model.__dict__.pop("exit_policy", None)
-    model.__dict__.pop("token_budget", None)
-    model.__dict__.pop("lowered_budget", None)
+    for name in ("exit_policy", "token_budget", ENGINE):
+        model.__dict__.pop(name, None)
     before = [key for key in _ignored(model.config) if key != IGNORED_BY_TRAINER]
     model.config.__dict__.pop("keys_to_ignore_at_inference", None)
     if before != _ignored(model.config):

@@ -22,6 +22,9 @@ from pabee_fast.runtime.say import say_once
 
 logger = logging.getLogger(__name__)
 
+ENGINE = "_engine"
+"""The attribute of an accelerated model that holds its engine; no copy and no file has it."""
+
 
 @dataclass
 class EarlyExitOutput(SequenceClassifierOutput):
@@ -63,8 +66,7 @@ def _early_exit(
         # Some tokenizers give them to every model, and a stock forward passes over what it does not name.
         say_once(logger, model, f"token_type_ids are passed over: {type(model).__name__} takes none")
         token_type_ids = None
-    engine = Engine(model, token_budget=model.token_budget)
-    engine.token_budget = min(engine.token_budget, model.lowered_budget or engine.token_budget)
+    engine = engine_of(model)
     batch = pack(
         model,
         unsupported.get("use_cache"),
@@ -76,12 +78,20 @@ def _early_exit(
         pixel_values=pixel_values,
     )
     results = engine.run(batch, model.exit_policy)
-    if engine.token_budget < engine.first_budget:
-        model.lowered_budget = engine.token_budget  # the next call need not run out of memory again
     logits = results.logits.to(engine.dtype)
     loss = None if labels is None else ForSequenceClassificationLoss(labels, logits, model.config)
     out = EarlyExitOutput(loss=loss, logits=logits, exit_layers=results.exit_layers)
     return out if (model.config.return_dict if return_dict is None else return_dict) else out.to_tuple()
+
+
+def engine_of(model: Any) -> Engine:
+    """Return the engine of an accelerated model, the same one from call to call: it remembers how layers are bound, and
+    which budget an out-of-memory error has left."""
+    engine: Engine | None = vars(model).get(ENGINE)
+    if engine is None:  # a copy, or one that was unpickled
+        engine = Engine(model, token_budget=model.token_budget)
+        model.__dict__[ENGINE] = engine
+    return engine
 
 
 @functools.cache

@@ -1,18 +1,15 @@
-"""The post-norm block on packed tokens, from the tensors of its modules: fused, or compiled by torch.
+"""The post-norm block on packed tokens, from the tensors of its modules.
 
 It knows tensors and how they are multiplied; which layers are such blocks, and which way is taken, stands in
 `runtime/layers.py`.
 """
 
-import functools
 from dataclasses import dataclass
-from typing import Any, NamedTuple, cast
+from typing import NamedTuple
 
-import torch
 from torch import Tensor, nn
-from torch.nn.functional import gelu, layer_norm, linear, relu
+from torch.nn.functional import linear
 
-from pabee_fast.errors import UnsupportedError
 from pabee_fast.layout import Layout
 from pabee_fast.models.block import Block
 from pabee_fast.runtime import ops
@@ -92,29 +89,6 @@ def fused(weights: Weights, hidden: Tensor, layout: Layout) -> Tensor:
     return _add_norm(inner, weights.down, attended, weights.norm)
 
 
-def compiled(weights: Weights, hidden: Tensor, layout: Layout) -> Tensor:
-    """The same with all that follows attention in one graph of torch.compile, the same one for all layers.
-
-    Attention and the projections in front of it stay outside: they are library calls, with which nothing can be fused.
-
-    Raises:
-        UnsupportedError: torch would have compiled more graphs than it allows itself, and gone on without.
-    """
-    attended = _attend(weights, hidden, layout)
-    parts = (weights.output, weights.attention_norm, weights.up, weights.activation, weights.down, weights.norm)
-    if len(hidden) < 2:  # torch.compile takes 0 and 1 for constants, and would make a graph for each
-        return _after_attention(attended, hidden, *parts)
-    for tensor in (attended, hidden):
-        torch._dynamo.mark_dynamic(tensor, 0)
-    try:
-        return cast(Tensor, _compiled()(attended, hidden, *parts))
-    except torch._dynamo.exc.FailOnRecompileLimitHit as error:
-        raise UnsupportedError(
-            f"layers='compiled': torch.compile has made {torch._dynamo.config.recompile_limit} graphs in this process "
-            "and makes no more; call torch._dynamo.reset(), or give 'fused'"
-        ) from error
-
-
 def _attend(weights: Weights, hidden: Tensor, layout: Layout) -> Tensor:
     """[tokens, heads * head_dim]: attention in front of its output product."""
     shape = (len(hidden), 3 // len(weights.projections), -1, weights.head_dim)
@@ -125,27 +99,3 @@ def _attend(weights: Weights, hidden: Tensor, layout: Layout) -> Tensor:
 
 def _add_norm(hidden: Tensor, dense: Dense, residual: Tensor, norm: Norm) -> Tensor:
     return ops.linear_add_norm(hidden, *dense, residual, norm.gain, norm.shift, eps=norm.eps)
-
-
-@functools.cache
-def _compiled() -> Any:
-    # fullgraph: torch raises at its limit of graphs, where it would otherwise go on uncompiled.
-    return torch.compile(_after_attention, fullgraph=True)
-
-
-def _after_attention(
-    attended: Tensor, hidden: Tensor, output: Dense, attention_norm: Norm, up: Dense, activation: str, down: Dense,
-    norm: Norm,
-) -> Tensor:  # fmt: skip
-    """What follows attention, as plain expressions that torch.compile fuses."""
-    attended = _plain_norm(linear(attended, *output) + hidden, attention_norm)
-    inner = linear(attended, *up)
-    if activation == "relu":
-        inner = relu(inner)
-    else:
-        inner = gelu(inner, approximate="tanh" if activation == "gelu_tanh" else "none")
-    return _plain_norm(linear(inner, *down) + attended, norm)
-
-
-def _plain_norm(total: Tensor, norm: Norm) -> Tensor:
-    return layer_norm(total, norm.gain.shape, norm.gain, norm.shift, norm.eps)

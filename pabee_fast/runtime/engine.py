@@ -3,6 +3,7 @@
 It knows layers, waves and the exit step; it knows nothing of tokenisation, tables, or any policy by name.
 """
 
+import contextlib
 import logging
 import sys
 import warnings
@@ -20,6 +21,7 @@ from pabee_fast.errors import InputError
 from pabee_fast.layout import Layout
 from pabee_fast.models import family_of
 from pabee_fast.models.family import check_weights
+from pabee_fast.models.head import Head
 from pabee_fast.models.heads import answer_kind, exit_heads_of, has_heads, heads_of, inner_heads, require_evaluation
 from pabee_fast.policies import FullDepth, Policy, Rule, require_policy
 from pabee_fast.runtime import ops
@@ -87,6 +89,7 @@ class Engine:
     ) -> None:
         self.model, self.family = model, family_of(model)
         self.layers = Layers(model, self.family, layers)
+        self.heads: list[Head] = []
         self._look()
         self.token_budget = token_budget if token_budget is not None else TOKEN_BUDGETS.get(self.device.type, 4_096)
         require_whole("token_budget", self.token_budget, at_least=1)
@@ -104,11 +107,14 @@ class Engine:
         self.device, self.dtype = own.device, own.dtype
         self.first_head = len(self.layers) - inner_heads(self.model)  # the first layer that has one
 
-    def _bind_heads(self) -> None:
-        """Every run does so, for a model is its owner's between runs."""
-        require_evaluation(self.model)
-        self._look()
-        self.heads = exit_heads_of(self.model)
+    @contextlib.contextmanager
+    def _ready(self) -> Iterator[None]:
+        """Layers and heads bound to the model as it is now: it is its owner's between runs."""
+        with self.layers.ready() as is_new:
+            if is_new or not self.heads:
+                self.heads = []
+                self.heads = exit_heads_of(self.model)
+            yield
 
     def check(self, policy: Policy) -> Policy:
         """The policy as this model runs it: tests begin where its heads do. Meant for the moment a policy is chosen.
@@ -138,7 +144,8 @@ class Engine:
             InputError: the policy does not fit the model or the rows, a row is longer than the budget asked for, the
                 model is in training mode, or an id is beyond its embedding table (on the CPU, where that can be seen).
         """
-        self._bind_heads()
+        require_evaluation(self.model)
+        self._look()
         rows, policy = len(batch.lengths), policy.from_layer(self.first_head)
         policy.check(len(self.layers), self.kind, rows)
         results = Results.empty(rows, self.classes, self.device)
@@ -146,7 +153,7 @@ class Engine:
         exit_at = None if given is None else to_device([np.array(given, dtype=np.int64)], self.device)[0]
         queue: WaveQueue[Wave, _Question] = WaveQueue(self._cut(batch.lengths), self.token_budget, self.under_way)
         last = policy.depth(len(self.layers))
-        with self.layers.ready():
+        with self._ready():
             while queue:
                 # 1. Counts that must be waited for: settled rows are dropped where the layers saved cost more than the
                 #    move, and the survivors wait for others of their depth.
@@ -178,11 +185,12 @@ class Engine:
     def every_head(self, batch: PackedBatch) -> Tensor:
         """What every head says of every row, [layers, rows, classes] float32, in the order of `batch`; NaN in layers
         without one."""
-        self._bind_heads()
+        require_evaluation(self.model)
+        self._look()
         rows, layers = len(batch.lengths), len(self.layers)
         logits = torch.full((layers, rows, self.classes), float("nan"), device=self.device)
         exits = torch.empty(rows, dtype=torch.int64, device=self.device)
-        with self.layers.ready():
+        with self._ready():
             for layer, wave in self._full_depth(batch):
                 if layer >= self.first_head:
                     self._ask(wave, layer, Results(logits[layer - 1], exits))
@@ -199,12 +207,13 @@ class Engine:
             [layers, rows, hidden_size], dtype of the layers, after those from `first_layer` to the last but one, and
             the logits at full depth, [rows, classes] float32.
         """
-        self._bind_heads()
+        require_evaluation(self.model)
+        self._look()
         rows, last = len(batch.lengths), len(self.layers)
         shape = (last - first_layer, rows, self.model.config.hidden_size)
         features = torch.full(shape, float("nan"), dtype=self.dtype, device=self.device)
         results = Results.empty(rows, self.classes, self.device)
-        with self.layers.ready():
+        with self._ready():
             for layer, wave in self._full_depth(batch):
                 if layer == last:
                     self._ask(wave, layer, results)

@@ -1,17 +1,13 @@
 """How the layers of a model run on packed tokens: a visible choice, and the reason for it.
 
-Variants: `stock`, transformers' own modules; `fused`, the post-norm block of `runtime/block.py`; `compiled`, that block
-by torch.compile; `fused_tanh`, fused with GELU by tanh where the model's is by erf, since on CUDA the library computes
-that one within its product. It changes answers and is never chosen here: the two differ by at most 4.7e-4, at -2.7; for
-normal inputs by 8.5e-5 in the mean, where rounding to bfloat16 costs 5.6e-4. Twelve random layers of BERT-base end
-2.2 % from their float32 logits with it, 2.0 % without, both in bfloat16 (16 rows, on a CPU).
+Variants: `stock`, transformers' own modules; `fused`, the post-norm block of `runtime/block.py`.
 """
 
 import contextlib
 import functools
 import logging
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass
 from itertools import chain
 
 import torch
@@ -25,15 +21,16 @@ from pabee_fast.models.block import Block
 from pabee_fast.models.family import Family
 from pabee_fast.runtime import ops
 from pabee_fast.runtime.attention import packed_attention_in
-from pabee_fast.runtime.block import Weights, compiled, fused
+from pabee_fast.runtime.block import Weights, fused
 from pabee_fast.runtime.joined import separate
 from pabee_fast.runtime.say import say_once
 from pabee_fast.runtime.stock import activation_of, in_many_passes, parts_of, why_not_fused, why_not_stock
 from pabee_fast.runtime.turns import in_one_pass, turn_with, unchunked
+from pabee_fast.runtime.unchanged import Snapshot
 
 logger = logging.getLogger(__name__)
 
-VARIANTS = ("stock", "fused", "compiled", "fused_tanh")
+VARIANTS = ("stock", "fused")
 
 LAYERS: dict[tuple[str, torch.dtype], str] = {
     ("cpu", torch.float32): "fused",
@@ -47,17 +44,29 @@ LAYERS: dict[tuple[str, torch.dtype], str] = {
 
 On a CPU, `fused` against stock on the same packed tokens: BERT-base 1.02x at 4,084 tokens and 1.08x at 997 in float32,
 1.00x and 1.03x in bfloat16; RoBERTa-base 1.01x at 1,997 and ALBERT-base, whose GELU transformers computes in eight
-passes, 1.24x at 997. `compiled` is at 1.04x, 1.05x, 1.01x, 1.01x, 1.04x and 1.19x, after 17 to 49 seconds of compiling;
-`fused` binds its weights in 0.4 ms a layer and has nothing else to start. (`python -m bench.layers --processor-time`,
-one core of an AMD EPYC without AMX that other programs used too, torch 2.13, medians of 7 and 9 rounds.)
+passes, 1.24x at 997. (`python -m bench.layers --processor-time`, one core of an AMD EPYC without AMX that other
+programs used too, torch 2.13, medians of 7 and 9 rounds.)
 
-On CUDA, counted, not measured. What a token of BERT-base moves outside products, in half precision: stock 27,648 bytes;
-`fused` and `compiled` 21,504, and `fused` 9,216 where the library's product has the activation (gelu_new, relu), which
-torch.compile does not use. It joins weights once, as fast as they are copied, and compiles two kernels.
+On an NVIDIA H200, 32,768 rows of sst2's lengths through BERT-base in bfloat16: fused 376 ms, stock 429 (torch 2.11,
+Triton 3.6). Not taken: the block by torch.compile, 393 there and 17 to 49 seconds of compiling on CPUs; and GELU by
+tanh where the model's is by erf, which the library computes within its product: 359, but it changes answers, by at most
+4.7e-4 an element.
 """
 
 Run = Callable[[Tensor, Layout, Mapping[str, Tensor]], Tensor]
 """One layer: hidden [1, tokens, hidden_size], where the rows lie and what moves beside them, to the next states."""
+
+
+@dataclass(frozen=True)
+class _Bound:
+    """Layers bound to the weights of a moment, and what must be set differently while they run."""
+
+    runs: list[Run]
+    configs: list[PretrainedConfig]
+    chunked: list[nn.Module]
+    slow_activations: list[nn.Module]
+    has_autocast: bool
+    snapshot: Snapshot
 
 
 class Layers:
@@ -80,38 +89,61 @@ class Layers:
             raise InputError(f"layers={variant!r}: give one of {', '.join(VARIANTS)}, or None for the fastest known")
         self.model, self.family, self.variant = model, family, variant
         self.modules: Sequence[nn.Module] = family.layers(model)
-        self._runs: list[Run] = []
+        self._bound: _Bound | None = None
 
     def __len__(self) -> int:
         return len(self.modules)
 
     def __call__(self, number: int, hidden: Tensor, layout: Layout, beside: Mapping[str, Tensor]) -> Tensor:
         """Layer `number`, counted from 1, of hidden [1, tokens, hidden_size]; within `ready()` only."""
-        return self._runs[number - 1](hidden, layout, beside)
+        assert self._bound is not None
+        return self._bound.runs[number - 1](hidden, layout, beside)
 
     @contextlib.contextmanager
-    def ready(self) -> Iterator[None]:
-        """Binds the layers to the weights as they are now; meanwhile the stock modules attend within packed rows, and
-        other threads wait that would run the model too.
+    def ready(self) -> Iterator[bool]:
+        """Bind the layers to the weights as they are now, unless they are bound and nothing has changed; meanwhile the
+        stock modules attend within packed rows, and other threads wait that would run the model too.
+
+        Yields:
+            Whether they were bound anew.
 
         Raises:
             UnsupportedError: the variant asked for cannot serve a layer, or not under autocast; or layers attend to
                 other tokens than the model's config says.
         """
-        parts = {module: parts_of(module) for module in dict.fromkeys(self.modules)}
-        every = list(chain.from_iterable(parts.values()))
+        configs = self._bound.configs if self._bound is not None else self._configs(self._parts())
+        with turn_with(configs):
+            bound = self._bound
+            is_new = bound is None or bound.has_autocast != self._has_autocast or not bound.snapshot.holds()
+            if bound is None or is_new:
+                self._bound = None
+                self._bound = bound = self._bind()
+            with (
+                packed_attention_in(*bound.configs),
+                unchunked(bound.chunked),
+                in_one_pass(bound.slow_activations),
+            ):
+                yield is_new
+
+    def _parts(self) -> list[nn.Module]:
+        """Every module in the layers."""
+        return list(chain.from_iterable(map(parts_of, dict.fromkeys(self.modules))))
+
+    def _bind(self) -> _Bound:
+        self.modules = self.family.layers(self.model)
+        every = self._parts()
         self._check(every)
         configs = self._configs(every)
-        with turn_with(configs):
-            variant, _ = self._choose()
-            runs = {module: self._bind(module, own, variant) for module, own in parts.items()}
-            self._runs = [runs[module] for module in self.modules]
-            chunked = every if any(getattr(config, "chunk_size_feed_forward", 0) for config in configs) else ()
-            try:
-                with packed_attention_in(*configs), unchunked(chunked), in_one_pass(self._slow_activations(every)):
-                    yield
-            finally:
-                self._runs = []  # so that weights which move later are not held here
+        variant, _ = self._choose()
+        runs = {module: self._bind_one(module, variant) for module in dict.fromkeys(self.modules)}
+        return _Bound(
+            [runs[module] for module in self.modules],
+            configs,
+            every if any(getattr(config, "chunk_size_feed_forward", 0) for config in configs) else [],
+            self._slow_activations(every),
+            self._has_autocast,
+            Snapshot(self.model),  # last: binding may move weights together
+        )
 
     def _check(self, parts: Iterable[nn.Module]) -> None:
         """Raises UnsupportedError where layers would attend to other tokens than with transformers' masks, which follow
@@ -194,19 +226,17 @@ class Layers:
             return []
         return list(dict.fromkeys(part for part in parts if in_many_passes(part)))
 
-    def _bind(self, module: nn.Module, parts: Sequence[nn.Module], variant: str) -> Run:
+    def _bind_one(self, module: nn.Module, variant: str) -> Run:
         stock = functools.partial(self.family.run_layer, self.model, module)
         if variant == "stock":
             return stock
-        if isinstance(blocks := self._blocks(module, parts), str):
+        if isinstance(blocks := self._blocks(module, parts_of(module)), str):
             if self.variant is not None:
                 raise UnsupportedError(f"layers={variant!r}: {blocks}; give 'stock', or None for what can be served")
             say_once(logger, self.model, f"layers run as transformers' own modules: {blocks}")
             return stock
         weights = [Weights.of(each, str(activation_of(each.activation))) for each in blocks]
-        if variant == "fused_tanh":
-            weights = [replace(each, activation="gelu_tanh") if each.activation == "gelu" else each for each in weights]
-        return functools.partial(_run_blocks, compiled if variant == "compiled" else fused, weights)
+        return functools.partial(_run_blocks, weights)
 
 
 def choose_layers(device: torch.device, dtype: torch.dtype) -> tuple[str, str]:
@@ -216,7 +246,7 @@ def choose_layers(device: torch.device, dtype: torch.dtype) -> tuple[str, str]:
         return "stock", f"nothing faster is known for {dtype} on {device.type}"
     if device.type == "cuda" and not ops.has_kernels(device):
         return "stock", "Triton cannot be imported"
-    return variant, "counted, not measured" if device.type == "cuda" else "measured"
+    return variant, "measured"
 
 
 def separate_weights(model: PreTrainedModel) -> None:
@@ -231,7 +261,6 @@ def separate_weights(model: PreTrainedModel) -> None:
 
 
 def _run_blocks(
-    run: Callable[[Weights, Tensor, Layout], Tensor],
     weights: Sequence[Weights],
     hidden: Tensor,
     layout: Layout,
@@ -239,7 +268,7 @@ def _run_blocks(
 ) -> Tensor:
     tokens = hidden[0]
     for each in weights:
-        tokens = run(each, tokens, layout)
+        tokens = fused(each, tokens, layout)
     return tokens[None]
 
 
