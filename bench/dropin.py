@@ -1,0 +1,113 @@
+"""A call of the drop-in forward against the stock one, by batch size: `python -m bench.dropin`.
+
+A batch is rows with sst2's lengths, padded to its longest, as a pipeline gives it. Full depth shows what packing,
+binding and unpacking cost; early exit, what rows that leave give back: the exits are given (`bench.cases`), the weights
+random. Variants take turns; figures are medians, and ratios medians of the rounds' ratios. Answers are checked first.
+"""
+
+import argparse
+import copy
+import functools
+import json
+import statistics
+from collections.abc import Callable
+from typing import Any
+
+import torch
+import transformers
+from torch import Tensor
+
+import pabee_fast as pf
+from bench import cases, timing
+from bench.endtoend import TOLERANCE, padded
+from pabee_fast.runtime.device import choose_device, choose_dtype
+
+SIZES = (1, 8, 32, 64, 256)
+
+
+@torch.no_grad()
+def call(model: Any, batch: dict[str, Tensor]) -> Tensor:
+    """The logits of one call, on the host."""
+    logits: Tensor = model(**batch).logits
+    return logits.float().cpu()
+
+
+def measure(args: argparse.Namespace) -> dict[str, Any]:
+    """Runs every batch size and returns its figures."""
+    device = choose_device(args.device)
+    dtype, why = choose_dtype(args.dtype, device)
+    stock = cases.model(args.model).to(device, dtype)
+    ours = copy.deepcopy(stock)
+    ours.load_state_dict(stock.state_dict(), assign=True)
+    ours = pf.accelerate(pf.attach_heads(ours).eval(), pf.FullDepth())
+    layers, found = stock.config.num_hidden_layers, {}
+    for size in args.sizes:
+        rows = cases.sst2_like(size, layers)
+        batch = padded(rows.input_ids, device)
+        early = copy.copy(ours)  # on the same weights
+        early.__dict__ = {**ours.__dict__}
+        early = pf.accelerate(early, pf.Scheduled(rows.exit_layers))
+        variants: dict[str, Callable[[], Tensor]] = {
+            "stock": functools.partial(call, stock, batch),
+            "full depth": functools.partial(call, ours, batch),
+            "early exit": functools.partial(call, early, batch),
+        }
+        expected, answered = variants["stock"](), variants["full depth"]()
+        difference = float((answered - expected).abs().max() / expected.abs().max())
+        if not difference <= TOLERANCE[dtype]:
+            raise SystemExit(f"{size} rows differ from stock by {difference:.1e}, more than {TOLERANCE[dtype]:.0e}")
+        seconds = timing.interleaved(variants, args.rounds, device)
+        found[size] = {
+            "milliseconds": {name: 1e3 * statistics.median(times) for name, times in seconds.items()},
+            "full_depth_vs_stock": timing.median_ratio(seconds["stock"], seconds["full depth"]),
+            "early_exit_vs_stock": timing.median_ratio(seconds["stock"], seconds["early exit"]),
+            "tokens": int(rows.lengths.sum()),
+            "padded_tokens": batch["input_ids"].numel(),
+            "difference": difference,
+        }
+    return {
+        "hardware": timing.hardware(device),
+        "dtype": str(dtype).removeprefix("torch."),
+        "dtype_reason": why,
+        "torch": torch.__version__,
+        "transformers": transformers.__version__,
+        "model": args.model,
+        "rounds": args.rounds,
+        "baseline": "stock: transformers' forward (sdpa) on the same padded batch",
+        "by_rows": found,
+    }
+
+
+def table(figures: dict[str, Any]) -> str:
+    """The figures in Markdown."""
+    lines = [
+        f"{figures['model']}, rows of sst2's lengths, {figures['dtype']}, {figures['hardware']}, torch "
+        f"{figures['torch']}, transformers {figures['transformers']}; {figures['baseline']}:",
+        "",
+        "| rows | stock, ms | full depth, ms | against stock | early exit, ms | against stock |",
+        "|---|---|---|---|---|---|",
+    ]
+    for size, each in figures["by_rows"].items():
+        ms = each["milliseconds"]
+        lines.append(
+            f"| {size} | {ms['stock']:.1f} | {ms['full depth']:.1f} | {each['full_depth_vs_stock']:.2f}x "
+            f"| {ms['early exit']:.1f} | {each['early_exit_vs_stock']:.2f}x |"
+        )
+    return "\n".join(lines)
+
+
+def main() -> None:
+    """Parses options, measures, prints the table and, as the last line, one JSON document."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--model", choices=cases.MODELS, default="bert-base")
+    parser.add_argument("--sizes", type=int, nargs="+", default=list(SIZES))
+    parser.add_argument("--rounds", type=int, default=7)
+    parser.add_argument("--dtype", default="auto")
+    parser.add_argument("--device", default="auto")
+    figures = measure(parser.parse_args())
+    print(table(figures))
+    print(json.dumps(figures))
+
+
+if __name__ == "__main__":
+    main()
