@@ -112,7 +112,7 @@ def load_classifier(
         given = kwargs | {"output_loading_info": True, "ignore_mismatched_sizes": True}
         model, found = cls.from_pretrained(path, config=config, **given)
     _check_found(path, model, found, shapes, new_classifier)
-    _check_finite(path, model)
+    check_finite(path, model)
     return model.eval()
 
 
@@ -180,8 +180,11 @@ def _check_found(
         logger.warning("%s holds %s, which its model does not have; left out", path, few_of(unexpected))
 
 
-def _check_finite(path: str, model: PreTrainedModel) -> None:
-    """One pass over the parameters, 25 ms for BERT-base on one core; attention hides NaN from rows that are short."""
+def check_finite(where: str, model: PreTrainedModel) -> None:
+    """Raise CheckpointError where a parameter is NaN or infinite; attention hides such values from short rows.
+
+    One pass over the parameters: 25 ms for BERT-base in float32 on one core, 0.15 s in float16.
+    """
     weights = {name: weight.detach() for name, weight in model.named_parameters() if weight.dtype in CHECKED}
     # A sum is not finite where a value is not, and takes a tenth of the time that looking at each does.
     sums: dict[torch.device, list[Tensor]] = {}
@@ -194,7 +197,7 @@ def _check_finite(path: str, model: PreTrainedModel) -> None:
     if wrong:
         dtype = str(model.dtype).removeprefix("torch.")
         raise CheckpointError(
-            f"{path}: values of {few_of(wrong)} are NaN or infinite in {dtype}; give weights that are finite, or "
+            f"{where}: values of {few_of(wrong)} are NaN or infinite in {dtype}; give weights that are finite, or "
             "another dtype if they are in float32"
         )
 
