@@ -17,6 +17,8 @@ from transformers import (
 from transformers.models.auto.auto_factory import _get_model_class
 
 from pabee_fast.errors import CheckpointError, InputError, UnsupportedError
+from pabee_fast.models.family import POOLINGS
+from pabee_fast.models.head_kinds import KINDS
 from pabee_fast.models.heads import CONFIG_ENTRY, FORMATS, HEADS, early_exit_class, hash_of
 from pabee_fast.models.stored import HUB, check_size, few_of, find_file, read_config, readable, stored_tensors
 from pabee_fast.policies import Policy
@@ -210,9 +212,11 @@ def _check_heads(path: str, entry: Any, stored: Mapping[str, Tensor]) -> None:
             f"{path}: heads of format {given!r}; this version reads {' and '.join(map(str, FORMATS))}"
         )
     promised = entry.get("shapes")
-    if not isinstance(promised, Mapping) or type(entry.get("first_layer", 1)) is not int or "head" not in entry:
+    is_known = entry.get("head") in KINDS and entry.get("pooling") in (*POOLINGS, None)
+    if not isinstance(promised, Mapping) or not is_known or type(entry.get("first_layer", 1)) is not int:
         raise CheckpointError(
-            f"{path}: the entry {CONFIG_ENTRY!r} of its config lacks shapes, head or first_layer; save or fit it again"
+            f"{path}: the entry {CONFIG_ENTRY!r} of its config has no such shapes, head, pooling and first_layer as "
+            "this version writes; save or fit it again"
         )
     if absent := sorted(promised.keys() - stored.keys()):
         raise CheckpointError(

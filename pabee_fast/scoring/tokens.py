@@ -43,9 +43,12 @@ def load_tokenizer(path: str) -> PreTrainedTokenizerBase:
     with readable(f"the tokenizer of {path}"):
         tokenizer = AutoTokenizer.from_pretrained(path, trust_remote_code=False)
         words = tokenizer.get_vocab().keys() - set(tokenizer.all_special_tokens)
-        tokenizer("a \u2603", "b")  # where its template or the unknown word is broken, it fails only here
-        if not isinstance(longest := tokenizer.model_max_length, int | float):
-            raise InputError(f"the tokenizer of {path} says model_max_length={longest!r}; give a number of tokens")
+        tokenizer(
+            "a \u2603", "b", verbose=False
+        )  # where its template or the unknown word is broken, it fails only here
+        longest = tokenizer.model_max_length
+    if not isinstance(longest, int | float) or not longest >= 1:
+        raise InputError(f"the tokenizer of {path} says model_max_length={longest!r}; give a number of tokens")
     if not words:
         raise InputError(
             f"{path} has no tokenizer, so every text would be unknown words: save the model's there, "
