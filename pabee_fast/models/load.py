@@ -68,7 +68,12 @@ def from_pretrained(path_or_id: str | Path, policy: Policy | None = None, **kwar
 
 
 def load_classifier(
-    path_or_id: str | Path, config: PretrainedConfig, *, new_classifier: bool = False, **kwargs: Any
+    path_or_id: str | Path,
+    config: PretrainedConfig,
+    *,
+    new_classifier: bool = False,
+    device: torch.device | None = None,
+    **kwargs: Any,
 ) -> PreTrainedModel:
     """Load the classifier of texts or images that a directory holds, with its heads if its config promises some.
 
@@ -79,6 +84,7 @@ def load_classifier(
         path_or_id: a directory or hub id.
         config: its config, see `read_config`.
         new_classifier: whether what stands behind the backbone may be absent, and is new then, which is told.
+        device: where the model goes; None: where transformers leaves it.
         **kwargs: passed on to transformers (dtype, device_map, ...).
 
     Returns:
@@ -114,6 +120,8 @@ def load_classifier(
         given = kwargs | {"output_loading_info": True, "ignore_mismatched_sizes": True}
         model, found = cls.from_pretrained(path, config=config, **given)
     _check_found(path, model, found, shapes, new_classifier)
+    if device is not None:
+        model.to(device)  # whose memory is read faster than the host's
     check_finite(path, model)
     return model.eval()
 
@@ -230,7 +238,7 @@ def _check_heads(path: str, entry: Any, stored: Mapping[str, Tensor]) -> None:
 
 
 def _check_settings(path: str, config: PretrainedConfig) -> None:
-    """Holds layers and labels against the config entry: heads of others would be new ones, which nobody has trained."""
+    """Hold layers and labels against the config entry: heads of others would be new ones, which nobody has trained."""
     entry = getattr(config, CONFIG_ENTRY)
     numbers = {name.split(".")[1] for name in entry["shapes"]}  # exit_heads.0.weight
     layers, labels = entry.get("first_layer", 1) + len(numbers), config.num_labels

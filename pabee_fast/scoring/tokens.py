@@ -43,9 +43,8 @@ def load_tokenizer(path: str) -> PreTrainedTokenizerBase:
     with readable(f"the tokenizer of {path}"):
         tokenizer = AutoTokenizer.from_pretrained(path, trust_remote_code=False)
         words = tokenizer.get_vocab().keys() - set(tokenizer.all_special_tokens)
-        tokenizer(
-            "a \u2603", "b", verbose=False
-        )  # where its template or the unknown word is broken, it fails only here
+        # Where its template or its unknown word is broken, that shows only here.
+        tokenizer("a \u2603", "b", verbose=False)
         longest = tokenizer.model_max_length
     if not isinstance(longest, int | float) or not longest >= 1:
         raise InputError(f"the tokenizer of {path} says model_max_length={longest!r}; give a number of tokens")

@@ -13,6 +13,7 @@ from torch import Tensor
 from transformers import AutoModel, PreTrainedModel
 
 import pabee_fast as pf
+from pabee_fast.models.heads import heads_of
 from pabee_fast.models.load import load_classifier
 from pabee_fast.models.stored import read_config
 from tests import zoo
@@ -125,6 +126,17 @@ def test_weights_that_are_not_finite_are_named(value: float, name: str, saved: P
     change_weights(saved, spoil)
     with pytest.raises(pf.CheckpointError, match=f"values of {name} are NaN or infinite in float32"):
         load(saved)
+
+
+def test_a_published_checkpoint_with_a_value_that_is_not_finite_is_refused() -> None:
+    model = tiny_model("bert")
+    state = {name: value for name, value in model.state_dict().items() if name.startswith("bert.")}
+    for layer, head in enumerate(heads_of(model)):
+        state |= {f"classifiers.{layer}.{name}": value.detach().clone() for name, value in head.named_parameters()}
+    pf.load_pabee_checkpoint(state, model.config)
+    state["classifiers.2.bias"][0] = torch.nan
+    with pytest.raises(pf.CheckpointError, match=r"values of exit_heads.2.bias are NaN"):
+        pf.load_pabee_checkpoint(state, model.config)
 
 
 def test_weights_whose_sum_overflows_are_finite_still(stock: Path) -> None:

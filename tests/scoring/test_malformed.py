@@ -196,3 +196,9 @@ def test_workers_of_several_devices_refuse_it_as_one_does(model: Path) -> None:
     recipe = Recipe(str(model), pf.Patience(1), device="cpu", dtype="float32", threads=1)
     with pytest.raises(pf.InputError, match="unheard-of"):
         DeviceExecutor([recipe, recipe])
+
+
+def test_info_says_that_the_weights_are_finite_and_how_many(model: Path) -> None:
+    count = sum(parameter.numel() for parameter in pf.from_pretrained(model).parameters())
+    result = CliRunner().invoke(app, ["info", "--model", str(model)])
+    assert f"{count:,} values, all finite" in result.output
