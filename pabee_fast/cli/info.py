@@ -52,6 +52,7 @@ def info_command(
             "layers": engine.layers.describe(),
             "model": f"{config.model_type}, {len(engine.layers)} layers of {config.hidden_size}, {engine.kind} answers",
             "heads": heads,
+            "weights": f"{engine.model.num_parameters():,} values, all finite",
             "policy": "none stored" if stored is None else f"{stored.policy}; {stored.statement()}",
             "token budget": str(engine.token_budget),
         }

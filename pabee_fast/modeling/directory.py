@@ -8,6 +8,7 @@ import copy
 import functools
 import json
 import logging
+import math
 from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -26,6 +27,8 @@ HUB = ("cache_dir", "force_download", "local_files_only", "proxies", "revision",
 
 REPEATED = ("num_hidden_layers", "n_layer", "n_layers", "num_hidden_groups", "inner_group_num")
 """Numbers in a config of which each is so many modules, whatever their size."""
+COUNTS = (*REPEATED, "num_attention_heads", "num_key_value_heads", "n_head", "n_heads")
+"""Numbers in a config of which a model has one at least."""
 DEEPEST = 1_000
 """Layers or labels that are not counted: ALBERT's layers share their tensors, so these do not say how many."""
 SPARE = 2**28
@@ -54,7 +57,9 @@ def readable(where: str, note: str = "") -> Iterator[None]:
             f"{where} has weights that are no safetensors ({error}): a download that was cut, or a pointer of git LFS "
             "(git lfs pull); fetch them anew"
         ) from error
-    except Exception as error:  # there is no list of what these libraries raise: a KeyError, or a bare Exception
+    except BaseException as error:  # there is no list of what these libraries raise: a KeyError, a bare Exception
+        if not isinstance(error, Exception) and type(error).__name__ != "PanicException":  # of code in Rust
+            raise
         kind = "" if isinstance(error, OSError | ValueError) else f"{type(error).__name__}: "
         raise InputError(f"{where} cannot be loaded ({note}{kind}{error})") from error
 
@@ -125,6 +130,7 @@ def read_config(path: str | Path, **kwargs: Any) -> tuple[PretrainedConfig, dict
     note = "" if Path(path).exists() else "there is no such directory, nor a model of that name: "
     with readable(str(path), note):
         raw, _ = PretrainedConfig.get_config_dict(path, **hub)
+        _check_values(str(path), raw)
         _check_counts(str(path), raw, hub, kwargs.get("variant"))
         given = kwargs | {"return_unused_kwargs": True, "trust_remote_code": False}  # None asks at the terminal
         config, rest = AutoConfig.from_pretrained(path, **given)
@@ -137,6 +143,18 @@ def read_config(path: str | Path, **kwargs: Any) -> tuple[PretrainedConfig, dict
         )
         config._attn_implementation = None
     return config, rest | hub | loading
+
+
+def _check_values(path: str, raw: Mapping[str, Any]) -> None:
+    """Raise InputError for values that transformers takes, and that would fail when the model runs."""
+    for name, value in raw.items():
+        if isinstance(value, float) and not math.isfinite(value):
+            raise InputError(f"{path}: its config says {name}={value}; give a finite number")
+        if name in COUNTS and isinstance(value, int) and value < 1:
+            raise InputError(f"{path}: its config says {name}={value}; give 1 or more")
+    names = raw.get("architectures") or []
+    if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
+        raise InputError(f"{path}: its config says architectures={names!r}; give a list of class names")
 
 
 def _check_counts(path: str, raw: Mapping[str, Any], hub: Mapping[str, Any], variant: str | None) -> None:

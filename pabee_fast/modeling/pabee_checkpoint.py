@@ -13,6 +13,7 @@ from transformers import AutoConfig, AutoModelForSequenceClassification, Pretrai
 from pabee_fast.errors import CheckpointError, InputError
 from pabee_fast.modeling.directory import few_of, read_config
 from pabee_fast.modeling.early_exit import attach_heads
+from pabee_fast.modeling.load import check_finite
 from pabee_fast.models.heads import heads_of
 
 
@@ -31,7 +32,8 @@ def load_pabee_checkpoint(
         The model in evaluation mode; `classifiers.{n-1}` is its own classifier, the others its exit heads.
 
     Raises:
-        CheckpointError: a file that cannot be read, heads that do not match the layers, missing or unknown tensors.
+        CheckpointError: a file that cannot be read, heads that do not match the layers, missing or unknown tensors,
+            values that are not finite.
         InputError: there is no such file.
     """
     state = dict(_read_state(state_dict_or_path))
@@ -65,6 +67,7 @@ def load_pabee_checkpoint(
     except RuntimeError as error:
         first = [*str(error).splitlines()[1:2], str(error)][0].strip()  # a line for each tensor, below a heading
         raise CheckpointError(f"the checkpoint does not fit its config: {first}") from error
+    check_finite("the checkpoint", model)
     return model.eval()
 
 

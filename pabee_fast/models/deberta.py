@@ -50,6 +50,8 @@ class DebertaV2(PaddedFamily):
         dense, activation = model.pooler.dense, model.config.pooler_hidden_act
         if activation in ACTIVATIONS:
             return pooler_of(dense, activation)
+        if activation not in ACT2FN:
+            raise UnsupportedError(f"config.pooler_hidden_act={activation!r}: transformers has no such function")
         return CalledPooler(dense, ACT2FN[activation])
 
     def pooled(self, model: Any, tokens: Tensor) -> Tensor:

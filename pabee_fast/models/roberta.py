@@ -4,6 +4,7 @@ from typing import Any
 
 from torch import Tensor
 
+from pabee_fast.errors import UnsupportedError
 from pabee_fast.models.block import Block, bert_block
 from pabee_fast.models.family import DenseHeadFamily
 
@@ -18,7 +19,10 @@ class Roberta(DenseHeadFamily):
         return embeddings.create_position_ids_from_input_ids(input_ids, embeddings.padding_idx)
 
     def max_length(self, model: Any) -> int:
-        return super().max_length(model) - self.backbone(model).embeddings.padding_idx - 1
+        padding_idx = self.backbone(model).embeddings.padding_idx
+        if padding_idx is None:
+            raise UnsupportedError("config.pad_token_id is None: positions are numbered from it; give the tokenizer's")
+        return super().max_length(model) - padding_idx - 1
 
     def blocks(self, layer: Any) -> tuple[Block, ...]:
         return (bert_block(layer),)

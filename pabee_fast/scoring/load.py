@@ -79,7 +79,7 @@ def _load_model(model: str, config: PretrainedConfig, setting: Setting) -> PreTr
             f"model {model!r} is no fine-tuned classifier ({', '.join(config.architectures)}): its answers would be "
             "chance; train one with `pabee-fast train`"
         )
-    return load_classifier(model, config, dtype=setting.dtype, use_safetensors=True).to(setting.device)
+    return load_classifier(model, config, device=setting.device, dtype=setting.dtype, use_safetensors=True)
 
 
 def load_scorer(

@@ -39,6 +39,11 @@ def load_tokenizer(path: str) -> PreTrainedTokenizerBase:
     with readable(f"the tokenizer of {path}"):
         tokenizer = AutoTokenizer.from_pretrained(path, trust_remote_code=False)
         words = tokenizer.get_vocab().keys() - set(tokenizer.all_special_tokens)
+        # Where its template or its unknown word is broken, that shows only here.
+        tokenizer("a \u2603", "b", verbose=False)
+        longest = tokenizer.model_max_length
+    if not isinstance(longest, int | float) or not longest >= 1:
+        raise InputError(f"the tokenizer of {path} says model_max_length={longest!r}; give a number of tokens")
     if not words:
         raise InputError(
             f"{path} has no tokenizer, so every text would be unknown words: save the model's there, "
@@ -63,10 +68,7 @@ def embedded_ids(tokenizer: PreTrainedTokenizerBase, model: PreTrainedModel) -> 
     if largest < rows:
         return None
     beyond = {token for token, number in ids.items() if number >= rows}
-    told = (
-        f"{len(beyond)} of the tokenizer's {len(ids)} tokens (ids up to {largest}) are beyond the model's {rows} "
-        "embeddings"
-    )
+    told = f"{len(beyond)} of {len(ids)} tokens (ids up to {largest}) are beyond the model's {rows} embeddings"
     core = tokenizer.backend_tokenizer.get_vocab(with_added_tokens=False)
     if words := beyond & core.keys() - set(tokenizer.all_special_tokens):
         raise InputError(f"{told}: {min(words)!r} is one; give the tokenizer that the model was trained with")

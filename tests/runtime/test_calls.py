@@ -20,7 +20,7 @@ from pabee_fast.runtime.engine import Engine
 from pabee_fast.runtime.pack import pack
 from pabee_fast.transfer import ReadBack
 from tests import zoo
-from tests.conftest import padded_rows, tiny_model, tiny_stock
+from tests.conftest import SIZES, padded_rows, tiny_model, tiny_stock
 from tests.tolerances import assert_close
 
 LENGTHS = [7, 3, 12, 20, 9, 5, 11, 30]
@@ -33,6 +33,16 @@ def test_rows_of_one_token_are_answered() -> None:
         with torch.no_grad():
             expected = model(**batch).logits
         assert_close(pf.accelerate(model, pf.FullDepth())(**batch).logits, expected)
+
+
+@pytest.mark.parametrize("name", ["input_ids", "token_type_ids"])
+@pytest.mark.parametrize("number", [SIZES["vocab_size"], -1])
+def test_ids_beyond_an_embedding_table_are_told_with_their_range(name: str, number: int) -> None:
+    model, batch = pf.accelerate(tiny_model("bert"), pf.Patience(1)), padded_rows([3, 8])
+    batch["token_type_ids"] = torch.zeros_like(batch["input_ids"])
+    batch[name][0, 1] = number
+    with pytest.raises(pf.InputError, match=rf"{name} .*{number}.*is the tokenizer another model's"):
+        model(**batch)
 
 
 def test_strided_inputs_are_answered() -> None:

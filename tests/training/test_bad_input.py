@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from safetensors.torch import load_file, save_file
 
 Command = Callable[..., int]
 Tables = Callable[..., Path]
@@ -209,6 +210,32 @@ def test_a_teacher_of_other_labels_is_refused(
     names = {"id2label": {0: "cat", 1: "dog"}, "label2id": {"cat": 0, "dog": 1}}
     named = [{"text": row["text"], "label": "pos" if row["label"] else "neg"} for row in reviews]
     assert "cat, dog" in refused(table("named.csv", named), "--teacher", classifier("animals", **names))
+
+
+def test_a_teacher_without_a_classifier_is_refused(
+    refused: Callable[..., str], table: Tables, reviews: Rows, encoder: Path
+) -> None:
+    message = refused(table("train.csv", reviews), "--teacher", encoder)
+    assert "teacher=" in message and "lacks classifier.bias, classifier.weight" in message
+
+
+def test_a_classifier_or_an_encoder_that_lacks_weights_is_refused(
+    refused: Callable[..., str], table: Tables, reviews: Rows, encoder: Path, classifier: Callable[..., Path]
+) -> None:
+    train = table("train.csv", reviews)
+    for model, name in ((classifier(), "classifier.bias"), (encoder, "encoder.layer.1.output.dense.weight")):
+        weights = load_file(model / "model.safetensors")
+        del weights[name]
+        save_file(weights, model / "model.safetensors", {"format": "pt"})
+        assert f"{name}, and chance would stand in their place" in refused(train, model=model)
+
+
+def test_a_tokenizer_with_tokens_beyond_the_embeddings_is_refused(
+    refused: Callable[..., str], table: Tables, reviews: Rows, encoder: Path, tokenizer: Any
+) -> None:
+    tokenizer.add_tokens(["@user"])
+    tokenizer.save_pretrained(encoder)
+    assert "model.resize_token_embeddings(len(tokenizer))" in refused(table("train.csv", reviews))
 
 
 def test_without_accelerate_the_extra_is_named(
