@@ -254,9 +254,8 @@ def check_kind(model: Any, family: Family) -> None:
     linear, outputs = family.classifier(model), model.config.num_labels
     if not isinstance(linear, nn.Linear):
         raise UnsupportedError(
-            f"the classifier is a {type(linear).__module__}.{type(linear).__name__}: the exit step reads "
-            "torch.nn.Linear; merge adapters first (merge_and_unload), and quantise the backbone alone "
-            f"({_quantise_backbone(model)})"
+            f"the classifier is a {torch.typename(linear)}: the exit step reads torch.nn.Linear; merge adapters first "
+            f"(merge_and_unload), and quantise the backbone alone ({_quantise_backbone(model)})"
         )
     if linear.out_features != outputs:
         raise UnsupportedError(

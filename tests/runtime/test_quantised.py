@@ -83,11 +83,3 @@ def test_a_quantised_classifier_is_refused_with_what_to_quantise() -> None:
     says = r"the classifier is a torch.ao.nn.quantized\S+: .*\(model.bert = torch.ao\S+dynamic\(model.bert, {torch.nn"
     with pytest.raises(pf.UnsupportedError, match=says):
         pf.accelerate(model, pf.FullDepth())
-
-
-def test_weights_of_whole_numbers_are_refused_with_the_same_way() -> None:
-    model = tiny_stock("bert")
-    dense: Any = model.bert.encoder.layer[0].output.dense
-    dense.weight = nn.Parameter(dense.weight.data.to(torch.int8), requires_grad=False)
-    with pytest.raises(pf.UnsupportedError, match=r"load it without quantization_config.*quantize_dynamic\(model.bert"):
-        pf.accelerate(model, pf.FullDepth())
