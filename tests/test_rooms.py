@@ -8,7 +8,7 @@ import pabee_fast
 
 HOME = Path(pabee_fast.__file__).parent
 FLOORS = (
-    {"errors", "arguments", "extras", "shown", "transfer"},
+    {"errors", "arguments", "extras", "say", "shown", "transfer"},
     {"policies", "layout", "tables", "kernels"},
     {"models"},
     {"runtime"},

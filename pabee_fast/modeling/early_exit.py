@@ -127,7 +127,8 @@ def accelerate(model: Model, policy: Policy, *, token_budget: int | None = None)
     """Swaps the model's forward in place: in evaluation mode every row leaves at its own layer.
 
     Args:
-        model: a `*ForSequenceClassification` model of a supported family; policies that can exit need heads.
+        model: a `*ForSequenceClassification` model of a supported family; policies that can exit need heads. Its
+            backbone may be torch's dynamic int8 (`quantize_dynamic`), whose answers depend a little on batch-mates.
         policy: when a row has settled.
         token_budget: the most tokens computed at once, and of a row; None: by device, and rows of any length.
 

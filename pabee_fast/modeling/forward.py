@@ -18,7 +18,7 @@ from pabee_fast.modeling.loss import multi_exit_loss
 from pabee_fast.models.heads import has_heads, named_arguments, stock_class
 from pabee_fast.runtime.engine import Engine
 from pabee_fast.runtime.pack import pack
-from pabee_fast.runtime.say import say_once
+from pabee_fast.say import say_once
 
 logger = logging.getLogger(__name__)
 

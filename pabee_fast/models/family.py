@@ -4,6 +4,7 @@ A family is stateless; its methods take the Hugging Face model, as `Any`, since 
 module holds the post-norm encoders' common shape, and a family's own file only what differs.
 """
 
+import logging
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
@@ -16,6 +17,9 @@ from pabee_fast.kernels.checks import Pooler
 from pabee_fast.layout import Layout
 from pabee_fast.models.block import Block
 from pabee_fast.models.head import POOLINGS, RowMap, pooler_of, through_pooler
+from pabee_fast.say import say_once
+
+logger = logging.getLogger(__name__)
 
 
 class Family:
@@ -208,8 +212,8 @@ def check_kind(model: Any, family: Family) -> None:
     linear, outputs = family.classifier(model), model.config.num_labels
     if not isinstance(linear, nn.Linear):
         raise UnsupportedError(
-            f"the classifier is a {type(linear).__name__}: the exit step reads plain linear layers; merge adapters "
-            "first (merge_and_unload), and leave the classifier out of quantisation (modules_to_not_convert)"
+            f"the classifier is a {torch.typename(linear)}: the exit step reads torch.nn.Linear; merge adapters first "
+            f"(merge_and_unload), and quantise the backbone alone ({_quantise_backbone(model)})"
         )
     if linear.out_features != outputs:
         raise UnsupportedError(
@@ -219,7 +223,12 @@ def check_kind(model: Any, family: Family) -> None:
 
 
 def check_weights(model: Any) -> None:
-    """Raises UnsupportedError for weights that are elsewhere, or that the exit step cannot read."""
+    """Raises UnsupportedError for weights that are elsewhere, or that the exit step cannot read.
+
+    What torch's `quantize_dynamic` makes of the backbone is run, and a row given alone gets the quantised model's own
+    answer, but for int8 values that round to a neighbour. Among others a row may get another answer, since each product
+    takes one scale from all the tokens it is given; that is said.
+    """
     if "_hf_hook" in vars(model):
         raise UnsupportedError(
             "the model is dispatched by accelerate (device_map), which replaced its forward and moves its weights: "
@@ -231,6 +240,19 @@ def check_weights(model: Any) -> None:
         raise UnsupportedError("the model has float64 weights, which no kernel takes: model.float()")
     if getattr(model, "is_quantized", False) or not all(p.is_floating_point() for p in model.parameters()):
         raise UnsupportedError(
-            "the model is quantised: early exit runs float32, float16 and bfloat16 weights; load it without "
-            "quantization_config, in dtype=torch.bfloat16 for instance"
+            "the model was quantised in loading, or has weights of whole numbers: load it without quantization_config, "
+            f"in dtype=torch.bfloat16 for instance; for int8 on a CPU let torch quantise the float32 model's backbone "
+            f"({_quantise_backbone(model)})"
         )
+    if any(type(module).__module__.startswith("torch.ao.nn.quantized.dynamic") for module in model.modules()):
+        say_once(
+            logger,
+            model,
+            "layers are dynamically quantised: their scales follow all rows that are computed at once, so that a row's "
+            "answer depends on the rows beside it, as it does without early exit",
+        )
+
+
+def _quantise_backbone(model: Any) -> str:
+    name = f"model.{model.base_model_prefix}"
+    return f"{name} = torch.ao.quantization.quantize_dynamic({name}, {{torch.nn.Linear}})"

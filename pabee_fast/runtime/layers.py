@@ -23,10 +23,10 @@ from pabee_fast.runtime import ops
 from pabee_fast.runtime.attention import packed_attention_in
 from pabee_fast.runtime.block import Weights, fused
 from pabee_fast.runtime.joined import separate
-from pabee_fast.runtime.say import say_once
 from pabee_fast.runtime.stock import activation_of, in_many_passes, parts_of, why_not_fused, why_not_stock
 from pabee_fast.runtime.turns import in_one_pass, turn_with, unchunked
 from pabee_fast.runtime.unchanged import Snapshot
+from pabee_fast.say import say_once
 
 logger = logging.getLogger(__name__)
 

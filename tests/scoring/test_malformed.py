@@ -9,14 +9,14 @@ from typing import Any
 
 import pytest
 import torch
-from pabee_fast.scoring.executors import DeviceExecutor
-from pabee_fast.scoring.recipe import Recipe
 from safetensors import safe_open
 from typer.testing import CliRunner
 
 import pabee_fast as pf
 from pabee_fast.cli import app
 from pabee_fast.errors import PabeeFastError
+from pabee_fast.jobs.executors import DeviceExecutor
+from pabee_fast.jobs.recipe import Recipe
 from pabee_fast.scoring.load import Setting, load_scorer
 
 CONFIG, TOKENIZER, TOKENIZER_CONFIG = "config.json", "tokenizer.json", "tokenizer_config.json"

@@ -8,13 +8,13 @@ from typing import Any
 
 import pytest
 import torch
-from pabee_fast.models.load import load_classifier
-from pabee_fast.models.stored import read_config
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 from transformers import AutoModel, PreTrainedModel
 
 import pabee_fast as pf
+from pabee_fast.modeling.directory import read_config
+from pabee_fast.modeling.load import load_classifier
 from pabee_fast.models.heads import heads_of
 from tests import zoo
 from tests.conftest import SIZES, tiny_model, tiny_stock

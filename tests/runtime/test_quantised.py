@@ -1,0 +1,85 @@
+"""Backbones in torch's dynamic int8, on a CPU: the quantised model's own answers, and messages that say the way."""
+
+import copy
+import logging
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+
+import pabee_fast as pf
+from tests import zoo
+from tests.conftest import padded_rows, tiny_model, tiny_stock
+
+pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning")
+LENGTHS = [7, 1, 12, 30, 5]
+STEP = 0.02
+"""Of the largest logit: attention differs in its last float32 bits, by which an int8 value may round to a neighbour."""
+# GPT-2's layers have no nn.Linear.
+VARIANTS = [variant for variant in zoo.VARIANTS if variant != "gpt2"]
+
+
+def quantised(model: Any, part: str | None = None) -> Any:
+    """The model, with its backbone or a part of it in int8."""
+    name = part or model.base_model_prefix
+    model.set_submodule(name, torch.ao.quantization.quantize_dynamic(model.get_submodule(name), {nn.Linear}))
+    assert any("quantized" in type(module).__module__ for module in model.modules())
+    return model
+
+
+def assert_near(got: torch.Tensor, expected: torch.Tensor) -> None:
+    assert (got - expected).abs().max() <= STEP * expected.abs().max()
+
+
+def first_rows(batch: dict[str, torch.Tensor], rows: list[int], length: int | None) -> dict[str, torch.Tensor]:
+    return {name: values[rows, :length] if values.ndim == 2 else values[rows] for name, values in batch.items()}
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_a_row_alone_gets_the_quantised_models_own_answer(variant: str) -> None:
+    model, batch = zoo.stock_model(variant), zoo.rows(variant, LENGTHS)
+    with torch.no_grad():
+        before = model(**batch).logits
+        stock = quantised(model)
+        ours = pf.accelerate(copy.deepcopy(stock), pf.FullDepth())
+        rows = [first_rows(batch, [row], length) for row, length in enumerate(LENGTHS)]
+        expected = torch.cat([stock(**row).logits for row in rows])
+    assert (expected - before).abs().max() > 1e-3, "nothing was quantised, so the test could not fail"
+    assert_near(torch.cat([ours(**row).logits for row in rows]), expected)
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_rows_of_one_length_have_the_scales_of_the_quantised_models_own_batch(variant: str) -> None:
+    stock, batch = quantised(zoo.stock_model(variant)), zoo.rows(variant, [9, 9, 9])
+    ours = pf.accelerate(copy.deepcopy(stock), pf.FullDepth())
+    with torch.no_grad():
+        assert_near(ours(**batch).logits, stock(**batch).logits)
+
+
+def test_rows_that_leave_early_read_quantised_layers_through_a_quantised_pooler() -> None:
+    model, row = quantised(tiny_model("bert")), padded_rows([12])
+    with torch.no_grad():
+        states = model(**row, output_hidden_states=True).hidden_states
+        expected = model.exit_heads[2](model.bert.pooler(states[3]))
+    assert_near(pf.accelerate(model, pf.FixedDepth(3))(**row).logits, expected)
+
+
+def test_an_encoder_quantised_alone_is_served_and_its_dependence_on_batch_mates_is_said_once(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    caplog.set_level(logging.WARNING, "pabee_fast")
+    stock, batch = quantised(tiny_stock("bert"), "bert.encoder"), padded_rows([9, 9])
+    with torch.no_grad():
+        expected = stock(**batch).logits
+    for _ in range(2):
+        pf.accelerate(stock, pf.FullDepth())
+    assert_near(stock(**batch).logits, expected)
+    assert sum("a row's answer depends on the rows beside it" in record.message for record in caplog.records) == 1
+
+
+def test_a_quantised_classifier_is_refused_with_what_to_quantise() -> None:
+    model = torch.ao.quantization.quantize_dynamic(tiny_stock("bert"), {nn.Linear})
+    says = r"the classifier is a torch.ao.nn.quantized\S+: .*\(model.bert = torch.ao\S+dynamic\(model.bert, {torch.nn"
+    with pytest.raises(pf.UnsupportedError, match=says):
+        pf.accelerate(model, pf.FullDepth())
