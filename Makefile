@@ -1,7 +1,8 @@
 # Everything runs in one virtual environment, which is kept until the files that describe it change.
 #
 #   make demo    score the sample table with the sample model
-#   make test    run the test suite
+#   make test    run the test suite, but for what is slow
+#   make test-all  run all of it
 #   make lint    check style and types
 #   make static  compile every kernel for GPUs that need not be here, and compare with the baseline
 #   make smoke   the small microbenchmarks, each checked before it is timed
@@ -17,7 +18,7 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check
 INSTALL := $(PIP) install --quiet --constraint constraints.txt
 DESCRIPTION := pyproject.toml setup.py constraints.txt
 
-.PHONY: help demo test lint static smoke bench clean
+.PHONY: help demo test test-all lint static smoke bench clean
 
 help:
 	@sed -n 's/^#   make/make/p' Makefile
@@ -28,9 +29,15 @@ demo: $(VENV)/.core
 	    --output build/demo.csv --overwrite
 	@head -n 6 build/demo.csv
 
-# The suite reads no model hub; offline, a forgotten look-up fails at once instead of waiting for the network.
+# The suite reads no model hub; offline, a forgotten look-up fails at once instead of waiting for the network. A process
+# for each core takes whole files, whose fixtures are made once.
+PYTEST := HF_HUB_OFFLINE=1 $(BIN)/python -m pytest -n auto --dist loadfile
+
 test: $(VENV)/.test
-	HF_HUB_OFFLINE=1 $(BIN)/python -m pytest
+	$(PYTEST) -m 'not slow'
+
+test-all: $(VENV)/.test
+	$(PYTEST) --durations 25
 
 lint: $(VENV)/.test
 	$(BIN)/ruff check .
