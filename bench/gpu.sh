@@ -67,7 +67,7 @@ case $mode in
         step bert-base-128 50 "$python" -m bench.endtoend --lengths 128 --rows 4096 --stock-batches 128 512 \
             --lanes 2 --waves 65536 262144
         step bert-base-sst2 60 "$python" -m bench.endtoend --rows 32768 --stock-batches 32 64 128 256 512 \
-            --exits skewed --lanes 2 --layers stock
+            --exits skewed --lanes 2 --layers stock --attention kernel short
         step bert-large-sst2 60 "$python" -m bench.endtoend --model bert-large --rows 8192 --rounds 3 \
             --stock-batches 64 256 --exits skewed
         ;;
@@ -83,7 +83,8 @@ case $mode in
         step ceilings 60 "$python" -m bench.ceilings --device cpu
         step micro 120 "$python" -m pytest -q "${micro[@]}" --cases small --micro-rounds 1 --micro-device cpu
         step bert-base-128 120 "$python" -m bench.endtoend "${tiny[@]}" --lengths 128 --lanes 2 --waves 512 1024
-        step bert-base-sst2 120 "$python" -m bench.endtoend "${tiny[@]}" --exits skewed --lanes 2 --layers stock
+        step bert-base-sst2 120 "$python" -m bench.endtoend "${tiny[@]}" --exits skewed --lanes 2 --layers stock \
+            --attention kernel short
         step bert-large-sst2 120 "$python" -m bench.endtoend "${tiny[@]}" --exits skewed
         ;;
 esac

@@ -15,11 +15,13 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from pabee_fast.arguments import require_whole
+from pabee_fast.errors import InputError
 from pabee_fast.models import family_of
 from pabee_fast.models.family import check_weights
 from pabee_fast.models.heads import answer_kind, exit_heads_of, has_heads, heads_of, inner_heads, require_evaluation
 from pabee_fast.policies import FullDepth, Policy, Rule, require_policy
 from pabee_fast.runtime import ops
+from pabee_fast.runtime.choice import ATTENTIONS
 from pabee_fast.runtime.layers import Layers
 from pabee_fast.runtime.packed import Layout, PackedBatch, cumulative
 from pabee_fast.runtime.schedule import GATHER_COST, pays, plan_waves
@@ -48,9 +50,10 @@ class Engine:
         gather_cost: cost of moving one token at a compaction, in layers; 0 compacts whenever a row has left.
         lanes: waves under way at once, which share the budget; None: by device, see LANES.
         layers: how the layers run, one of `layers.VARIANTS`; None: by device and dtype, see `layers.LAYERS`.
+        attention: what attends where it can, one of `choice.ATTENTIONS`; None: by what was measured.
 
     Raises:
-        InputError: a token budget or number of lanes below 1, or no such variant.
+        InputError: a token budget or number of lanes below 1, or no such variant or attention.
         UnsupportedError: no supported family.
     """
 
@@ -62,13 +65,19 @@ class Engine:
         gather_cost: float = GATHER_COST,
         lanes: int | None = None,
         layers: str | None = None,
+        attention: str | None = None,
     ) -> None:
+        if attention not in (None, *ATTENTIONS):
+            raise InputError(
+                f"attention={attention!r}: give one of {', '.join(ATTENTIONS)}, or None for the fastest known"
+            )
         self.model, self.family = model, family_of(model)
         self.layers = Layers(model, self.family, layers)
         self._look()
         self.token_budget = token_budget if token_budget is not None else TOKEN_BUDGETS.get(self.device.type, 4_096)
         require_whole("token_budget", self.token_budget, at_least=1)
         self.longest_row = token_budget if token_budget is not None else sys.maxsize
+        self.attention = attention
         self.first_budget = self.token_budget  # out-of-memory errors lower the other
         self.gather_cost = gather_cost
         self.lanes = lanes if lanes is not None else LANES.get(self.device.type, 1)
@@ -217,7 +226,7 @@ class Engine:
     def _embed(self, batch: PackedBatch, rows: np.ndarray, policy: Policy) -> Wave:
         part = batch.select(rows, self.device)
         ends, row_ids = ops.to_device([cumulative(part.lengths), rows], self.device)
-        layout = Layout(ends, int(part.lengths.max()), part.key_mask, part.positions)
+        layout = Layout(ends, int(part.lengths.max()), part.key_mask, part.positions, self.attention)
         inputs = part.inputs if part.images is None else {"pixel_values": part.images}
         hidden = self.family.embed(self.model, layout, **inputs)
         beside = self.family.beside(self.model, hidden, part.inputs["position_ids"]) if part.images is None else {}

@@ -33,6 +33,7 @@ class Layout:
     max_seqlen: int
     key_mask: Tensor | None = None
     positions: Tensor | None = None
+    attention: str | None = None  # one of choice.ATTENTIONS that was asked for
 
     @cached_property
     def padded_rows(self) -> "list[PaddedRows]":

@@ -61,6 +61,6 @@ class Wave:
             None if values is None else ops.gather(values, *places, **size)[0]
             for values in (self.layout.key_mask, self.layout.positions)
         ]
-        layout = Layout(plan.cu_seqlens[: rows + 1], longest, *marks)
+        layout = Layout(plan.cu_seqlens[: rows + 1], longest, *marks, self.layout.attention)
         beside = {name: ops.gather(values, *places, **size)[0] for name, values in self.beside.items()}
         return Wave(hidden[None], layout, state, beside)
