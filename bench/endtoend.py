@@ -27,6 +27,7 @@ from torch import Tensor, nn
 import pabee_fast as pf
 from bench import cases, ceilings, shares, timing
 from pabee_fast.models.heads import heads_of
+from pabee_fast.runtime.choice import ATTENTIONS
 from pabee_fast.runtime.device import choose_device, choose_dtype
 from pabee_fast.runtime.engine import Engine
 from pabee_fast.runtime.layers import VARIANTS
@@ -106,6 +107,7 @@ class Setup:
         budget = args.token_budget
         others: dict[str, dict[str, Any]] = {f"{n} under way": {"under_way": n} for n in args.under_way}
         others |= {f"{variant} layers": {"layers": variant} for variant in args.layers}
+        others |= {f"{name} attention": {"attention": name} for name in args.attention}
         others |= {f"waves of {n}": {"token_budget": n} for n in args.waves}
         return cls(
             device, dtype, rows,
@@ -316,6 +318,7 @@ def main() -> None:
     parser.add_argument("--exits", nargs="*", choices=cases.SHARES.keys() - {"usual"}, default=[], help="beside usual")
     parser.add_argument("--under-way", type=int, nargs="*", default=[], help="also with so many waves under way")
     parser.add_argument("--layers", nargs="*", choices=VARIANTS, default=[], help="also with these layers")
+    parser.add_argument("--attention", nargs="*", choices=ATTENTIONS, default=[], help="also with this attention")
     parser.add_argument("--waves", type=int, nargs="*", default=[], help="also with token budgets of this size")
     parser.add_argument("--dtype", default="auto")
     parser.add_argument("--device", default="auto")

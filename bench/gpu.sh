@@ -65,9 +65,9 @@ case $mode in
         step ceilings 25 "$python" -m bench.ceilings
         step micro 100 "$python" -m pytest -q "${micro[@]}" --cases full
         step bert-base-128 50 "$python" -m bench.endtoend --lengths 128 --rows 4096 --stock-batches 128 512 \
-            --lanes 2 --waves 65536 262144
+            --under-way 1 --waves 65536 262144
         step bert-base-sst2 60 "$python" -m bench.endtoend --rows 32768 --stock-batches 32 64 128 256 512 \
-            --exits skewed --lanes 2 --layers stock
+            --exits skewed --under-way 1 --layers stock --attention kernel short
         step bert-large-sst2 60 "$python" -m bench.endtoend --model bert-large --rows 8192 --rounds 3 \
             --stock-batches 64 256 --exits skewed
         ;;
@@ -82,8 +82,9 @@ case $mode in
         step tests 60 "$python" -m bench.gate "$steps"
         step ceilings 60 "$python" -m bench.ceilings --device cpu
         step micro 120 "$python" -m pytest -q "${micro[@]}" --cases small --micro-rounds 1 --micro-device cpu
-        step bert-base-128 120 "$python" -m bench.endtoend "${tiny[@]}" --lengths 128 --lanes 2 --waves 512 1024
-        step bert-base-sst2 120 "$python" -m bench.endtoend "${tiny[@]}" --exits skewed --lanes 2 --layers stock
+        step bert-base-128 120 "$python" -m bench.endtoend "${tiny[@]}" --lengths 128 --under-way 1 --waves 512 1024
+        step bert-base-sst2 120 "$python" -m bench.endtoend "${tiny[@]}" --exits skewed --under-way 1 --layers stock \
+            --attention kernel short
         step bert-large-sst2 120 "$python" -m bench.endtoend "${tiny[@]}" --exits skewed
         ;;
 esac

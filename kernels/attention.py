@@ -15,7 +15,7 @@ from .checks import FEATURE_DTYPES, check_attention, check_on_device
 from .launch import MAX_HEAD_DIM, Launch, attention_blocks, attention_tiles
 
 # Strides follow from the number of tokens where a layer lays its heads out first, so that they change with it.
-_NUMBERS = [
+NUMBERS = [
     "rows",
     "window",
     "query_token_stride",
@@ -25,7 +25,7 @@ _NUMBERS = [
     "value_token_stride",
     "value_head_stride",
 ]
-_MARKS = ["cu_seqlens_ptr", "key_mask_ptr", "positions_ptr"]
+MARKS = ["cu_seqlens_ptr", "key_mask_ptr", "positions_ptr"]
 # Farther than any two tokens of a row, nearer than a hidden one, and small enough to be added to a place in int32.
 _ANY_DISTANCE = 1 << 30
 
@@ -49,7 +49,7 @@ def find_tile(cu_seqlens_ptr, tile, rows, BLOCK_QUERIES: tl.constexpr):
     return row, (tile - tl.load(cu_seqlens_ptr + row) // BLOCK_QUERIES - row) * BLOCK_QUERIES
 
 
-@triton.jit(do_not_specialize=_NUMBERS, do_not_specialize_on_alignment=_MARKS)
+@triton.jit(do_not_specialize=NUMBERS, do_not_specialize_on_alignment=MARKS)
 def attention_kernel(
     query_ptr,
     key_ptr,
@@ -220,13 +220,37 @@ def attention_launch(
     """Return the launch that `attention` runs on checked arguments to fill `out`, not empty."""
     (tokens, heads, head_dim), rows = query.shape, cu_seqlens.shape[0] - 1
     blocks, options = attention_blocks(head_dim, value.shape[2], query.dtype)
+    arguments = attention_arguments(
+        query, key, value, out, cu_seqlens, scaling=scaling, is_causal=is_causal, window=window, key_mask=key_mask,
+        positions=positions,
+    )  # fmt: skip
+    arguments |= {**blocks, "IS_INTERPRETED": not isinstance(attention_kernel, triton.JITFunction)}
+    grid = (attention_tiles(rows, tokens, blocks["BLOCK_QUERIES"]) * heads,)
+    return Launch(attention_kernel, grid, arguments, {**options, "enable_fp_fusion": True})
+
+
+def attention_arguments(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    out: Tensor,
+    cu_seqlens: Tensor,
+    *,
+    scaling: float | None,
+    is_causal: bool,
+    window: int | None,
+    key_mask: Tensor | None,
+    positions: Tensor | None,
+) -> dict[str, Any]:
+    """Return what a kernel of attention is given beside its block sizes."""
+    heads, head_dim = query.shape[1:]
     strides = {
         f"{name}_{dimension}_stride": tensor.stride(place)
         for name, tensor in (("query", query), ("key", key), ("value", value))
         for place, dimension in enumerate(("token", "head"))
     }
     unit = math.gcd(16 // query.dtype.itemsize, *strides.values())
-    arguments: dict[str, Any] = dict(
+    return dict(
         query_ptr=query,
         key_ptr=key,
         value_ptr=value,
@@ -234,7 +258,7 @@ def attention_launch(
         cu_seqlens_ptr=cu_seqlens,
         key_mask_ptr=key_mask,
         positions_ptr=positions if window is not None else None,
-        rows=rows,
+        rows=cu_seqlens.shape[0] - 1,
         window=min(window or 0, _ANY_DISTANCE),
         scaling=(head_dim**-0.5 if scaling is None else scaling) * math.log2(math.e),
         **{name: stride // unit for name, stride in strides.items()},
@@ -245,11 +269,7 @@ def attention_launch(
         IS_CAUSAL=is_causal,
         HAS_WINDOW=window is not None,
         STRIDE_UNIT=unit,
-        **blocks,
-        IS_INTERPRETED=not isinstance(attention_kernel, triton.JITFunction),
     )
-    grid = (attention_tiles(rows, tokens, blocks["BLOCK_QUERIES"]) * heads,)
-    return Launch(attention_kernel, grid, arguments, {**options, "enable_fp_fusion": True})
 
 
 def specialisations() -> Iterator[tuple[str, Launch]]:

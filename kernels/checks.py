@@ -16,6 +16,8 @@ ACTIVATIONS = ("tanh", "gelu", "relu")
 INNER_ACTIVATIONS = ("gelu", "gelu_tanh", "relu")
 FEATURE_DTYPES = (torch.float32, torch.float16, torch.bfloat16)
 BITS_PER_WORD = 32
+# Of `short_attention`: in a tile of twice as many tokens a longer row would be alone, as it is in `attention`.
+MAX_SHORT_ROW = 64
 
 
 class Pooler(NamedTuple):
@@ -263,6 +265,23 @@ def check_attention(
         check_tensor("key_mask", key_mask, {"tokens": tokens}, torch.bool, device)
     if positions is not None:
         check_tensor("positions", positions, {"tokens": tokens}, torch.int32, device)
+
+
+def check_short_attention(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    cu_seqlens: Tensor,
+    *,
+    longest: int,
+    window: int | None,
+    key_mask: Tensor | None,
+    positions: Tensor | None,
+) -> None:
+    """Raise ValueError, naming the argument, what was given and the fix, unless `short_attention` can take them all."""
+    check_attention(query, key, value, cu_seqlens, window=window, key_mask=key_mask, positions=positions)
+    if longest > MAX_SHORT_ROW:
+        raise ValueError(f"longest is {longest}; a tile holds rows of up to {MAX_SHORT_ROW} tokens, so call attention")
 
 
 def check_add_norm(product: Tensor, bias: Tensor | None, residual: Tensor, gain: Tensor, shift: Tensor) -> None:

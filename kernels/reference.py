@@ -17,12 +17,12 @@ from .checks import (
     memory_words,
 )
 from .launch import Plan
-from .reference_attention import attention
+from .reference_attention import attention, short_attention
 from .reference_layer import add_norm, bias_act
 
 __all__ = [
     "Plan", "Pooler", "RowState", "add_norm", "attention", "bias_act", "count", "exit_step", "gather", "observe",
-    "plan", "pool", "settle",
+    "plan", "pool", "settle", "short_attention",
 ]  # fmt: skip
 
 ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {"tanh": torch.tanh, "gelu": gelu, "relu": torch.relu}

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import scaled_dot_product_attention
 
-from .checks import check_attention
+from .checks import check_attention, check_short_attention
 
 
 @torch.no_grad()
@@ -71,6 +71,36 @@ def attention(
         )  # [rows, heads, length, value_dim]
         out[run].unflatten(0, (rows, length)).copy_(attended.transpose(1, 2))
     return out
+
+
+def short_attention(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    cu_seqlens: Tensor,
+    *,
+    longest: int,
+    scaling: float | None = None,
+    is_causal: bool = False,
+    window: int | None = None,
+    key_mask: Tensor | None = None,
+    positions: Tensor | None = None,
+) -> Tensor:
+    """Attend within each of some short rows: `attention`, with its arguments and results.
+
+    Args:
+        longest: tokens of the longest row, or more; at most MAX_SHORT_ROW.
+
+    Raises:
+        ValueError: a shape, dtype, device, layout or option does not fit.
+    """
+    check_short_attention(
+        query, key, value, cu_seqlens, longest=longest, window=window, key_mask=key_mask, positions=positions
+    )
+    return attention(
+        query, key, value, cu_seqlens, scaling=scaling, is_causal=is_causal, window=window, key_mask=key_mask,
+        positions=positions,
+    )  # fmt: skip
 
 
 def _runs(ends: list[int]) -> Iterator[tuple[int, int, int]]:

@@ -75,15 +75,14 @@ def settle(
             # [rows, words]
             word_idx = tl.arange(0, BLOCK_CLASSES // 32)
             memory_offs = row_idx[:, None] * WORDS + word_idx[None, :]
-            memory_mask = active[:, None] & (word_idx < WORDS)[None, :]
+            is_word = active[:, None] & (word_idx < WORDS)[None, :]
             bits = (scores > 0).to(tl.int32) << (class_idx % 32)[None, :]
             answer = tl.sum(tl.reshape(bits, [BLOCK_ROWS, BLOCK_CLASSES // 32, 32]), axis=2)
-            previous = tl.load(memory_ptr + memory_offs, mask=memory_mask, other=0)
+            previous = tl.load(memory_ptr + memory_offs, mask=is_word, other=0)
             # Reduced as numbers: of truth values Triton would make the reduction again in the layout of `scores`, and
-            # 3.6 mixes up rows as it moves a block of them there.
-            changed = tl.where(memory_mask, answer ^ previous, 0)
-            same = tl.max(changed.to(tl.uint32, bitcast=True), axis=1) == 0
-            tl.store(memory_ptr + memory_offs, answer, mask=memory_mask & valid[:, None])
+            # 3.6 mixes up rows as it moves a block of them there. Padded words are 0 in both.
+            same = tl.max((answer ^ previous).to(tl.uint32, bitcast=True), axis=1) == 0
+            tl.store(memory_ptr + memory_offs, tl.where(valid[:, None], answer, previous), mask=is_word)
         else:
             # [rows]
             previous = tl.load(memory_ptr + row_idx, mask=active, other=0)

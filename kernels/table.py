@@ -5,7 +5,7 @@ A new kernel is a line here, and is then compiled ahead of time for every target
 
 from collections.abc import Iterator
 
-from . import add_norm, attention, bias_act, compact, exit_step, pool
+from . import add_norm, attention, bias_act, compact, exit_step, pool, short_attention
 from .launch import Launch
 
 FUNCTIONS = {
@@ -14,6 +14,7 @@ FUNCTIONS = {
     "gather": compact,
     "pool": pool,
     "attention": attention,
+    "short_attention": short_attention,
     "add_norm": add_norm,
     "bias_act": bias_act,
 }

@@ -29,6 +29,7 @@ class Layout:
     max_seqlen: int
     key_mask: Tensor | None = None
     positions: Tensor | None = None
+    attention: str | None = None  # one of choice.ATTENTIONS that was asked for
     asked: list[Any] = field(default_factory=list, kw_only=True)
     """The attention modules that have asked for it since it was last cleared."""
 

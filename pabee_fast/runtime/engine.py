@@ -25,6 +25,7 @@ from pabee_fast.models.head import Head
 from pabee_fast.models.heads import answer_kind, exit_heads_of, has_heads, heads_of, inner_heads, require_evaluation
 from pabee_fast.policies import FullDepth, Policy, Rule, require_policy
 from pabee_fast.runtime import ops
+from pabee_fast.runtime.choice import ATTENTIONS
 from pabee_fast.runtime.layers import Layers
 from pabee_fast.runtime.pack import PackedBatch, cumulative
 from pabee_fast.runtime.schedule import GATHER_COST, WaveQueue, pays, plan_waves
@@ -72,9 +73,10 @@ class Engine:
         gather_cost: cost of moving one token at a compaction, in layers; 0 compacts whenever a row has left.
         under_way: waves whose counts travel to the host at once; None: by device, see UNDER_WAY.
         layers: how the layers run, one of `layers.VARIANTS`; None: by device and dtype, see `layers.LAYERS`.
+        attention: what attends where it can, one of `choice.ATTENTIONS`; None: by what was measured.
 
     Raises:
-        InputError: a token budget or number of waves below 1, or no such variant.
+        InputError: a token budget or number of waves below 1, or no such variant or attention.
         UnsupportedError: no supported family.
     """
 
@@ -86,7 +88,12 @@ class Engine:
         gather_cost: float = GATHER_COST,
         under_way: int | None = None,
         layers: str | None = None,
+        attention: str | None = None,
     ) -> None:
+        if attention not in (None, *ATTENTIONS):
+            raise InputError(
+                f"attention={attention!r}: give one of {', '.join(ATTENTIONS)}, or None for the fastest known"
+            )
         self.model, self.family = model, family_of(model)
         self.layers = Layers(model, self.family, layers)
         self.heads: list[Head] = []
@@ -94,6 +101,7 @@ class Engine:
         self.token_budget = token_budget if token_budget is not None else TOKEN_BUDGETS.get(self.device.type, 4_096)
         require_whole("token_budget", self.token_budget, at_least=1)
         self.longest_row = token_budget if token_budget is not None else sys.maxsize
+        self.attention = attention
         self.first_budget = self.token_budget  # out-of-memory errors lower the other
         self.gather_cost = gather_cost
         self.under_way = under_way if under_way is not None else UNDER_WAY.get(self.device.type, 1)
@@ -267,7 +275,7 @@ class Engine:
     def _embed(self, batch: PackedBatch, rows: np.ndarray, policy: Policy) -> Wave:
         part = batch.select(rows, self.device)
         ends, row_ids = to_device([cumulative(part.lengths), rows], self.device)
-        layout = Layout(ends, int(part.lengths.max()), part.key_mask, part.positions)
+        layout = Layout(ends, int(part.lengths.max()), part.key_mask, part.positions, attention=self.attention)
         inputs = part.inputs if part.images is None else {"pixel_values": part.images}
         try:
             hidden = self.family.embed(self.model, layout, **inputs)

@@ -16,7 +16,7 @@ from pabee_fast.kernels.launch import MAX_CLASSES, MAX_HEAD_DIM, MAX_HIDDEN_SIZE
 from pabee_fast.kernels.reference import count, observe
 from pabee_fast.layout import Layout
 from pabee_fast.models.head import through_pooler
-from pabee_fast.runtime import varlen
+from pabee_fast.runtime import choice, varlen
 
 __all__ = [
     "Plan", "RowState", "attention", "attention_in_use", "count", "exit_step",
@@ -240,15 +240,20 @@ def attention(
     # Only windows measure by places of the padded layout: order is the same in both.
     positions = None if window is None else layout.positions
     options: dict[str, Any] = {"scaling": scaling, "is_causal": is_causal, "window": window}
-    if layout.key_mask is None and positions is None and value.shape[-1] == query.shape[-1]:
+    marks: dict[str, Any] = {"key_mask": layout.key_mask, "positions": positions}
+    largest, asked, longest = max(query.shape[-1], value.shape[-1]), layout.attention, layout.max_seqlen
+    if choice.takes_short(query.device, query.dtype, largest, longest, asked):
+        attend = _kernel("short_attention", query)
+        return cast(Tensor, attend(query, key, value, layout.cu_seqlens, longest=longest, **options, **marks))
+    is_plain = layout.key_mask is None and positions is None and value.shape[-1] == query.shape[-1]
+    if is_plain and asked != "kernel":
         is_grouped = query.shape[1] != key.shape[1]
         if varlen.why_not(query.device, query.dtype, query.shape[-1], is_grouped) is None:
             return varlen.attend(query, key, value, layout, **options)
     attend = _kernel("attention", query)
-    if attend is not reference.attention and (largest := max(query.shape[-1], value.shape[-1])) > MAX_HEAD_DIM:
+    if attend is not reference.attention and largest > MAX_HEAD_DIM:
         _say_too_large_heads(largest)
         attend = reference.attention
-    marks = {"key_mask": layout.key_mask, "positions": positions}
     return cast(Tensor, attend(query, key, value, layout.cu_seqlens, **options, **marks))
 
 
@@ -260,6 +265,13 @@ def _say_too_large_heads(size: int) -> None:
 def attention_in_use(device: torch.device, dtype: torch.dtype, head_dim: int, *, is_grouped: bool = False) -> str:
     """In words: which attention serves heads of `head_dim` numbers, several of them to a key where `is_grouped`, and
     why."""
+    if short := choice.most_short(device, dtype, head_dim) if has_kernels(device) else 0:
+        rest = _attention_in_use(device, dtype, head_dim, is_grouped)
+        return f"Triton, several rows to a tile, where none has more than {short} tokens (measured); else {rest}"
+    return _attention_in_use(device, dtype, head_dim, is_grouped)
+
+
+def _attention_in_use(device: torch.device, dtype: torch.dtype, head_dim: int, is_grouped: bool) -> str:
     why = varlen.why_not(device, dtype, head_dim, is_grouped)
     ours = "Triton"
     if device.type != "cuda" or head_dim > MAX_HEAD_DIM or _triton_kernels() is None:

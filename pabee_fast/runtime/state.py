@@ -60,14 +60,20 @@ class Wave:
         for wave, following in pairwise(waves):
             before += wave.tokens
             ends.append(following.layout.cu_seqlens[1:] + before)
-        marks = (
+        key_mask, positions = (
             None if (of_first := getattr(first.layout, name)) is None
             else torch.cat([of_first, *(getattr(layout, name) for layout in layouts[1:])])
             for name in ("key_mask", "positions")
         )  # fmt: skip
         return cls(
             torch.cat([wave.hidden for wave in waves], dim=1),
-            Layout(torch.cat(ends), max(layout.max_seqlen for layout in layouts), *marks),
+            Layout(
+                torch.cat(ends),
+                max(layout.max_seqlen for layout in layouts),
+                key_mask,
+                positions,
+                attention=first.layout.attention,
+            ),
             ops.RowState(*map(torch.cat, zip(*(wave.state for wave in waves), strict=True))),
             sum(wave.alive for wave in waves),
             {name: torch.cat([wave.beside[name] for wave in waves]) for name in first.beside},
@@ -92,10 +98,10 @@ class Wave:
         hidden, memory = ops.gather(self.hidden[0], *places, **size, memory=self.state.memory, sources=plan.sources)
         assert memory is not None
         state = ops.RowState(self.state.keep.new_ones(rows), plan.streak[:rows], memory, plan.row_ids[:rows])
-        marks = [
+        key_mask, positions = (
             None if values is None else ops.gather(values, *places, **size)[0]
             for values in (self.layout.key_mask, self.layout.positions)
-        ]
-        layout = Layout(plan.cu_seqlens[: rows + 1], longest, *marks)
+        )
+        layout = Layout(plan.cu_seqlens[: rows + 1], longest, key_mask, positions, attention=self.layout.attention)
         beside = {name: ops.gather(values, *places, **size)[0] for name, values in self.beside.items()}
         return Wave(hidden[None], layout, state, rows, beside)

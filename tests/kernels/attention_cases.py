@@ -4,15 +4,17 @@ Sizes are chosen: 0 rows (nothing to launch), 1 row, 1 token, primes and the nei
 divides them), head sizes of 1 (all padding), 20 and 24 (padded to 32), and more than one block of keys.
 """
 
+import functools
 import itertools
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from pabee_fast.kernels.checks import MAX_SHORT_ROW
 from tests.tolerances import assert_close
 
 
@@ -152,6 +154,31 @@ ATTENTION_CASES = [
 ]
 
 
+# Tiles of 32 tokens hold these, and of 64 those: rows that fill one, that do not fit beside another, and that are more
+# than a program takes at a time.
+NARROW = (32, 1, 31, 2, 30, 16, 0, 17, *(1,) * 40, 32, 5)
+WIDE = (64, 1, 63, 64, 2, 62, 33, 0, 32, 0, 40, 30, 5, 5, 5, 64, 64, 7)
+SHORT_CASES = [
+    *(
+        case
+        for case in ATTENTION_CASES
+        if max(case.lengths, default=0) <= MAX_SHORT_ROW and max(case.head_dim, case.value_dim or 0) <= 64
+    ),
+    *(AttentionCase(lengths=lengths, heads=1, kv_heads=1, head_dim=32) for lengths in (NARROW, WIDE)),
+    AttentionCase(lengths=WIDE, head_dim=64, is_joined=True),
+    AttentionCase(lengths=WIDE, is_causal=True),
+    *(AttentionCase(lengths=WIDE, window=window, is_causal=window == 7) for window in (1, 7, 40, 500)),
+    *(AttentionCase(lengths=WIDE, hidden=hidden, heads=4) for hidden in ("first", "every", "some")),
+    AttentionCase(lengths=WIDE, hidden="some", window=9, has_holes=True),
+    AttentionCase(lengths=NARROW, hidden="first", window=9, has_holes=True, is_causal=True),
+]
+
+
+def short(attention: Callable[..., Tensor], lengths: Sequence[int]) -> Callable[..., Tensor]:
+    """Return an attention for short rows that knows the longest of them."""
+    return functools.partial(attention, longest=max(lengths, default=0))
+
+
 def check_attention(attention: Callable[..., Tensor], case: AttentionCase, dtype: torch.dtype, device: str) -> None:
     """Hold attention against its formula, on the numbers as `dtype` holds them."""
     tensors = case.tensors(dtype, device)
@@ -179,7 +206,19 @@ def check_neighbours_do_not_matter(
         tensor[number::5] = float("nan")
         tensor[number + 1 :: 7] = float("inf")
         tensor[row] = own[number]
-    among = attention(*tensors, ends, **case.options())[row]
+    among = attention(*tensors, ends, **case.options(device))[row]
     assert among.isfinite().all()
-    alone = attention(*own, torch.tensor([0, lengths[place]], dtype=torch.int32, device=device), **case.options())
+    alone = attention(*own, torch.tensor([0, lengths[place]], dtype=torch.int32, device=device), **case.options(device))
     assert_close(among, alone)
+
+
+def check_values_that_are_not_finite(attention: Callable[..., Tensor], device: str = "cpu") -> None:
+    """Hold each query that sees a value which is not finite to NaN, and the others to the formula."""
+    case = AttentionCase(lengths=(5, 9, 3, 20), is_causal=True)
+    query, key, value = case.tensors(torch.float32, device)
+    value[7, 0, 3], value[16, 1, 0], value[30, 0, 5] = math.nan, math.inf, -math.inf
+    got = attention(query, key, value, case.cu_seqlens().to(device), **case.options(device)).cpu()
+    expected = softmax_maths(case, query.cpu(), key.cpu(), value.cpu().nan_to_num(0.0, 0.0, 0.0))
+    for first, last, head in ((7, 14, 0), (16, 17, 1), (30, 37, 0)):
+        expected[first:last, head] = math.nan
+    assert_close(got.double(), expected)

@@ -9,7 +9,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pabee_fast.kernels import add_norm, attention, bias_act, compact, exit_step, launch, pool
+from pabee_fast.kernels import add_norm, attention, bias_act, compact, exit_step, launch, pool, short_attention
 from tests.kernels import attention_cases, compact_cases, exit_cases, layer_cases
 
 
@@ -71,6 +71,54 @@ def test_attention_refuses_the_dtype_that_the_interpreter_multiplies_wrongly() -
     with pytest.raises(ValueError, match=r"query is torch.bfloat16.*use torch.float32"):
         case = attention_cases.AttentionCase(lengths=(3,))
         attention_cases.check_attention(attention.attention, case, torch.bfloat16, "cpu")
+
+
+@pytest.mark.parametrize("case", attention_cases.SHORT_CASES, ids=str)
+def test_attention_of_short_rows_equals_its_formula(case: attention_cases.AttentionCase) -> None:
+    attend = attention_cases.short(short_attention.short_attention, case.lengths)
+    attention_cases.check_attention(attend, case, torch.float32, "cpu")
+
+
+@settings(max_examples=25, deadline=None)
+@given(
+    lengths=st.lists(st.integers(0, 64), max_size=12) | st.lists(st.integers(0, 9), max_size=60),
+    is_causal=st.booleans(),
+    window=st.sampled_from([None, 3, 40]),
+)
+def test_short_rows_of_any_lengths_attend_by_the_formula(
+    lengths: list[int], is_causal: bool, window: int | None
+) -> None:
+    case = attention_cases.AttentionCase(tuple(lengths), heads=1, kv_heads=1, is_causal=is_causal, window=window)
+    attend = attention_cases.short(short_attention.short_attention, lengths)
+    attention_cases.check_attention(attend, case, torch.float32, "cpu")
+
+
+@settings(max_examples=8, deadline=None)
+@given(
+    lengths=st.lists(st.sampled_from([1, 5, 20, 32, 33, 64]), min_size=1, max_size=5),
+    place=st.integers(0, 4),
+    is_causal=st.booleans(),
+    window=st.sampled_from([None, 3]),
+)
+def test_a_short_row_s_attention_does_not_depend_on_what_shares_its_tile(
+    lengths: list[int], place: int, is_causal: bool, window: int | None
+) -> None:
+    attention_cases.check_neighbours_do_not_matter(
+        attention_cases.short(short_attention.short_attention, lengths), lengths, place % len(lengths),
+        is_causal=is_causal, window=window,
+    )  # fmt: skip
+
+
+def test_a_short_row_with_a_value_that_is_not_finite_keeps_it_to_those_who_see_it() -> None:
+    attention_cases.check_values_that_are_not_finite(attention_cases.short(short_attention.short_attention, [20]))
+
+
+def test_attention_of_short_rows_refuses_the_dtype_that_the_interpreter_multiplies_wrongly() -> None:
+    case = attention_cases.AttentionCase(lengths=(3,))
+    with pytest.raises(ValueError, match=r"query is torch.bfloat16.*use torch.float32"):
+        attention_cases.check_attention(
+            attention_cases.short(short_attention.short_attention, [3]), case, torch.bfloat16, "cpu"
+        )
 
 
 @settings(max_examples=40, deadline=None)

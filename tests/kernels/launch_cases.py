@@ -86,3 +86,7 @@ def attention_arguments(rows: int = ROWS, **changes: Any) -> dict[str, Any]:
         positions=None,
     )
     return arguments | changes
+
+
+def short_attention_arguments(rows: int = ROWS, **changes: Any) -> dict[str, Any]:
+    return attention_arguments(rows, **({"longest": 3} | changes))

@@ -35,6 +35,12 @@ def test_a_row_s_output_does_not_depend_on_its_neighbours(
     )
 
 
+def test_rows_that_no_tile_holds_are_not_short() -> None:
+    with pytest.raises(ValueError, match=r"longest is 65; a tile holds rows of up to 64 tokens, so call attention"):
+        reference.short_attention(**arguments(longest=65))
+    assert torch.equal(reference.short_attention(**arguments(longest=3)), reference.attention(**arguments()))
+
+
 def arguments(**changes: Any) -> dict[str, Any]:
     names = ("query", "key", "value")
     tensors = dict(zip(names, AttentionCase(lengths=(3, 2), heads=4, head_dim=8).tensors(torch.float32), strict=True))

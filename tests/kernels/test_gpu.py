@@ -23,6 +23,14 @@ def attention() -> ModuleType:
 
 
 @pytest.fixture(scope="module")
+def short_attention() -> ModuleType:
+    pytest.importorskip("triton", reason="Triton is not installed, as on Windows")
+    from pabee_fast.kernels import short_attention
+
+    return short_attention
+
+
+@pytest.fixture(scope="module")
 def exit_step() -> ModuleType:
     pytest.importorskip("triton", reason="Triton is not installed, as on Windows")
     from pabee_fast.kernels import exit_step
@@ -82,6 +90,42 @@ def test_a_row_s_attention_does_not_depend_on_its_neighbours(
     )
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("case", attention_cases.SHORT_CASES, ids=str)
+def test_attention_of_short_rows_equals_its_formula(
+    short_attention: ModuleType, case: attention_cases.AttentionCase, dtype: torch.dtype
+) -> None:
+    attend = attention_cases.short(short_attention.short_attention, case.lengths)
+    attention_cases.check_attention(attend, case, dtype, "cuda")
+
+
+@pytest.mark.parametrize("head_dim", [32, 64, 128])
+@pytest.mark.parametrize("longest", [32, 64])
+def test_attention_of_many_short_rows_equals_its_formula(
+    short_attention: ModuleType, head_dim: int, longest: int
+) -> None:
+    lengths = torch.randint(1, longest + 1, (700,), generator=torch.Generator().manual_seed(0)).tolist()
+    case = attention_cases.AttentionCase(tuple(lengths), heads=12, kv_heads=4, head_dim=head_dim, is_joined=True)
+    attend = attention_cases.short(short_attention.short_attention, [longest])
+    attention_cases.check_attention(attend, case, torch.bfloat16, "cuda")
+
+
+@pytest.mark.parametrize("lengths", [[1, 33, 5], [30, 1, 64], [7, 7, 13]], ids=str)
+@pytest.mark.parametrize("place", range(3))
+def test_a_short_row_s_attention_does_not_depend_on_what_shares_its_tile(
+    short_attention: ModuleType, lengths: list[int], place: int
+) -> None:
+    attention_cases.check_neighbours_do_not_matter(
+        attention_cases.short(short_attention.short_attention, lengths), lengths, place, is_causal=False, window=None,
+        device="cuda",
+    )  # fmt: skip
+
+
+def test_a_short_row_with_a_value_that_is_not_finite_keeps_it_to_those_who_see_it(short_attention: ModuleType) -> None:
+    attend = attention_cases.short(short_attention.short_attention, [20])
+    attention_cases.check_values_that_are_not_finite(attend, "cuda")
+
+
 def test_attention_reaches_elements_past_two_to_the_31(attention: ModuleType) -> None:
     heads, head_dim, length = 64, 256, 128
     rows = 2**31 // (heads * head_dim * length) + 1
@@ -127,7 +171,11 @@ def waiting_is_an_error() -> Iterator[None]:
 
 
 def test_no_launch_waits_for_the_device(
-    attention: ModuleType, exit_step: ModuleType, compact: ModuleType, waiting_is_an_error: None
+    attention: ModuleType,
+    short_attention: ModuleType,
+    exit_step: ModuleType,
+    compact: ModuleType,
+    waiting_is_an_error: None,
 ) -> None:
     rows, classes, hidden_size = 5, 3, 48
     with torch.device("cuda"):
@@ -152,3 +200,4 @@ def test_no_launch_waits_for_the_device(
     assert (moved.shape, memory.shape) == (hidden.shape, state.memory.shape)
     heads = hidden.view(rows, 3, hidden_size // 3)
     assert attention.attention(heads, heads, heads, cu_seqlens, window=2).shape == heads.shape
+    assert short_attention.short_attention(heads, heads, heads, cu_seqlens, longest=1).shape == heads.shape

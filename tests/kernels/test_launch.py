@@ -3,6 +3,7 @@
 import inspect
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType, SimpleNamespace
 from typing import Any
@@ -22,6 +23,7 @@ from tests.kernels.launch_cases import (
     gather_arguments,
     plan_arguments,
     pool_arguments,
+    short_attention_arguments,
 )
 from tests.kernels.layer_cases import add_norm_arguments, bias_act_arguments
 
@@ -45,14 +47,15 @@ def test_the_reference_imports_without_triton() -> None:
 def kernels() -> dict[str, ModuleType]:
     """The module of every function that has a kernel."""
     pytest.importorskip("triton", reason="Triton is not installed, as on macOS and Windows")
-    from pabee_fast.kernels import add_norm, attention, bias_act, compact, exit_step, pool
+    from pabee_fast.kernels import add_norm, attention, bias_act, compact, exit_step, pool, short_attention
 
-    layer = {"attention": attention, "add_norm": add_norm, "bias_act": bias_act}
+    layer = {"attention": attention, "short_attention": short_attention, "add_norm": add_norm, "bias_act": bias_act}
     return {"exit_step": exit_step, "pool": pool, "plan": compact, "gather": compact, **layer}
 
 
 ARGUMENTS = {
     "attention": attention_arguments,
+    "short_attention": short_attention_arguments,
     "exit_step": exit_step_arguments,
     "pool": pool_arguments,
     "plan": plan_arguments,
@@ -103,6 +106,8 @@ def test_nothing_is_launched_for_no_rows(kernels: dict[str, ModuleType], monkeyp
     assert kernels["add_norm"].add_norm(**add_norm_arguments(tokens=0)).shape == (0, HIDDEN_SIZE)
     assert kernels["bias_act"].bias_act(**bias_act_arguments(tokens=0)).shape == (0, HIDDEN_SIZE)
     assert kernels["attention"].attention(**attention_arguments(rows=0)).shape == (0, 4, HIDDEN_SIZE)
+    short_attention = kernels["short_attention"].short_attention
+    assert short_attention(**short_attention_arguments(rows=0)).shape == (0, 4, HIDDEN_SIZE)
 
 
 def test_a_head_too_wide_for_one_program_is_refused(kernels: dict[str, ModuleType]) -> None:
@@ -120,17 +125,25 @@ def test_heads_too_large_for_one_program_are_refused(
     wide = torch.zeros(3 * ROWS, 2, launch.MAX_HEAD_DIM + 1)
     with pytest.raises(ValueError, match=r"value \[12, 2, 257\]; the kernel takes heads of up to 256 numbers, so call"):
         kernels["attention"].attention(**attention_arguments(value=wide))
+    monkeypatch.setattr(kernels["short_attention"], "short_attention_kernel", None)
+    with pytest.raises(ValueError, match=r"the kernel takes heads of up to 64 numbers of torch.float32, so call"):
+        kernels["short_attention"].short_attention(**short_attention_arguments(value=wide))
 
 
-def test_attention_on_a_batch_that_shrinks_compiles_nothing_new(kernels: dict[str, ModuleType]) -> None:
+@pytest.mark.parametrize(
+    ("name", "arguments"), [("attention", attention_arguments), ("short_attention", short_attention_arguments)]
+)
+def test_attention_on_a_batch_that_shrinks_compiles_nothing_new(
+    kernels: dict[str, ModuleType], name: str, arguments: Callable[..., dict[str, Any]]
+) -> None:
     def compiled(rows: int, skipped: int, **changes: Any) -> Any:
         # Heads laid out first, as rotary embeddings leave them: the distance between two heads changes with the tokens.
         sizes = {"query": 4, "key": 2, "value": 2}
         laid = {name: torch.zeros(heads, 3 * rows, HIDDEN_SIZE).transpose(0, 1) for name, heads in sizes.items()}
         marks = {"key_mask": torch.ones(3 * rows + 1, dtype=torch.bool), "positions": torch.zeros(3 * rows + 1).int()}
         marks = {name: mark[skipped : 3 * rows + skipped] for name, mark in marks.items()}
-        made = attention_arguments(rows, window=5, **laid, **marks)
-        return kernels["attention"].attention_launch(**(made | changes), out=torch.zeros(3 * rows, 4, HIDDEN_SIZE))
+        made = arguments(rows, window=5, **laid, **marks) | changes
+        return getattr(kernels[name], f"{name}_launch")(**made, out=torch.zeros(3 * rows, 4, HIDDEN_SIZE))
 
     fresh = compiled(16, 0).specialisation()
     assert all(
@@ -139,6 +152,15 @@ def test_attention_on_a_batch_that_shrinks_compiles_nothing_new(kernels: dict[st
         for skipped in (0, 1)
         for changes in ({}, {"window": 1}, {"scaling": 1.0})
     )
+
+
+def test_short_rows_compile_once_for_each_size_of_tile(kernels: dict[str, ModuleType]) -> None:
+    def compiled(longest: int) -> Any:
+        made = short_attention_arguments(longest=longest, out=torch.zeros(12, 4, HIDDEN_SIZE))
+        return kernels["short_attention"].short_attention_launch(**made).specialisation()
+
+    tiles = [compiled(longest) for longest in (1, 32, 33, 64)]
+    assert tiles[0] == tiles[1] != tiles[2] == tiles[3]
 
 
 @given(lengths=st.lists(st.integers(0, 200), min_size=1, max_size=20), block=st.sampled_from([16, 32, 64]))

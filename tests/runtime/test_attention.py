@@ -13,12 +13,15 @@ from transformers.masking_utils import (
 
 import pabee_fast as pf
 from pabee_fast.layout import Layout
-from pabee_fast.runtime import ops, varlen
+from pabee_fast.runtime import choice, ops, varlen
 from pabee_fast.runtime.attention import NAME, packed_attention, packed_attention_in
+from pabee_fast.runtime.engine import Engine
 from pabee_fast.runtime.pack import cumulative, pack
 from pabee_fast.runtime.state import Wave
+from tests import zoo
 from tests.conftest import tiny_stock
 from tests.kernels.attention_cases import AttentionCase, softmax_maths
+from tests.runtime.answers import LENGTHS
 from tests.tolerances import assert_close
 
 
@@ -189,6 +192,90 @@ def test_what_serves_is_told_and_why(ampere: None, monkeypatch: pytest.MonkeyPat
     varlen.why_not.cache_clear()
     assert tell(CUDA, HALF, 64, is_grouped=True).startswith("Triton (this torch's variable-length attention promises")
     assert "varlen" in tell(CUDA, HALF, 64)
+
+
+@pytest.fixture
+def served(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """The functions that serve attention from here on, in order."""
+    names, real = [], ops._kernel
+
+    def noted(name: str, tensor: torch.Tensor) -> Any:
+        if "attention" in name:
+            names.append(name)
+        return real(name, tensor)
+
+    monkeypatch.setattr(ops, "_kernel", noted)
+    return names
+
+
+@pytest.mark.parametrize(
+    ("case", "serves"),
+    [
+        (AttentionCase((5, 64, 1)), "short_attention"),
+        (AttentionCase((5, 64, 1), hidden="first", window=3, has_holes=True), "short_attention"),
+        (AttentionCase((5, 65, 1)), "attention"),
+        (AttentionCase((5, 1), head_dim=72), "attention"),
+        (AttentionCase((5, 1), value_dim=72), "attention"),
+    ],
+    ids=str,
+)
+def test_who_asks_for_the_kernel_of_short_rows_gets_it_where_it_can_serve(
+    case: AttentionCase, serves: str, served: list[str]
+) -> None:
+    tensors, marks = case.tensors(torch.float32), (case.key_mask(), case.positions())
+    for asked, expected in (("short", serves), ("kernel", "attention"), ("library", "attention"), (None, "attention")):
+        layout = Layout(case.cu_seqlens(), max(case.lengths), *marks, asked)
+        got = ops.attention(*tensors, layout, window=case.window)
+        assert_close(got, softmax_maths(case, *tensors))
+        assert served.pop() == expected
+
+
+def test_who_asks_for_our_kernel_gets_it_though_the_library_could_serve(
+    served: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(varlen, "why_not", lambda *asked: None)
+    case = AttentionCase((5, 4))
+    ops.attention(*case.tensors(torch.float32), Layout(case.cu_seqlens(), 5, attention="kernel"))
+    assert served == ["attention"]
+
+
+def test_what_was_asked_for_holds_after_rows_have_left(served: list[str]) -> None:
+    model, policy = zoo.model_with_heads("bert"), pf.Scheduled((6, 2, 4, 1, 3, 2))
+    batch = pack(model, **zoo.rows("bert", LENGTHS))
+    expected = Engine(model).run(batch, policy)
+    assert set(served) == {"attention"}
+    served.clear()
+    got = Engine(model, attention="short", gather_cost=0).run(batch, policy)
+    assert set(served) == {"short_attention"}
+    assert got.exit_layers.tolist() == expected.exit_layers.tolist()
+    assert_close(got.logits, expected.logits)
+
+
+def test_an_attention_of_another_name_is_refused() -> None:
+    with pytest.raises(pf.InputError, match="attention='fast': give one of library, kernel, short, or None"):
+        Engine(tiny_stock("bert"), attention="fast")
+
+
+def test_nobody_gets_the_kernel_of_short_rows_unasked_but_on_a_gpu_where_it_was_measured(
+    ampere: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert choice.SHORT_ROWS == {}, "each line needs a record in bench/results"
+    monkeypatch.setattr(ops, "_triton_kernels", lambda: {})
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: "a GPU")
+    monkeypatch.setitem(choice.SHORT_ROWS, ("a GPU", HALF, 64), 48)
+    choice.most_short.cache_clear()
+    try:
+        assert [choice.takes_short(CUDA, HALF, 64, longest, None) for longest in (1, 48, 49)] == [True, True, False]
+        assert not choice.takes_short(CUDA, HALF, 32, 5, None)
+        assert not choice.takes_short(CUDA, torch.float16, 64, 5, None)
+        assert not choice.takes_short(torch.device("cpu"), HALF, 64, 5, None)
+        assert not choice.takes_short(CUDA, HALF, 64, 5, "library")
+        assert ops.attention_in_use(CUDA, HALF, 64) == (
+            "Triton, several rows to a tile, where none has more than 48 tokens (measured); else "
+            "torch.nn.attention.varlen; Triton where a mask hides tokens inside a row"
+        )
+    finally:
+        choice.most_short.cache_clear()
 
 
 def test_an_older_gpu_or_a_build_without_the_library_is_told(ampere: None, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -9,6 +9,7 @@ import torch
 import pabee_fast as pf
 from pabee_fast.layout import Layout
 from pabee_fast.runtime import ops
+from pabee_fast.runtime.choice import ATTENTIONS
 from pabee_fast.runtime.engine import Engine
 from pabee_fast.runtime.pack import pack
 from tests import zoo
@@ -103,6 +104,21 @@ def test_fused_and_compiled_layers_are_as_near_to_double_precision_as_stock_ones
     assert query.weight.untyped_storage().nbytes() == 3 * query.weight.nbytes, "weights were not joined"
 
 
+@pytest.mark.parametrize("attention", ATTENTIONS)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16], ids=str)
+def test_rows_leave_as_near_to_double_precision_by_any_attention(attention: str, dtype: torch.dtype) -> None:
+    model, rows = zoo.model_with_heads("bert").to("cuda", dtype), zoo.rows("bert", LENGTHS)
+    batch, exits = pack(model, **rows), (6, 2, 4, 1, 3, 2, 5, 4, 6)
+    exact = exact_heads(model, rows)
+    exact = exact[torch.tensor(exits) - 1, torch.arange(len(exits))]
+    allowed = max(
+        TOLERANCES[dtype], 2 * distance(Engine(model, layers="stock").run(batch, pf.Scheduled(exits)).logits, exact)
+    )
+    got = Engine(model, attention=attention).run(batch, pf.Scheduled(exits))
+    assert tuple(got.exit_layers.tolist()) == exits
+    assert distance(got.logits, exact) <= allowed
+
+
 def test_fused_layers_hold_less_memory_than_stock_ones() -> None:
     model = zoo.model_with_heads("bert", hidden_size=768, intermediate_size=3072, num_attention_heads=12)
     model = model.to("cuda", torch.bfloat16)
@@ -117,8 +133,11 @@ def test_fused_layers_hold_less_memory_than_stock_ones() -> None:
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16], ids=str)
+@pytest.mark.parametrize("asked", [None, *ATTENTIONS])
 @pytest.mark.parametrize("case", [case for case in attention_cases.ATTENTION_CASES if case.tokens], ids=str)
-def test_attention_is_its_formula_whoever_serves(case: attention_cases.AttentionCase, dtype: torch.dtype) -> None:
+def test_attention_is_its_formula_whoever_serves(
+    case: attention_cases.AttentionCase, asked: str | None, dtype: torch.dtype
+) -> None:
     def attend(
         query: torch.Tensor,
         key: torch.Tensor,
@@ -129,7 +148,7 @@ def test_attention_is_its_formula_whoever_serves(case: attention_cases.Attention
         positions: torch.Tensor | None,
         **options: Any,
     ) -> torch.Tensor:
-        layout = Layout(cu_seqlens, max(case.lengths), key_mask, positions)
+        layout = Layout(cu_seqlens, max(case.lengths), key_mask, positions, asked)
         return ops.attention(query, key, value, layout, **options)
 
     attention_cases.check_attention(attend, case, dtype, "cuda")

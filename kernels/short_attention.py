@@ -1,0 +1,315 @@
+"""Attention within short packed rows in one launch: whole neighbouring rows share a tile of queries and keys."""
+
+import itertools
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from .attention import MARKS, NUMBERS, attention_arguments
+from .checks import FEATURE_DTYPES, check_on_device, check_short_attention
+from .launch import MAX_SHORT_HEAD, Launch, short_attention_blocks
+
+
+@triton.jit
+def first_row_from(cu_seqlens_ptr, token, rows):
+    """Return the first row that starts at `token` or after it; `rows` where there is none.
+
+    cu_seqlens_ptr: [rows + 1] int32
+    """
+    row = tl.full([], 0, tl.int32)
+    beyond = tl.full([], 0, tl.int32) + rows
+    while row < beyond:
+        middle = (row + beyond) // 2
+        is_before = tl.load(cu_seqlens_ptr + middle) < token
+        row = tl.where(is_before, middle + 1, row)
+        beyond = tl.where(is_before, beyond, middle)
+    return row
+
+
+@triton.jit
+def attend_tile(
+    query_ptr,
+    key_ptr,
+    value_ptr,
+    key_mask_ptr,
+    positions_ptr,
+    begin,
+    size,
+    first,
+    last,
+    query_stride,
+    key_stride,
+    value_stride,
+    scaling,
+    window,
+    HEAD_DIM: tl.constexpr,
+    VALUE_DIM: tl.constexpr,
+    IS_CAUSAL: tl.constexpr,
+    HAS_WINDOW: tl.constexpr,
+    BLOCK_TOKENS: tl.constexpr,
+    BLOCK_HEAD: tl.constexpr,
+    BLOCK_VALUE: tl.constexpr,
+):
+    """Return what every token of a tile attends to in its own row, [tokens, value] float32.
+
+    query_ptr, key_ptr: [all tokens, HEAD_DIM], of one head
+    value_ptr: [all tokens, VALUE_DIM], likewise
+    key_mask_ptr, positions_ptr: [all tokens] or None
+    begin, size: the tile's first token, int64, and how many it has
+    first, last: [tokens], where a token's row begins and ends in the tile
+    """
+    place = tl.arange(0, BLOCK_TOKENS)
+    is_token = place < size
+    token = begin + place
+    head_offs = tl.arange(0, BLOCK_HEAD)
+    value_offs = tl.arange(0, BLOCK_VALUE)
+    # [tokens, head]
+    head_mask = is_token[:, None] & (head_offs < HEAD_DIM)[None, :]
+    query = tl.load(query_ptr + token[:, None] * query_stride + head_offs[None, :], mask=head_mask, other=0.0)
+    key = tl.load(key_ptr + token[:, None] * key_stride + head_offs[None, :], mask=head_mask, other=0.0)
+    # [tokens, value]
+    value = tl.load(
+        value_ptr + token[:, None] * value_stride + value_offs[None, :],
+        mask=is_token[:, None] & (value_offs < VALUE_DIM)[None, :],
+        other=0.0,
+    )
+    # [tokens]; a value that is not finite would reach other rows through a weight of 0, so that its token gives none.
+    # Instead its score is NaN, and so are the sums of those who see it.
+    flaw = tl.sum(value.to(tl.float32) * 0.0, axis=1)
+    value = tl.where((flaw == 0.0)[:, None], value, 0.0)
+
+    if IS_CAUSAL:
+        last = tl.minimum(last, place + 1)
+    if HAS_WINDOW and positions_ptr is None:
+        first = tl.maximum(first, place - window + 1)
+        last = tl.minimum(last, place + window)
+    # [queries, keys]
+    scores = tl.dot(query, tl.trans(key), input_precision="ieee") * scaling + flaw[None, :]
+    seen = (place[None, :] >= first[:, None]) & (place[None, :] < last[:, None])
+    key_mask = is_token
+    if key_mask_ptr is not None:
+        key_mask = tl.load(key_mask_ptr + token, mask=is_token, other=0) != 0
+    if HAS_WINDOW and positions_ptr is not None:
+        # A hidden key is as if beyond any window.
+        positions = tl.load(positions_ptr + token, mask=is_token, other=0)
+        key_positions = tl.where(key_mask, positions, 2147483647)
+        seen &= tl.abs(positions[:, None] - key_positions[None, :]) < window
+    elif key_mask_ptr is not None:
+        seen &= key_mask[None, :]
+    scores = tl.where(seen, scores, float("-inf"))
+    # [queries]; who sees no key must not subtract -inf from -inf
+    largest = tl.max(scores, axis=1)
+    weights = tl.exp2(scores - tl.where(largest == float("-inf"), 0.0, largest)[:, None])
+    total = tl.sum(weights, axis=1)
+    weighted = tl.dot(weights.to(value.dtype), value, input_precision="ieee")
+    return weighted / tl.where(total == 0.0, 1.0, total)[:, None]
+
+
+@triton.jit(do_not_specialize=[*NUMBERS, "tokens"], do_not_specialize_on_alignment=MARKS)
+def short_attention_kernel(
+    query_ptr,
+    key_ptr,
+    value_ptr,
+    out_ptr,
+    cu_seqlens_ptr,
+    key_mask_ptr,
+    positions_ptr,
+    rows,
+    tokens,
+    window,
+    scaling,
+    query_token_stride,
+    query_head_stride,
+    key_token_stride,
+    key_head_stride,
+    value_token_stride,
+    value_head_stride,
+    HEADS: tl.constexpr,
+    GROUP: tl.constexpr,
+    HEAD_DIM: tl.constexpr,
+    VALUE_DIM: tl.constexpr,
+    IS_CAUSAL: tl.constexpr,
+    HAS_WINDOW: tl.constexpr,
+    STRIDE_UNIT: tl.constexpr,
+    SPAN: tl.constexpr,
+    BLOCK_TOKENS: tl.constexpr,
+    BLOCK_HEAD: tl.constexpr,
+    BLOCK_VALUE: tl.constexpr,
+):
+    """Attend from every token to the keys of its own row, for one head of the rows that start in SPAN tokens.
+
+    query_ptr: [tokens, HEADS, HEAD_DIM]
+    key_ptr: [tokens, HEADS / GROUP, HEAD_DIM]
+    value_ptr: [tokens, HEADS / GROUP, VALUE_DIM]
+    out_ptr: [tokens, HEADS, VALUE_DIM]
+    cu_seqlens_ptr: [rows + 1] int32; no row is longer than BLOCK_TOKENS
+    key_mask_ptr: [tokens] bool or None
+    positions_ptr: [tokens] int32, or None where windows count places in the packed row
+    scaling: times log2(e)
+    *_stride: in STRIDE_UNIT elements, so that the compiler knows what divides them
+    """
+    # A program owns one head of the rows that start in its span, and takes as many of them at a time as fit a tile.
+    head = tl.program_id(0) % HEADS
+    span_offset = tl.program_id(0) // HEADS * SPAN
+    span_end = tl.minimum(span_offset + SPAN, tokens)
+    kv_head = (head // GROUP).to(tl.int64)
+    query_stride = query_token_stride.to(tl.int64) * STRIDE_UNIT
+    key_stride = key_token_stride.to(tl.int64) * STRIDE_UNIT
+    value_stride = value_token_stride.to(tl.int64) * STRIDE_UNIT
+    query_ptr += head.to(tl.int64) * (query_head_stride.to(tl.int64) * STRIDE_UNIT)
+    key_ptr += kv_head * (key_head_stride.to(tl.int64) * STRIDE_UNIT)
+    value_ptr += kv_head * (value_head_stride.to(tl.int64) * STRIDE_UNIT)
+
+    place = tl.arange(0, BLOCK_TOKENS)
+    row = first_row_from(cu_seqlens_ptr, span_offset, rows)
+    end = tl.load(cu_seqlens_ptr + row)
+    while end < span_end:
+        # 1. The tile's rows: the next one, and those after it while they fit.
+        begin = end
+        # [tokens]
+        first = tl.zeros([BLOCK_TOKENS], dtype=tl.int32)
+        last = tl.zeros([BLOCK_TOKENS], dtype=tl.int32)
+        fits = end < span_end
+        while fits:
+            row += 1
+            row_first, row_last = end - begin, tl.load(cu_seqlens_ptr + row) - begin
+            is_own = (place >= row_first) & (place < row_last)
+            first = tl.where(is_own, row_first, first)
+            last = tl.where(is_own, row_last, last)
+            end = begin + row_last
+            after = tl.load(cu_seqlens_ptr + row + 1, mask=row < rows, other=2147483647)
+            fits = (end < span_end) & (after - begin <= BLOCK_TOKENS)
+        # 2. Their attention, one softmax for all.
+        out = attend_tile(
+            query_ptr, key_ptr, value_ptr, key_mask_ptr, positions_ptr, begin.to(tl.int64), end - begin, first, last,
+            query_stride, key_stride, value_stride, scaling, window, HEAD_DIM, VALUE_DIM, IS_CAUSAL, HAS_WINDOW,
+            BLOCK_TOKENS, BLOCK_HEAD, BLOCK_VALUE,
+        )  # fmt: skip
+        # [tokens, value]
+        value_offs = tl.arange(0, BLOCK_VALUE)
+        tl.store(
+            out_ptr + ((begin.to(tl.int64) + place)[:, None] * HEADS + head) * VALUE_DIM + value_offs[None, :],
+            out.to(out_ptr.dtype.element_ty),
+            mask=(place < end - begin)[:, None] & (value_offs < VALUE_DIM)[None, :],
+        )
+
+
+def short_attention(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    cu_seqlens: Tensor,
+    *,
+    longest: int,
+    scaling: float | None = None,
+    is_causal: bool = False,
+    window: int | None = None,
+    key_mask: Tensor | None = None,
+    positions: Tensor | None = None,
+) -> Tensor:
+    """Do what `reference.short_attention` says, with its arguments, in one launch and without waiting for the device.
+
+    The tensors are on a CUDA device, or anywhere under Triton's interpreter. Products are summed in float32, and
+    float32 ones are not rounded to TF32. A query that sees a value which is not finite gets NaN.
+
+    Raises:
+        ValueError: a shape, dtype, device, layout or option does not fit, or a head is larger than MAX_SHORT_HEAD.
+    """
+    check_short_attention(
+        query, key, value, cu_seqlens, longest=longest, window=window, key_mask=key_mask, positions=positions
+    )
+    is_interpreted = not isinstance(short_attention_kernel, triton.JITFunction)
+    check_on_device("query", query, is_interpreted)
+    if is_interpreted and query.dtype == torch.bfloat16:
+        raise ValueError("query is torch.bfloat16, which Triton's interpreter multiplies wrongly; use torch.float32")
+    if max(query.shape[2], value.shape[2]) > MAX_SHORT_HEAD[query.dtype]:
+        raise ValueError(
+            f"query is {list(query.shape)} and value {list(value.shape)}; the kernel takes heads of up to "
+            f"{MAX_SHORT_HEAD[query.dtype]} numbers of {query.dtype}, so call attention"
+        )
+    out = query.new_empty((*query.shape[:2], value.shape[2]))
+    if out.numel():
+        short_attention_launch(
+            query, key, value, out, cu_seqlens, longest=longest, scaling=scaling, is_causal=is_causal, window=window,
+            key_mask=key_mask, positions=positions,
+        ).run()  # fmt: skip
+    return out
+
+
+def short_attention_launch(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    out: Tensor,
+    cu_seqlens: Tensor,
+    *,
+    longest: int,
+    scaling: float | None,
+    is_causal: bool,
+    window: int | None,
+    key_mask: Tensor | None,
+    positions: Tensor | None,
+) -> Launch:
+    """Return the launch that `short_attention` runs on checked arguments to fill `out`, not empty."""
+    tokens, heads, head_dim = query.shape
+    blocks, options = short_attention_blocks(head_dim, value.shape[2], query.dtype, longest)
+    arguments = attention_arguments(
+        query, key, value, out, cu_seqlens, scaling=scaling, is_causal=is_causal, window=window, key_mask=key_mask,
+        positions=positions,
+    )  # fmt: skip
+    arguments |= {**blocks, "tokens": tokens}
+    grid = (triton.cdiv(tokens, blocks["SPAN"]) * heads,)
+    return Launch(short_attention_kernel, grid, arguments, {**options, "enable_fp_fusion": True})
+
+
+def specialisations() -> Iterator[tuple[str, Launch]]:
+    """Yield, by name, launches that stand for what `short_attention` makes Triton compile: heads of every block size,
+    tiles of every size, and from nothing that hides a key to everything.
+
+    Their tensors have no storage: a launch says what would be compiled, and cannot run.
+    """
+    everything: dict[str, Any] = {"is_causal": True, "window": 8, "is_masked": True, "has_holes": True}
+    for dtype, head_dim, longest in itertools.product(FEATURE_DTYPES, (32, 64, 128), (32, 64)):
+        if head_dim <= MAX_SHORT_HEAD[dtype]:
+            yield _specialisation(dtype, head_dim, longest)
+    for dtype in (torch.float32, torch.bfloat16):
+        yield _specialisation(dtype, 64, 64, is_masked=True)
+        yield _specialisation(dtype, 64, 64, window=8)
+        yield _specialisation(dtype, MAX_SHORT_HEAD[dtype], 64, kv_heads=4, **everything)
+
+
+def _specialisation(
+    dtype: torch.dtype,
+    head_dim: int,
+    longest: int,
+    kv_heads: int = 12,
+    is_causal: bool = False,
+    window: int | None = None,
+    is_masked: bool = False,
+    has_holes: bool = False,
+) -> tuple[str, Launch]:
+    with torch.device("meta"):
+        query, key = (torch.empty(1, heads, head_dim, dtype=dtype) for heads in (12, kv_heads))
+        launch = short_attention_launch(
+            query,
+            key,
+            key,
+            query,
+            torch.empty(2, dtype=torch.int32),
+            longest=longest,
+            scaling=None,
+            is_causal=is_causal,
+            window=window,
+            key_mask=torch.empty(1, dtype=torch.bool) if is_masked else None,
+            positions=torch.empty(1, dtype=torch.int32) if has_holes else None,
+        )
+    words = {
+        "grouped": kv_heads < 12, "causal": is_causal, "window": window, "masked": is_masked, "holes": has_holes
+    }  # fmt: skip
+    told = (word for word, is_told in words.items() if is_told)
+    name = "-".join(["short_attention", str(dtype).removeprefix("torch."), str(head_dim), str(longest), *told])
+    return name, launch
