@@ -13,7 +13,7 @@ from torch import Tensor
 from transformers import PretrainedConfig, PreTrainedModel
 
 from pabee_fast.errors import InputError, UnsupportedError
-from pabee_fast.modeling.forward import ENGINE, forward
+from pabee_fast.modeling.forward import ENGINE, forward, keep_engine
 from pabee_fast.models.head_kinds import HeadSpec
 from pabee_fast.models.heads import (
     BACKBONE,
@@ -144,7 +144,7 @@ def accelerate(model: Model, policy: Policy, *, token_budget: int | None = None)
     policy = engine.check(policy)
     become_early_exit(model)
     model.exit_policy, model.token_budget = policy, token_budget
-    model.__dict__[ENGINE] = engine
+    keep_engine(model, engine)
     if IGNORED_BY_TRAINER not in (ignored := _ignored(model.config)):  # or Trainer's predictions become a tuple
         model.config.keys_to_ignore_at_inference = [*ignored, IGNORED_BY_TRAINER]
     return model

@@ -90,8 +90,14 @@ def engine_of(model: Any) -> Engine:
     engine: Engine | None = vars(model).get(ENGINE)
     if engine is None:  # a copy, or one that was unpickled
         engine = Engine(model, token_budget=model.token_budget)
-        model.__dict__[ENGINE] = engine
+        keep_engine(model, engine)
     return engine
+
+
+def keep_engine(model: Any, engine: Engine) -> None:
+    """Let a model's calls use this engine; its layers stay bound until the model is moved (`EarlyExitModel._apply`)."""
+    engine.layers.stay_bound = True
+    model.__dict__[ENGINE] = engine
 
 
 @functools.cache

@@ -89,6 +89,8 @@ class Layers:
             raise InputError(f"layers={variant!r}: give one of {', '.join(VARIANTS)}, or None for the fastest known")
         self.model, self.family, self.variant = model, family, variant
         self.modules: Sequence[nn.Module] = family.layers(model)
+        self.stay_bound = False
+        """Between runs: for whoever sees to it that weights which move are let go of."""
         self._bound: _Bound | None = None
 
     def __len__(self) -> int:
@@ -118,12 +120,16 @@ class Layers:
             if bound is None or is_new:
                 self._bound = None
                 self._bound = bound = self._bind()
-            with (
-                packed_attention_in(*bound.configs),
-                unchunked(bound.chunked),
-                in_one_pass(bound.slow_activations),
-            ):
-                yield is_new
+            try:
+                with (
+                    packed_attention_in(*bound.configs),
+                    unchunked(bound.chunked),
+                    in_one_pass(bound.slow_activations),
+                ):
+                    yield is_new
+            finally:
+                if not self.stay_bound:
+                    self._bound = None
 
     def _parts(self) -> list[nn.Module]:
         """Every module in the layers."""
