@@ -20,10 +20,11 @@ def info_command(
     from pabee_fast import __version__
     from pabee_fast.calibration.guarantee import guarantee_of
     from pabee_fast.models import FAMILIES
-    from pabee_fast.models.heads import has_heads
+    from pabee_fast.models.heads import classifies, has_heads
     from pabee_fast.models.padded import PaddedFamily
     from pabee_fast.runtime.engine import Engine
     from pabee_fast.scoring.load import Setting, load_model
+    from pabee_fast.scoring.tokens import load_tokenizer, tokenizer_in_use
 
     setting = Setting.choose(device, dtype)
     lines = {
@@ -47,7 +48,9 @@ def info_command(
         attention = setting.attention(head_dim, is_grouped=is_grouped)
         if isinstance(engine.family, PaddedFamily):
             attention = f"{config.model_type}'s own, over rows padded to one length"
+        is_of_texts = classifies(config) == "texts"
         lines |= {
+            "tokenizer": tokenizer_in_use(load_tokenizer(model)) if is_of_texts else "none, for images",
             "attention": attention,
             "layers": engine.layers.describe(),
             "model": f"{config.model_type}, {len(engine.layers)} layers of {config.hidden_size}, {engine.kind} answers",

@@ -14,13 +14,14 @@ from pabee_fast.errors import InputError
 from pabee_fast.modeling.directory import few_of, readable
 from pabee_fast.models import family_of
 from pabee_fast.runtime.pack import PackedBatch, pack_rows
-
-Texts = tuple[str, ...]
-"""One text, or the two of a pair."""
+from pabee_fast.scoring.wordpiece import FastWordPiece, Texts, Tokens
 
 NO_TOKEN = "the tokenizer gives the text no token"
 NO_EMBEDDING = "the text has a token that the model has no embedding for"
 """Why a row cannot be scored."""
+
+CHECKED = 2_000
+"""Rows that the model's own tokenizer and the one in its place both read, before that one is trusted."""
 
 logger = logging.getLogger(__name__)
 
@@ -94,6 +95,9 @@ class Encoded(NamedTuple):
 class Encoder:
     """A fast tokenizer that cuts rows at a length. It has its own copy of it, and may be called by many threads.
 
+    Where `wordpiece.FastWordPiece` takes the tokenizer it serves in its place; its first CHECKED rows are tokenized by
+    both, and any difference ends that.
+
     Args:
         tokenizer: a fast tokenizer.
         max_length: the most tokens of a row, special ones included; longer rows are cut as the tokenizer cuts them.
@@ -104,15 +108,11 @@ class Encoder:
     """
 
     def __init__(self, tokenizer: PreTrainedTokenizerBase, max_length: int, model: PreTrainedModel) -> None:
-        if not tokenizer.is_fast:
-            raise InputError(
-                f"{type(tokenizer).__name__} is not a fast tokenizer: load it with AutoTokenizer, use_fast=True"
-            )
+        self._core = _core_of(tokenizer)
         self._embedded = embedded_ids(tokenizer, model)
-        self._core = Tokenizer.from_str(tokenizer.backend_tokenizer.to_str())
-        self._core.no_padding()
+        self._fast, self.why_not_fast = _fast_of(tokenizer, self._core, max_length)
+        self._unchecked = CHECKED
         self._core.enable_truncation(max_length, direction=tokenizer.truncation_side)
-        self._core.encode_special_tokens = tokenizer.split_special_tokens
         self._model = model
         self._has_types = "token_type_ids" in tokenizer.model_input_names and (
             "token_type_ids" in family_of(model).inputs
@@ -123,35 +123,80 @@ class Encoder:
 
         An empty text has none where the tokenizer adds no special ones.
         """
+        tokens = self._tokens(texts)
+        inputs = {"input_ids": tokens.ids} | ({"token_type_ids": tokens.types} if self._has_types else {})
+        refused = {NO_TOKEN: np.flatnonzero(tokens.lengths == 0)}
+        if self._embedded is not None:
+            places = np.flatnonzero(tokens.ids >= self._embedded)
+            refused[NO_EMBEDDING] = np.unique(np.searchsorted(np.cumsum(tokens.lengths), places, side="right"))
+        is_scorable = np.ones(len(texts), dtype=bool)
+        for rows in refused.values():
+            is_scorable[rows] = False
+        scorable, truncated = np.flatnonzero(is_scorable), int(tokens.cut.sum())
+        if len(scorable) == 0:
+            return Encoded(None, tokens.lengths, truncated, scorable, refused)
+        kept = {name: flat[np.repeat(is_scorable, tokens.lengths)] for name, flat in inputs.items()}
+        batch = pack_rows(self._model, kept, tokens.lengths[scorable])
+        return Encoded(batch, tokens.lengths, truncated, scorable, refused)
+
+    def _tokens(self, texts: Sequence[Texts]) -> Tokens:
+        tokens = self._fast(texts) if self._fast is not None else None
+        if tokens is None:
+            return self._own(texts)
+        if self._unchecked > 0:
+            sample = texts[: self._unchecked]
+            if not tokens.begins_with(self._own(sample)):
+                self._fast, self.why_not_fast = None, "nanotoken gave other tokens for rows that were compared"
+                logger.warning("the model's own tokenizer serves: %s", self.why_not_fast)
+                return self._own(texts)
+            self._unchecked -= len(sample)
+        return tokens
+
+    def _own(self, texts: Sequence[Texts]) -> Tokens:
+        """What the model's own tokenizer gives."""
         ids: list[np.ndarray] = []
         types: list[np.ndarray] = []
         lengths: list[int] = []
-        truncated = 0
+        cut: list[bool] = []
         for first in range(0, len(texts), _CALL_ROWS):
             rows = [row if len(row) == 2 else row[0] for row in texts[first : first + _CALL_ROWS]]
             encodings = self._core.encode_batch_fast(rows)
             lengths += map(len, encodings)
-            truncated += sum(bool(row.overflowing) for row in encodings)
+            cut += (bool(row.overflowing) for row in encodings)
             ids.append(_flat(row.ids for row in encodings))
-            if self._has_types:
-                types.append(_flat(row.type_ids for row in encodings))
-        inputs = {"input_ids": np.concatenate(ids)}
-        if types:
-            inputs["token_type_ids"] = np.concatenate(types)
-        of_rows = np.array(lengths, dtype=np.int64)
-        refused = {NO_TOKEN: np.flatnonzero(of_rows == 0)}
-        if self._embedded is not None:
-            places = np.flatnonzero(inputs["input_ids"] >= self._embedded)
-            refused[NO_EMBEDDING] = np.unique(np.searchsorted(np.cumsum(of_rows), places, side="right"))
-        is_scorable = np.ones(len(of_rows), dtype=bool)
-        for rows_with_error in refused.values():
-            is_scorable[rows_with_error] = False
-        scorable = np.flatnonzero(is_scorable)
-        if len(scorable) == 0:
-            return Encoded(None, of_rows, truncated, scorable, refused)
-        kept = {name: flat[np.repeat(is_scorable, of_rows)] for name, flat in inputs.items()}
-        batch = pack_rows(self._model, kept, of_rows[scorable])
-        return Encoded(batch, of_rows, truncated, scorable, refused)
+            types.append(_flat(row.type_ids for row in encodings))
+        return Tokens(np.concatenate(ids), np.concatenate(types), np.array(lengths, dtype=np.int64), np.array(cut))
+
+
+def tokenizer_in_use(tokenizer: PreTrainedTokenizerBase) -> str:
+    """In words: what tokenizes rows for a model, and why."""
+    fast, why = _fast_of(tokenizer, _core_of(tokenizer), tokenizer.model_max_length)
+    return (
+        "the model's own" + f" ({why})" if fast is None else f"nanotoken, held against the model's own ({CHECKED} rows)"
+    )
+
+
+def _core_of(tokenizer: PreTrainedTokenizerBase) -> Tokenizer:
+    """A copy of what tokenizes in a fast tokenizer."""
+    if not tokenizer.is_fast:
+        raise InputError(
+            f"{type(tokenizer).__name__} is not a fast tokenizer: load it with AutoTokenizer, use_fast=True"
+        )
+    core = Tokenizer.from_str(tokenizer.backend_tokenizer.to_str())
+    core.no_padding()
+    core.no_truncation()
+    core.encode_special_tokens = tokenizer.split_special_tokens
+    return core
+
+
+def _fast_of(tokenizer: PreTrainedTokenizerBase, core: Tokenizer, max_length: int) -> tuple[FastWordPiece | None, str]:
+    """What serves in the place of a tokenizer, or in words why nothing does."""
+    if tokenizer.split_special_tokens:
+        return None, "it splits special tokens that texts spell"
+    try:
+        return FastWordPiece(core, max_length, tokenizer.truncation_side), ""
+    except ValueError as error:  # nanotoken's own error, too, for what it would read otherwise
+        return None, str(error)
 
 
 def _flat(rows: Iterable[list[int]]) -> np.ndarray:
