@@ -253,7 +253,7 @@ def attention(
     # Only windows measure by places of the padded layout: order is the same in both.
     positions = None if window is None else layout.positions
     options: dict[str, Any] = {"scaling": scaling, "is_causal": is_causal, "window": window}
-    marks = {"key_mask": layout.key_mask, "positions": positions}
+    marks: dict[str, Any] = {"key_mask": layout.key_mask, "positions": positions}
     largest, asked, longest = max(query.shape[-1], value.shape[-1]), layout.attention, layout.max_seqlen
     if choice.takes_short(query.device, query.dtype, largest, longest, asked):
         attend = _kernel("short_attention", query)

@@ -57,10 +57,10 @@ class Wave:
         hidden, memory = ops.gather(self.hidden[0], *places, **size, memory=self.state.memory, sources=plan.sources)
         assert memory is not None
         state = ops.RowState(self.state.keep.new_ones(rows), plan.streak[:rows], memory, plan.row_ids[:rows])
-        marks = [
+        key_mask, positions = (
             None if values is None else ops.gather(values, *places, **size)[0]
             for values in (self.layout.key_mask, self.layout.positions)
-        ]
-        layout = Layout(plan.cu_seqlens[: rows + 1], longest, *marks, self.layout.attention)
+        )
+        layout = Layout(plan.cu_seqlens[: rows + 1], longest, key_mask, positions, self.layout.attention)
         beside = {name: ops.gather(values, *places, **size)[0] for name, values in self.beside.items()}
         return Wave(hidden[None], layout, state, beside)
