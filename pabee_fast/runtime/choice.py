@@ -41,7 +41,7 @@ def takes_short(device: torch.device, dtype: torch.dtype, head_dim: int, longest
 @functools.cache
 def _say_not_short(head_dim: int, dtype: torch.dtype) -> None:
     logger.warning(
-        "attention='short' cannot serve some batches, which get the usual one: it takes rows of up to %d tokens, and heads "
-        "of up to %d numbers in %s (here %d)",
+        "attention='short' cannot serve some batches, which get the usual one: it takes rows of up to %d tokens, and "
+        "heads of up to %d numbers in %s (here %d)",
         MAX_SHORT_ROW, MAX_SHORT_HEAD.get(dtype, 0), dtype, head_dim,
     )  # fmt: skip
