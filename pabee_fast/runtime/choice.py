@@ -1,11 +1,14 @@
 """Which attention serves the rows of a packed batch on a GPU: what was measured, and what was asked for."""
 
 import functools
+import logging
 
 import torch
 
 from pabee_fast.kernels.checks import MAX_SHORT_ROW
 from pabee_fast.kernels.launch import MAX_SHORT_HEAD
+
+logger = logging.getLogger(__name__)
 
 ATTENTIONS = ("library", "kernel", "short")
 """torch's own for rows of any lengths, our kernel for them, and our kernel for short rows, of which a tile holds
@@ -28,5 +31,17 @@ def most_short(device: torch.device, dtype: torch.dtype, head_dim: int) -> int:
 def takes_short(device: torch.device, dtype: torch.dtype, head_dim: int, longest: int, asked: str | None) -> bool:
     """Whether the kernel for short rows serves rows of up to `longest` tokens, with heads of `head_dim` numbers."""
     if asked == "short":
-        return longest <= MAX_SHORT_ROW and head_dim <= MAX_SHORT_HEAD.get(dtype, 0)
+        if longest <= MAX_SHORT_ROW and head_dim <= MAX_SHORT_HEAD.get(dtype, 0):
+            return True
+        _say_not_short(head_dim, dtype)
+        return False
     return asked is None and longest <= most_short(device, dtype, head_dim)
+
+
+@functools.cache
+def _say_not_short(head_dim: int, dtype: torch.dtype) -> None:
+    logger.warning(
+        "attention='short' cannot serve some batches, which get the usual one: it takes rows of up to %d tokens, and "
+        "heads of up to %d numbers in %s (here %d)",
+        MAX_SHORT_ROW, MAX_SHORT_HEAD.get(dtype, 0), dtype, head_dim,
+    )  # fmt: skip

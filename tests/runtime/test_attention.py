@@ -220,14 +220,16 @@ def served(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     ids=str,
 )
 def test_who_asks_for_the_kernel_of_short_rows_gets_it_where_it_can_serve(
-    case: AttentionCase, serves: str, served: list[str]
+    case: AttentionCase, serves: str, served: list[str], caplog: pytest.LogCaptureFixture
 ) -> None:
+    choice._say_not_short.cache_clear()
     tensors, marks = case.tensors(torch.float32), (case.key_mask(), case.positions())
     for asked, expected in (("short", serves), ("kernel", "attention"), ("library", "attention"), (None, "attention")):
         layout = Layout(case.cu_seqlens(), max(case.lengths), *marks, asked)
         got = ops.attention(*tensors, layout, window=case.window)
         assert_close(got, softmax_maths(case, *tensors))
         assert served.pop() == expected
+    assert ("attention='short' cannot serve some batches" in caplog.text) == (serves != "short_attention")
 
 
 def test_who_asks_for_our_kernel_gets_it_though_the_library_could_serve(
