@@ -83,8 +83,8 @@ def exit_step(
     if step is not reference.exit_step and weight.shape[-2] > MAX_CLASSES:
         _say_too_many_classes(weight.shape[-2])
         step = reference.exit_step
-    # A pooler never runs inside the step: with up to 2,048 rows that takes an H200 56 to 83 us, where pool, product, tanh
-    # and step take 34.
+    # A pooler never runs inside the step: with up to 2,048 rows that takes an H200 56 to 83 us, where pool, product,
+    # tanh and step take 34.
     if norm is not None or pooler is not None or features.dtype != weight.dtype:
         if cu_seqlens is not None and pooling is not None:
             features = pool(features, cu_seqlens, pooling=pooling, key_mask=key_mask, norm=norm)

@@ -155,20 +155,31 @@ def test_an_engine_that_is_kept_follows_weights_that_are_assigned_anew() -> None
     assert torch.equal(got.exit_layers, expected.exit_layers)
 
 
-def test_heads_of_another_precision_are_not_asked_inside_the_step_that_reads_tokens() -> None:
+@pytest.mark.parametrize(
+    ("weight", "pooler", "reads_tokens"),
+    [
+        (torch.bfloat16, None, True),
+        (torch.float32, None, False),
+        (torch.bfloat16, torch.bfloat16, False),
+        (torch.bfloat16, torch.float32, False),
+    ],
+)
+def test_the_step_reads_tokens_itself_where_a_head_of_their_precision_has_no_pooler(
+    weight: torch.dtype, pooler: torch.dtype | None, reads_tokens: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
     tokens, ends = torch.randn(6, 4).bfloat16(), torch.tensor([0, 2, 6], dtype=torch.int32)
-    half, single = torch.ones(3, 4).bfloat16(), torch.ones(3, 4)
-    step = object()  # any but the reference, as on CUDA
+    asked: list[tuple[int, object]] = []
+    real = ops._kernel
 
-    def fuses(weight: torch.Tensor, pooler: Pooler | None) -> bool:
-        return ops._fuses(step, tokens, weight, ends, "first", pooler)  # type: ignore[arg-type]
+    def step(features: torch.Tensor, *args: object, **options: object) -> None:
+        asked.append((len(features), options["cu_seqlens"]))
 
-    square = torch.eye(4)
-    assert fuses(half, None)
-    assert fuses(half, Pooler(square.bfloat16(), None, "tanh"))
-    assert not fuses(single, None)
-    assert not fuses(half, Pooler(square, None, "tanh"))
-    assert not fuses(single, Pooler(square, None, "tanh"))
+    monkeypatch.setattr(ops, "_kernel", lambda name, tensor: step if name == "exit_step" else real(name, tensor))
+    square = None if pooler is None else Pooler(torch.eye(4, dtype=pooler), None, "tanh")
+    ops.exit_step(
+        tokens, torch.ones(3, 4, dtype=weight), cu_seqlens=ends, pooling="first", key_mask=None, pooler=square
+    )
+    assert asked == [(6, ends)] if reads_tokens else [(2, None)]
 
 
 @pytest.mark.parametrize("head", ["pabee", "own-pooler", "linear"])

@@ -88,9 +88,7 @@ def named() -> set[str]:
     return set().union(*(kinds_of(launch) for _, launch in table.specialisations()))
 
 
-def launch_all(
-    model: PreTrainedModel, rows: dict[str, torch.Tensor], policies: list[pf.Policy], monkeypatch: pytest.MonkeyPatch
-) -> None:
+def launch_all(model: PreTrainedModel, rows: dict[str, torch.Tensor], policies: list[pf.Policy]) -> None:
     """Runs rows under each policy, in all the ways that choose other kernels."""
     engine = Engine(model, gather_cost=0.0)
     padded = [rows]
@@ -98,8 +96,7 @@ def launch_all(
         padded.append({name: values.flip(1) for name, values in rows.items()})
     for inputs in padded:
         batch = pack(model, **inputs)
-        for policy, fused_rows in itertools.product(policies, (0, 2048)):
-            monkeypatch.setattr(ops, "FUSED_POOLER_ROWS", fused_rows)
+        for policy in policies:
             with contextlib.suppress(pf.InputError):  # the rule needs labels
                 engine.run(batch, policy)
 
@@ -118,20 +115,17 @@ def test_every_launch_of_a_rule_and_a_head_is_compiled_ahead_of_time(
     dtype: torch.dtype,
     kind: str,
     launched: list[Launch],
-    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     model = tiny_model("bert", head=head, pooling=pooling, **OPTIONS[kind]).to(dtype)
     values = [pf.FullDepth(), pf.Scheduled((2, 6, 1, 3)), pf.Patience(1, threshold=0.1)]
-    launch_all(model, padded_rows(LENGTHS), values if kind == "value" else POLICIES, monkeypatch)
+    launch_all(model, padded_rows(LENGTHS), values if kind == "value" else POLICIES)
     assert not missing(launched)
 
 
 @pytest.mark.parametrize("family", [name for name in zoo.VARIANTS if not zoo.is_vision(name)])
-def test_every_launch_of_a_family_is_compiled_ahead_of_time(
-    family: str, launched: list[Launch], monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_every_launch_of_a_family_is_compiled_ahead_of_time(family: str, launched: list[Launch]) -> None:
     model = zoo.model_with_heads(family).to(torch.bfloat16)
-    launch_all(model, zoo.rows(family, LENGTHS), [pf.FullDepth(), pf.Patience(1)], monkeypatch)
+    launch_all(model, zoo.rows(family, LENGTHS), [pf.FullDepth(), pf.Patience(1)])
     assert not missing(launched)
 
 
