@@ -40,11 +40,10 @@ def load_tokenizer(path: str) -> PreTrainedTokenizerBase:
     with readable(f"the tokenizer of {path}"):
         tokenizer = AutoTokenizer.from_pretrained(path, trust_remote_code=False)
         words = tokenizer.get_vocab().keys() - set(tokenizer.all_special_tokens)
+        if not isinstance(longest := tokenizer.model_max_length, int | float) or not longest >= 1:
+            raise InputError(f"the tokenizer of {path} says model_max_length={longest!r}; give a number of tokens")
         # Where its template or its unknown word is broken, that shows only here.
         tokenizer("a \u2603", "b", verbose=False)
-        longest = tokenizer.model_max_length
-    if not isinstance(longest, int | float) or not longest >= 1:
-        raise InputError(f"the tokenizer of {path} says model_max_length={longest!r}; give a number of tokens")
     if not words:
         raise InputError(
             f"{path} has no tokenizer, so every text would be unknown words: save the model's there, "
