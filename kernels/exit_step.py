@@ -155,7 +155,7 @@ def exit_step_kernel(
             BLOCK_CLASSES,
         )  # fmt: skip
         if exit_at_ptr is not None:
-            leaves |= active & (tl.load(exit_at_ptr + row_ids, mask=active, other=0) <= row_layer)
+            leaves |= tl.load(exit_at_ptr + row_ids, mask=active, other=2147483647) <= row_layer
         elif patience_ptr is not None:
             is_known = active & (row_layer >= 1) & (row_layer <= depth)
             leaves |= is_known & (streak >= tl.load(patience_ptr + row_layer - 1, mask=is_known, other=0))

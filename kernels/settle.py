@@ -82,7 +82,7 @@ def settle(
             # Reduced as numbers: of truth values Triton would make the reduction again in the layout of `scores`, and
             # 3.6 mixes up rows as it moves a block of them there. Padded words are 0 in both.
             same = tl.max((answer ^ previous).to(tl.uint32, bitcast=True), axis=1) == 0
-            tl.store(memory_ptr + memory_offs, tl.where(valid[:, None], answer, previous), mask=is_word)
+            tl.store(memory_ptr + memory_offs, answer, mask=is_word & valid[:, None])
         else:
             # [rows]
             previous = tl.load(memory_ptr + row_idx, mask=active, other=0)
