@@ -21,6 +21,8 @@ from pabee_fast import models
 from tests import zoo
 from tests.conftest import ROOT
 
+pytestmark = pytest.mark.slow
+
 EXAMPLES = ROOT / "examples"
 
 

@@ -28,6 +28,8 @@ from pabee_fast.calibration.trace import Trace
 from pabee_fast.scoring.conditions import Conditions
 from tests.tolerances import assert_close
 
+pytestmark = pytest.mark.slow
+
 
 def run(monkeypatch: pytest.MonkeyPatch, *options: object, main: Callable[[], None] = glue.main) -> None:
     """`python -m experiments.glue` with these options, or another of its commands."""

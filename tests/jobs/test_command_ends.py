@@ -11,7 +11,7 @@ import pytest
 from tests.conftest import ROOT
 from tests.jobs.conftest import put_rows
 
-pytestmark = pytest.mark.skipif(os.name != "posix", reason="signals and streams of other kinds")
+pytestmark = [pytest.mark.slow, pytest.mark.skipif(os.name != "posix", reason="signals and streams of other kinds")]
 
 QUIET = {**os.environ, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
 COMMAND = [sys.executable, "-m", "pabee_fast"]

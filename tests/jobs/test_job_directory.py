@@ -312,8 +312,8 @@ def test_trying_again_goes_on_where_it_was_stopped_between_the_record_of_the_new
     assert isinstance(local, LocalExecutor)
     run = local.worker.scorer.run
 
-    def sick(batch: Any, policy: Any) -> Any:
-        answers = run(batch, policy)
+    def sick(batch: Any, *options: Any) -> Any:
+        answers = run(batch, *options)
         answers.logits[0] = float("inf")
         return answers
 

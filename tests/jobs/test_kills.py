@@ -12,6 +12,8 @@ from bench.kills import OF_A_TABLE, POINTS
 from tests.conftest import ROOT
 from tests.jobs.conftest import put_rows
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="kills children that were forked")
 @pytest.mark.parametrize(("suffix", "options"), [(".csv", ["--random", "5"]), ("/", ["--random", "0"])])

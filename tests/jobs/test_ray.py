@@ -22,6 +22,8 @@ from pabee_fast.jobs.recipe import Recipe
 from tests.conftest import ROOT
 from tests.jobs.conftest import RunJob, put_rows, text_of
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture(scope="module")
 def cluster() -> Iterator[Any]:

@@ -17,6 +17,8 @@ from pabee_fast.modeling.loss import every_head
 from tests.conftest import ROOT, SHARED
 from tests.tolerances import TOLERANCES
 
+pytestmark = pytest.mark.slow
+
 MODEL = ROOT / "examples" / "sample-model"
 PATIENCE = 3
 
