@@ -279,7 +279,8 @@ def specialisations() -> Iterator[tuple[str, Launch]]:
     for dtype in (torch.float32, torch.bfloat16):
         yield _specialisation(dtype, 64, 64, is_masked=True)
         yield _specialisation(dtype, 64, 64, window=8)
-        yield _specialisation(dtype, MAX_SHORT_HEAD[dtype], 64, kv_heads=4, **everything)
+    # In float32, which is for comparisons, all of it at once spills on gfx942 (25 registers).
+    yield _specialisation(torch.bfloat16, 128, 64, kv_heads=4, **everything)
 
 
 def _specialisation(
