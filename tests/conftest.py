@@ -1,5 +1,6 @@
 """What several rooms' tests share: tiny models, and the recorded answers where they lie beside the checkout."""
 
+import contextlib
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -23,6 +24,13 @@ from transformers import (
 )
 
 import pabee_fast as pf
+
+# No test is timed: on a machine with other work an example may take any time.
+with contextlib.suppress(ImportError):  # a GPU machine need not have it
+    from hypothesis import settings
+
+    settings.register_profile("untimed", deadline=None)
+    settings.load_profile("untimed")
 
 ROOT = Path(__file__).parents[1]
 SHARED = ROOT.parent / "shared"

@@ -19,6 +19,7 @@ def info_command(
 
     from pabee_fast import __version__
     from pabee_fast.calibration.guarantee import guarantee_of
+    from pabee_fast.errors import InputError
     from pabee_fast.models import FAMILIES
     from pabee_fast.models.heads import classifies, has_heads
     from pabee_fast.models.padded import PaddedFamily
@@ -48,9 +49,14 @@ def info_command(
         attention = setting.attention(head_dim, is_grouped=is_grouped)
         if isinstance(engine.family, PaddedFamily):
             attention = f"{config.model_type}'s own, over rows padded to one length"
-        is_of_texts = classifies(config) == "texts"
+        tokenizer = "none, for images"
+        if classifies(config) == "texts":
+            try:
+                tokenizer = tokenizer_in_use(load_tokenizer(model))
+            except InputError as error:  # what is told of the model does not need one
+                tokenizer = f"none: {error}"
         lines |= {
-            "tokenizer": tokenizer_in_use(load_tokenizer(model)) if is_of_texts else "none, for images",
+            "tokenizer": tokenizer,
             "attention": attention,
             "layers": engine.layers.describe(),
             "model": f"{config.model_type}, {len(engine.layers)} layers of {config.hidden_size}, {engine.kind} answers",

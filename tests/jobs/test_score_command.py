@@ -324,7 +324,9 @@ def test_info_tells_of_images_and_of_attention_that_is_a_familys_own(tmp_path: P
 
     assert "attention: scaled_dot_product_attention" in run("info", "--model", tmp_path / "vit")
     assert "model: vit, 2 layers of 32" in run("info", "--model", tmp_path / "vit")
+    assert "tokenizer: none, for images" in run("info", "--model", tmp_path / "vit")
     assert "attention: mpnet's own, over rows padded to one length" in run("info", "--model", tmp_path / "mpnet")
+    assert "tokenizer: none: the tokenizer of" in run("info", "--model", tmp_path / "mpnet")
     (tmp_path / "in.csv").write_text("text\na\n")
     options = ["--model", tmp_path / "vit", "--output", tmp_path / "out.csv"]
     assert "classifies images, and rows are texts" in run("score", tmp_path / "in.csv", *options)
