@@ -96,7 +96,11 @@ def remember(config: Any, part: str, rows: LearnedRows | None) -> None:
 
 def _hashes(rows: Sequence[Row]) -> np.ndarray:
     """A hash of each row, uint64, whatever its case and white space, which tokenizers may not see."""
-    texts, _ = readable(rows)
-    plain = ([" ".join(unicodedata.normalize("NFKC", text).casefold().split()) for text in row] for row in texts)
+    columns, _ = readable(rows)
+    texts = zip(*(column.to_pylist() for column in columns), strict=True)
+    plain = (
+        [" ".join(unicodedata.normalize("NFKC", text).casefold().split()) for text in row if text is not None]
+        for row in texts
+    )
     digests = (blake2b(json.dumps(row).encode(), digest_size=8).digest() for row in plain)
     return np.frombuffer(b"".join(digests), "<u8").astype(np.uint64)

@@ -39,8 +39,10 @@ def prefixed(schema: pa.Schema, prefix: str) -> pa.Schema:
 
 def result_columns(answers: Answers, names: Sequence[str], kind: AnswerKind, schema: pa.Schema) -> pa.RecordBatch:
     """The rows' answers as the columns of `result_schema`."""
-    failed = np.array([error is not None for error in answers.errors], dtype=bool)
     exits = answers.exit_layers.numpy()
+    failed, errors = np.zeros(len(exits), dtype=bool), np.full(len(exits), None)
+    for row, error in answers.errors.items():
+        failed[row], errors[row] = True, error
     scores: list[pa.Array]
     if kind == "value":
         prediction = pa.array(answers.logits[:, 0].numpy(), pa.float32(), mask=failed)
@@ -50,5 +52,5 @@ def result_columns(answers: Answers, names: Sequence[str], kind: AnswerKind, sch
         prediction = pa.array(best, pa.string(), mask=failed)
         columns = [probabilities.amax(dim=1), *probabilities.unbind(dim=1)]
         scores = [pa.array(column.numpy(), pa.float32(), mask=failed) for column in columns]
-    others = [pa.array(exits, pa.int32(), mask=exits == 0), pa.array(answers.errors, pa.string())]
+    others = [pa.array(exits, pa.int32(), mask=exits == 0), pa.array(errors, pa.string())]
     return pa.RecordBatch.from_arrays([prediction, scores[0], *others, *scores[1:]][: len(schema)], schema=schema)

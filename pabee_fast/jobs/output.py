@@ -154,7 +154,7 @@ class Output:
     def write_no_rows(self, manifest: Manifest, schema: pa.Schema, results_schema: pa.Schema) -> None:
         """Writes a part without rows, for an input without rows: it has the columns."""
         rows, results = (pa.RecordBatch.from_pylist([], one) for one in (schema, results_schema))
-        chunk = Chunk(rows, [], [], Place())
+        chunk = Chunk(rows, (), {}, Place())
         self.write_part(manifest, Part(0, 0, 0, 0, Place()), chunk, results, results_schema, Tally())
 
     def _announced(self, manifest: Manifest, name: str) -> Path:

@@ -58,7 +58,7 @@ def run_parts(parts: Parts, names: list[str], executor: Executor, results_schema
                 if item is None:
                     break
                 part, chunk = item
-                future = executor.submit(Task(names[part.file], part.first_row, chunk.texts, chunk.errors))
+                future = executor.submit(Task(names[part.file], part.first_row, chunk.columns, chunk.refused))
                 future.add_done_callback(lambda future, part=part, chunk=chunk: done.put((part, chunk, future)))  # type: ignore[misc]
                 under_way.append(part.index)
             done.put(None)
@@ -100,9 +100,8 @@ def run_parts(parts: Parts, names: list[str], executor: Executor, results_schema
 def _failed(chunk: Chunk, error: str, schema: pa.Schema) -> Scored:
     """What stands for the results of a part that cannot be scored: every row has an error."""
     errors = [known or error for known in chunk.errors]
-    bad = sum(known is not None for known in chunk.errors)
     columns = [
         pa.array(errors) if name == "error" else pa.nulls(len(errors), schema.field(name).type) for name in schema.names
     ]
-    tally = Tally(rows=len(errors), errors=len(errors), failed=len(errors) - bad)
+    tally = Tally(rows=len(errors), errors=len(errors), failed=len(errors) - len(chunk.refused))
     return Scored(pa.RecordBatch.from_arrays(columns, schema=schema), tally, Seconds())

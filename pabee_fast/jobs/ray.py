@@ -201,7 +201,7 @@ class BatchScorer:
             raise InputError(f"the batch has no column {', '.join(missing)}; its columns are {', '.join(names)}")
         texts = list(zip(*(batch[name].to_pylist() if isinstance(batch, pa.Table) else batch[name].tolist()
                            for name in self._columns), strict=True))  # fmt: skip
-        results = self._worker.score(Task("", 0, texts, [None] * len(texts))).results
+        results = self._worker.score(Task.of(texts)).results
         added = dict(zip((self._prefix + name for name in results.schema.names), results.columns, strict=True))
         if taken := [name for name in added if name in names]:
             raise InputError(f"the batch has a column {', '.join(taken)} already; choose another prefix")

@@ -97,8 +97,8 @@ def _task(
 ) -> tuple[list[str], Task]:
     """The lines' objects without their braces, and the task that they make."""
     bodies: list[str] = []
-    texts: list[tuple[str | None, ...]] = []
-    errors: list[str | None] = []
+    texts: list[list[str | None]] = [[] for _ in columns.texts]
+    refused: dict[int, str] = {}
     for raw in lines:
         number = next(numbers)
         if number == 1:
@@ -109,12 +109,13 @@ def _task(
         if not taken.isdisjoint(value):
             names = quoted(sorted(taken & value.keys()))
             raise InputError(f"line {number} has a column {names} already; choose another --prefix")
-        found = tuple(value.get(name) for name in columns.texts)
-        wrong = [name for name, text in zip(columns.texts, found, strict=True) if not isinstance(text, str)]
-        errors.append(error or (not_text(wrong[0], value.get(wrong[0])) if wrong else None))
-        texts.append((None,) * len(found) if errors[-1] else found)
+        wrong = [name for name in columns.texts if not isinstance(value.get(name), str)]
+        if error or wrong:
+            refused[len(bodies)] = error or not_text(wrong[0], value.get(wrong[0]))
+        for name, column in zip(columns.texts, texts, strict=True):
+            column.append(None if error or wrong else value[name])
         bodies.append("" if line is None else line[1:-1].strip())
-    return bodies, Task("-", first_row, texts, errors)
+    return bodies, Task("-", first_row, [pa.array(column, pa.large_string()) for column in texts], refused)
 
 
 def _groups(source: BinaryIO) -> Iterator[list[bytes]]:

@@ -9,7 +9,7 @@ import dataclasses
 import json
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any
@@ -29,7 +29,7 @@ from pabee_fast.policies import FullDepth
 from pabee_fast.runtime.pack import PackedBatch
 from pabee_fast.scoring.answers import Answers
 from pabee_fast.scoring.load import Setting
-from pabee_fast.scoring.scorer import Scorer, Tally, readable
+from pabee_fast.scoring.scorer import Row, Scorer, Tally, readable
 
 UNDER_WAY = 3
 """Tasks that keep a device busy: one in it, one tokenized, one that becomes columns or text."""
@@ -37,12 +37,22 @@ UNDER_WAY = 3
 
 @dataclass(frozen=True)
 class Task:
-    """The rows of a part: what a worker needs of them. `file` and `first_row` say which rows they are."""
+    """The rows of a part: what a worker needs of them.
+
+    file, first_row  which rows they are
+    columns          their texts, one large string array, or two of pairs; null where a row is refused
+    refused          by row: why it cannot be scored
+    """
 
     file: str
     first_row: int
-    texts: list[tuple[str | None, ...]]
-    errors: list[str | None]
+    columns: Sequence[pa.Array]
+    refused: Mapping[int, str]
+
+    @classmethod
+    def of(cls, rows: Sequence[Row], file: str = "", first_row: int = 0) -> "Task":
+        """Return the task of rows that no table has looked at."""
+        return cls(file, first_row, *readable(rows))
 
 
 @dataclass
@@ -124,18 +134,18 @@ class Worker:
         A row that cannot be scored has an error and stops nothing.
         """
         scorer, seconds, tally = self.scorer, Seconds(), Tally()
-        texts, known = readable(task.texts, task.errors)
-        answers = Answers.none_yet(known, scorer.engine.classes)
-        audited = chosen(task.file, task.first_row, len(texts), self.audit)
+        rows = len(task.columns[0])
+        answers = Answers.none_yet(rows, task.refused, scorer.engine.classes)
+        audited = chosen(task.file, task.first_row, rows, self.audit)
         started, windows = time.perf_counter(), list[tuple[np.ndarray, Future[Any]]]()
-        for rows, batch in scorer.plan(texts, answers):
-            audit = np.flatnonzero(audited[rows])
+        for places, batch in scorer.plan(task.columns, answers):
+            audit = np.flatnonzero(audited[places])
             running = self._device.submit(self._compute, *self._to_device(batch), audit)
-            windows.append((rows, running))
+            windows.append((places, running))
         seconds.tokenise = time.perf_counter() - started
-        for rows, future in windows:
+        for places, future in windows:
             found, audit_counts, spent = future.result()
-            answers.put(rows, found)
+            answers.put(places, found)
             tally.audited += audit_counts[0]
             tally.disagreed += audit_counts[1]
             seconds.merge(spent)

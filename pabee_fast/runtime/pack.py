@@ -129,8 +129,11 @@ def pack_rows(model: PreTrainedModel, inputs: Mapping[str, np.ndarray], lengths:
 
     Args:
         model: as for `pack`.
-        inputs: input_ids and perhaps token_type_ids, [tokens] each.
+        inputs: input_ids and perhaps token_type_ids, [tokens] int32 each.
         lengths: [rows] tokens of each row, none of them 0.
+
+    Returns:
+        The batch, whose inputs are int32 too: half of what travels to a device.
 
     Raises:
         InputError: a row that is longer than the model has positions for.
@@ -142,9 +145,11 @@ def pack_rows(model: PreTrainedModel, inputs: Mapping[str, np.ndarray], lengths:
     like_all = pack(model, input_ids=torch.from_numpy(alone)[None])
     if (pad is not None and bool((ids == pad).any())) or len(like_all.inputs["input_ids"]) < len(alone):
         return _through_padding(model, inputs, lengths)  # where families say what a padding token inside a row means
-    place = np.arange(len(ids)) - np.repeat(np.cumsum(lengths) - lengths, lengths)
-    packed = {name: torch.from_numpy(values.astype(np.int64)) for name, values in inputs.items()}
-    return PackedBatch(packed | {"position_ids": like_all.inputs["position_ids"][torch.from_numpy(place)]}, lengths)
+    place = np.arange(len(ids), dtype=np.int32)
+    place -= np.repeat(cumulative(lengths)[:-1], lengths)
+    positions = like_all.inputs["position_ids"].numpy().astype(np.int32)[place]
+    packed = {name: torch.from_numpy(values) for name, values in {**inputs, "position_ids": positions}.items()}
+    return PackedBatch(packed, lengths)
 
 
 def _through_padding(model: PreTrainedModel, inputs: Mapping[str, np.ndarray], lengths: np.ndarray) -> PackedBatch:

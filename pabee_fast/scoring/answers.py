@@ -1,6 +1,6 @@
 """From logits to what a user reads: label names, probabilities, values, and why there is none."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -36,39 +36,41 @@ class Answers:
 
     logits       [rows, classes] float32
     exit_layers  [rows] int64, 1-based
-    errors       per row None, or why it has no answer
+    errors       by row: why it has no answer
     refused      how many rows had their error before anything was computed
     truncated    how many rows were cut
     """
 
     logits: Tensor
     exit_layers: Tensor
-    errors: list[str | None]
+    errors: dict[int, str]
     refused: int = 0
     truncated: int = 0
 
     @classmethod
-    def none_yet(cls, errors: Sequence[str | None], classes: int) -> "Answers":
-        """Room for the answers of rows, those that have an error already included."""
-        rows, refused = len(errors), sum(error is not None for error in errors)
+    def none_yet(cls, rows: int, errors: Mapping[int, str], classes: int) -> "Answers":
+        """Make room for the answers of rows, those that have an error already included."""
         logits, exit_layers = torch.full((rows, classes), float("nan")), torch.zeros(rows, dtype=torch.int64)
-        return cls(logits, exit_layers, list(errors), refused)
+        return cls(logits, exit_layers, dict(errors), len(errors))
+
+    @property
+    def scorable(self) -> np.ndarray:
+        """The places of the rows without an error, [rows without] int64, in order."""
+        return np.delete(np.arange(len(self.exit_layers)), list(self.errors))
 
     def put(self, rows: np.ndarray, answers: "Answers") -> None:
-        """Puts the answers of some of the rows in their places."""
+        """Put the answers of some of the rows in their places."""
         where = torch.from_numpy(rows)
         self.logits[where], self.exit_layers[where] = answers.logits, answers.exit_layers
-        for row, error in zip(rows.tolist(), answers.errors, strict=True):
-            self.errors[row] = error
+        self.errors |= {int(rows[row]): error for row, error in answers.errors.items()}
 
     def refuse(self, rows: np.ndarray, error: str) -> None:
-        """Gives some of the rows their error, before they are computed."""
-        for row in rows.tolist():
-            self.errors[row] = error
+        """Give some of the rows their error, before they are computed."""
+        self.errors |= dict.fromkeys(rows.tolist(), error)
         self.refused += len(rows)
 
     def mark_not_finite(self) -> None:
-        """Gives rows whose logits are not finite their error."""
+        """Give rows whose logits are not finite their error."""
         wrong = ~self.logits.isfinite().all(dim=1) & (self.exit_layers > 0)
         for row in wrong.nonzero().flatten().tolist():
             self.errors[row] = f"logits are not finite at layer {int(self.exit_layers[row])}"
@@ -92,14 +94,14 @@ def row_results(answers: Answers, names: Sequence[str], kind: AnswerKind) -> lis
     """The rows' answers one by one; `names` are the labels', `kind` is what an answer is."""
     exits = [layer or None for layer in answers.exit_layers.tolist()]
     if kind == "value":
-        rows: list[Any] = [(value, None, None) for value in answers.logits[:, 0].tolist()]
+        rows: Iterable[tuple[Any, Any, Any]] = [(value, None, None) for value in answers.logits[:, 0].tolist()]
     else:
         best, probabilities = named(answers.logits, names, kind)
         each = [tuple(row) for row in probabilities.tolist()]
-        rows = [*zip(best, probabilities.amax(dim=1).tolist(), each, strict=True)]
+        rows = zip(best, probabilities.amax(dim=1).tolist(), each, strict=True)
     return [
-        RowResult(prediction, score, scores, exit_layer) if error is None else failed(error, exit_layer)
-        for (prediction, score, scores), exit_layer, error in zip(rows, exits, answers.errors, strict=True)
+        failed(answers.errors[row], exit_layer) if row in answers.errors else RowResult(*answer, exit_layer)
+        for row, (answer, exit_layer) in enumerate(zip(rows, exits, strict=True))
     ]
 
 

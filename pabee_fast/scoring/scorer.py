@@ -7,6 +7,7 @@ from itertools import islice
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
@@ -47,12 +48,11 @@ class Tally:
 
     def add(self, answers: Answers) -> None:
         """Counts the answers of rows."""
-        exits = torch.bincount(answers.exit_layers).tolist()
-        errors = sum(error is not None for error in answers.errors)
+        exits = np.bincount(answers.exit_layers.numpy()).tolist()
         self.exits.update({layer: count for layer, count in enumerate(exits) if layer and count})
-        self.rows += len(answers.errors)
-        self.errors += errors
-        self.failed += errors - answers.refused
+        self.rows += len(answers.exit_layers)
+        self.errors += len(answers.errors)
+        self.failed += len(answers.errors) - answers.refused
         self.truncated += answers.truncated
 
     def merge(self, other: "Tally") -> None:
@@ -136,28 +136,29 @@ class Scorer:
         self.tally = tally = Tally()
         source = row_source(rows)
         while window := list(islice(source, self.window)):
-            texts, known = readable(window)
-            answers = Answers.none_yet(known, self.engine.classes)
-            for places, batch in self.plan(texts, answers):
+            columns, refused = readable(window)
+            answers = Answers.none_yet(len(window), refused, self.engine.classes)
+            for places, batch in self.plan(columns, answers):
                 answers.put(places, self.run(batch, self.policy))
             answers.mark_not_finite()
             tally.add(answers)
             yield from row_results(answers, self.labels, self.engine.kind)
 
-    def plan(self, texts: Sequence[tuple[str, ...]], answers: Answers) -> Iterator[tuple[np.ndarray, PackedBatch]]:
-        """What is to be run for the rows that have no error, window by window.
+    def plan(self, columns: Sequence[pa.Array], answers: Answers) -> Iterator[tuple[np.ndarray, PackedBatch]]:
+        """Tokenize the rows that have no error, window by window.
 
         Args:
-            texts: each row's, as the tokenizer takes them.
+            columns: the rows' texts, as `readable` gives them.
             answers: of these rows; those that the tokenizer refuses get their error here, and the cut ones are counted.
 
         Yields:
-            The places of a window's rows among `texts`, and their batch, on the host.
+            The places of a window's rows among all, and their batch, on the host.
         """
-        good = np.array([i for i, error in enumerate(answers.errors) if error is None], dtype=np.int64)
+        good = answers.scorable
         for start in range(0, len(good), self.window):
             rows = good[start : start + self.window]
-            encoded = self.encoder([texts[i] for i in rows])
+            taken = pa.array(rows)
+            encoded = self.encoder(*(column.take(taken).to_pylist() for column in columns))
             answers.truncated += encoded.truncated
             for error, refused in encoded.refused.items():
                 answers.refuse(rows[refused], error)
@@ -174,7 +175,11 @@ class Scorer:
         Raises:
             InputError: a row that cannot be scored.
         """
-        encoded = self.encoder(self.texts(rows, first))
+        columns, wrong = readable(rows)
+        if wrong:
+            row = min(wrong)
+            raise InputError(f"row {first + row}: {wrong[row]}; leave such rows out")
+        encoded = self.encoder(*(column.to_pylist() for column in columns))
         for error, refused in encoded.refused.items():
             if len(refused):
                 raise InputError(f"row {first + refused[0]}: {error}; leave such rows out")
@@ -193,26 +198,14 @@ class Scorer:
         except torch.OutOfMemoryError:
             if rows == 1:
                 error = f"out of memory: its {int(batch.lengths[0])} tokens do not fit the device, even alone"
-                return Answers.none_yet([error], self.engine.classes)
+                return Answers.none_yet(1, {0: error}, self.engine.classes)
         else:
             return on_host(results)
-        answers = Answers.none_yet([None] * rows, self.engine.classes)
+        answers = Answers.none_yet(rows, {}, self.engine.classes)
         for half in np.array_split(np.arange(rows), 2):
             device = next(iter(batch.inputs.values())).device
             answers.put(half, self.run(batch.select(half, device), policy, on_settled))
         return answers
-
-    @staticmethod
-    def texts(rows: Sequence[Row], first: int = 0) -> list[tuple[str, ...]]:
-        """The rows as the tokenizer takes them; `first` is the number of the first one.
-
-        Raises:
-            InputError: a row that cannot be scored.
-        """
-        for number, row in enumerate(rows, first):
-            if error := _why_not(row):
-                raise InputError(f"row {number}: {error}; leave such rows out")
-        return [_texts(row) for row in rows]
 
 
 def row_source(rows: Iterable[Row]) -> Iterator[Row]:
@@ -230,20 +223,23 @@ def row_source(rows: Iterable[Row]) -> Iterator[Row]:
 
 def on_host(results: Results) -> Answers:
     """The engine's results, once the device is done with them."""
-    return Answers(results.logits.cpu(), results.exit_layers.cpu(), [None] * len(results.exit_layers))
+    return Answers(results.logits.cpu(), results.exit_layers.cpu(), {})
 
 
-def readable(
-    rows: Sequence[Row], errors: Sequence[str | None] | None = None
-) -> tuple[list[tuple[str, ...]], list[str | None]]:
-    """Each row's texts, and why it cannot be scored: what the caller knows (such rows are not looked at) or sees."""
-    known = errors if errors is not None else [None] * len(rows)
-    found = [error or _why_not(row) for row, error in zip(rows, known, strict=True)]
-    return [() if error else _texts(row) for row, error in zip(rows, found, strict=True)], found
+def readable(rows: Sequence[Row]) -> tuple[list[pa.Array], dict[int, str]]:
+    """Return rows as columns, and by row why it cannot be scored.
 
-
-def _texts(row: Row) -> tuple[str, ...]:
-    return (row,) if isinstance(row, str) else tuple(part for part in row or () if part is not None)
+    Returns:
+        The texts, [rows] large strings, null where a row is refused; and where any row is a pair the second texts, null
+        where a row is one text.
+    """
+    refused = {place: error for place, row in enumerate(rows) if (error := _why_not(row))}
+    texts: list[Any] = [
+        () if place in refused else (row,) if isinstance(row, str) else row for place, row in enumerate(rows)
+    ]
+    width = max([1, *map(len, texts)])
+    columns = [[row[at] if at < len(row) else None for row in texts] for at in range(width)]
+    return [pa.array(column, pa.large_string()) for column in columns], refused
 
 
 def _why_not(row: Row) -> str | None:

@@ -117,18 +117,21 @@ class Encoder:
             "token_type_ids" in family_of(model).inputs
         )
 
-    def __call__(self, texts: Sequence[Texts]) -> Encoded:
-        """The tokens of rows of one or two strings each, at least one row.
+    def __call__(self, first: Sequence[str], second: Sequence[str | None] | None = None) -> Encoded:
+        """Return the tokens of rows, at least one.
 
-        An empty text has none where the tokenizer adds no special ones.
+        Args:
+            first: each row's text. An empty one has no tokens where the tokenizer adds no special ones.
+            second: of pairs, the second texts; None where a row is one text.
         """
+        texts = Texts.of(first, second)
         tokens = self._tokens(texts)
         inputs = {"input_ids": tokens.ids} | ({"token_type_ids": tokens.types} if self._has_types else {})
         refused = {NO_TOKEN: np.flatnonzero(tokens.lengths == 0)}
         if self._embedded is not None:
             places = np.flatnonzero(tokens.ids >= self._embedded)
             refused[NO_EMBEDDING] = np.unique(np.searchsorted(np.cumsum(tokens.lengths), places, side="right"))
-        is_scorable = np.ones(len(texts), dtype=bool)
+        is_scorable = np.ones(len(tokens.lengths), dtype=bool)
         for rows in refused.values():
             is_scorable[rows] = False
         scorable, truncated = np.flatnonzero(is_scorable), int(tokens.cut.sum())
@@ -138,28 +141,27 @@ class Encoder:
         batch = pack_rows(self._model, kept, tokens.lengths[scorable])
         return Encoded(batch, tokens.lengths, truncated, scorable, refused)
 
-    def _tokens(self, texts: Sequence[Texts]) -> Tokens:
+    def _tokens(self, texts: Texts) -> Tokens:
         tokens = self._fast(texts) if self._fast is not None else None
         if tokens is None:
             return self._own(texts)
         if self._unchecked > 0:
-            sample = texts[: self._unchecked]
+            sample = texts.part(0, self._unchecked)
             if not tokens.begins_with(self._own(sample)):
                 self._fast, self.why_not_fast = None, "nanotoken gave other tokens for rows that were compared"
                 logger.warning("the model's own tokenizer serves: %s", self.why_not_fast)
                 return self._own(texts)
-            self._unchecked -= len(sample)
+            self._unchecked -= len(sample.first)
         return tokens
 
-    def _own(self, texts: Sequence[Texts]) -> Tokens:
+    def _own(self, texts: Texts) -> Tokens:
         """What the model's own tokenizer gives."""
         ids: list[np.ndarray] = []
         types: list[np.ndarray] = []
         lengths: list[int] = []
         cut: list[bool] = []
-        for first in range(0, len(texts), _CALL_ROWS):
-            rows = [row if len(row) == 2 else row[0] for row in texts[first : first + _CALL_ROWS]]
-            encodings = self._core.encode_batch_fast(rows)
+        for start in range(0, len(texts.first), _CALL_ROWS):
+            encodings = self._core.encode_batch_fast(texts.part(start, _CALL_ROWS).rows())
             lengths += map(len, encodings)
             cut += (bool(row.overflowing) for row in encodings)
             ids.append(_flat(row.ids for row in encodings))

@@ -5,16 +5,36 @@ are put together here. Whether its tokens are the model's own is not taken on tr
 """
 
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import numpy as np
 from tokenizers import Tokenizer
 
-Texts = tuple[str, ...]
-"""One text, or the two of a pair."""
-
 CACHE_ENTRIES = 2**16
 """Words that it remembers, for each thread and level: 8 MiB of them, not 130, by which a job's memory would grow."""
+
+
+class Texts(NamedTuple):
+    """Rows of texts: `second` is None where none of them is a pair, and in it None where one is not."""
+
+    first: Sequence[str]
+    second: Sequence[str | None] | None
+
+    @classmethod
+    def of(cls, first: Sequence[str], second: Sequence[str | None] | None) -> "Texts":
+        """Return them with `second` left out where it says nothing."""
+        return cls(first, None if second is None or all(text is None for text in second) else second)
+
+    def part(self, start: int, most: int) -> "Texts":
+        """Return at most so many rows from `start` on."""
+        end = start + most
+        return Texts.of(self.first[start:end], None if self.second is None else self.second[start:end])
+
+    def rows(self) -> list[str | tuple[str, str]]:
+        """Return them as `tokenizers` takes them."""
+        if self.second is None:
+            return list(self.first)
+        return [one if other is None else (one, other) for one, other in zip(self.first, self.second, strict=True)]
 
 
 class Tokens(NamedTuple):
@@ -89,24 +109,23 @@ class FastWordPiece:
             raise ValueError("it does not put one text between special tokens of one type")
         self._type = single.types[0]
 
-    def __call__(self, rows: Sequence[Texts]) -> Tokens | None:
+    def __call__(self, texts: Texts) -> Tokens | None:
         """Return the tokens of rows; None where they are of both kinds, or of pairs that it cannot put together."""
-        kinds = set(map(len, rows))
-        if kinds == {1}:
-            return self._single([row[0] for row in rows])
-        if kinds == {2} and self._pair is not None:
-            return self._pairs(self._pair, [row[0] for row in rows], [row[1] for row in rows])
-        return None
+        if texts.second is None:
+            return self._single(texts.first)
+        if self._pair is None or None in texts.second:
+            return None
+        return self._pairs(self._pair, texts.first, cast(Sequence[str], texts.second))
 
-    def _single(self, texts: list[str]) -> Tokens:
+    def _single(self, texts: Sequence[str]) -> Tokens:
         ids, lengths = self._encode(texts, max_length=self._max_length)
         cut = lengths == self._max_length
         if cut.any():  # or just so long
-            longer = [texts[row] for row in np.flatnonzero(cut)]
+            longer = [texts[row] for row in np.flatnonzero(cut).tolist()]
             cut[cut] = self._encode(longer, max_length=self._max_length + 1)[1] > self._max_length
         return Tokens(ids, np.full(len(ids), self._type, dtype=np.int32), lengths, cut)
 
-    def _pairs(self, template: _Template, first: list[str], second: list[str]) -> Tokens:
+    def _pairs(self, template: _Template, first: Sequence[str], second: Sequence[str]) -> Tokens:
         texts = [self._encode(each, add_special_tokens=False) for each in (first, second)]
         room = self._max_length - template.width
         whole = np.stack([lengths for _, lengths in texts])
@@ -127,7 +146,7 @@ class FastWordPiece:
             ids[where], types[where] = own[np.repeat(begin, count) + step], kind
         return Tokens(ids, types, lengths, np.any(kept < whole, axis=0))
 
-    def _encode(self, texts: list[str], **options: Any) -> tuple[np.ndarray, np.ndarray]:
+    def _encode(self, texts: Sequence[str], **options: Any) -> tuple[np.ndarray, np.ndarray]:
         """The tokens of texts laid end to end, [tokens] int32, and how many each has, [texts] int64."""
         ids, offsets = self._core.encode_batch(texts, truncation_side=self._side, **options)
         return ids.astype(np.int32), np.diff(offsets)

@@ -24,6 +24,7 @@ from pabee_fast.tables.read import (
     Place,
     Reading,
     Table,
+    as_texts,
     grouped,
     quoted,
     replace_surrogates,
@@ -93,7 +94,7 @@ class CsvTable(Table):
                         column.append(value)
                 arrays = [self._array(column, lines, errors) for column in columns]
                 batch = pa.RecordBatch.from_arrays(arrays, schema=self.schema)
-                yield self._chunk(batch, [columns[index] for index in texts_at], errors, end)
+                yield self._chunk(batch, [as_texts(arrays[index]) for index in texts_at], errors, end)
 
     def _bytes(self, at: int) -> BinaryIO:
         return open_bytes(self.path, at, self._encoding)

@@ -17,7 +17,7 @@ import pyarrow as pa
 
 from pabee_fast.errors import InputError
 from pabee_fast.tables.bytes import open_bytes
-from pabee_fast.tables.read import ROW_SIZE, Chunk, Place, Table, grouped, replace_surrogates
+from pabee_fast.tables.read import ROW_SIZE, Chunk, Place, Table, as_texts, grouped, replace_surrogates
 
 # Bounds on what is remembered of a file's keys, so that data used as keys cannot fill the memory.
 _MOST_COLUMNS = 4096
@@ -124,9 +124,10 @@ class JsonTable(Table):
                 for row_index, value in enumerate(columns[name]):
                     if type(value) is not str and errors[row_index] is None:
                         errors[row_index] = not_text(name, value)
-            texts = [columns[name] for name in self.text_columns]
-            arrays = [self._array(name, values) for name, values in columns.items()]
-            yield self._chunk(pa.RecordBatch.from_arrays(arrays, schema=self.schema), texts, errors, end, lines)
+            arrays = {name: self._array(name, values) for name, values in columns.items()}
+            batch = pa.RecordBatch.from_arrays(list(arrays.values()), schema=self.schema)
+            texts = [as_texts(arrays[name]) for name in self.text_columns]
+            yield self._chunk(batch, texts, errors, end, lines)
 
     def _array(self, name: str, values: list[Any]) -> pa.Array:
         kind = self.types[name]

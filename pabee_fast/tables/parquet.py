@@ -7,12 +7,13 @@ from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
 from pabee_fast.errors import InputError
 from pabee_fast.tables.bytes import READ_BUFFER, open_file
-from pabee_fast.tables.read import Chunk, Place, Table, table_format
+from pabee_fast.tables.read import Chunk, Place, Table, as_texts, is_text, table_format
 
 # What pyarrow raises of a damaged file; names that are not UTF-8 and numbers beyond all bounds are Python's own errors.
 _DAMAGE = (pa.ArrowException, OSError, UnicodeDecodeError, OverflowError)
@@ -218,7 +219,7 @@ def _repaired(batch: pa.RecordBatch, errors: list[str | None]) -> pa.RecordBatch
                 values.append(value.as_py())
             except UnicodeDecodeError:
                 whole = False
-                values.append(_decoded(value) if _is_text(column.type) else None)
+                values.append(_decoded(value) if is_text(column.type) else None)
                 errors[row] = f"column {name!r} holds bytes that are not UTF-8"
         columns.append(column if whole else pa.array(values, column.type))
     return pa.RecordBatch.from_arrays(columns, schema=batch.schema)
@@ -229,20 +230,12 @@ def _decoded(value: pa.Scalar) -> str:
     return str(text.as_buffer().to_pybytes(), "utf-8", "replace")
 
 
-def _is_text(kind: pa.DataType) -> bool:
-    value = kind.value_type if pa.types.is_dictionary(kind) else kind
-    return pa.types.is_string(value) or pa.types.is_large_string(value) or pa.types.is_string_view(value)
-
-
-def _texts(name: str, column: pa.Array, errors: list[str | None]) -> list[str | None]:
+def _texts(name: str, column: pa.Array, errors: list[str | None]) -> pa.Array:
     """The column's texts, with a note in `errors` for every row that has none."""
-    if _is_text(column.type) or pa.types.is_null(column.type):
-        texts = column.to_pylist()
-        reason = f"column {name!r} is null"
-    else:
-        texts = [None] * len(column)
+    texts, reason = as_texts(column), f"column {name!r} is null"
+    if not is_text(column.type) and not pa.types.is_null(column.type):
         reason = f"column {name!r} is of type {column.type}, not text; convert it to strings"
-    for row, text in enumerate(texts):
-        if text is None:
+    if texts.null_count:
+        for row in np.flatnonzero(texts.is_null().to_numpy(zero_copy_only=False)).tolist():
             errors[row] = errors[row] or reason
     return texts

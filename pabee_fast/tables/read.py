@@ -89,18 +89,31 @@ class Place(NamedTuple):
 class Chunk:
     """Consecutive rows of a table, in input order.
 
-    batch   every input column
-    texts   per row one str per text column; all None where the row has an error
-    errors  per row None, or why it cannot be scored
-    end     where the next row begins
-    lines   of JSON Lines only: per row its object as it was written, or None where the line holds none
+    batch    every input column
+    columns  the text columns as large strings, [rows] each
+    refused  by row: why it cannot be scored, whatever its texts are
+    end      where the next row begins
+    lines    of JSON Lines only: per row its object as it was written, or None where the line holds none
     """
 
     batch: pa.RecordBatch
-    texts: list[tuple[str | None, ...]]
-    errors: list[str | None]
+    columns: tuple[pa.Array, ...]
+    refused: dict[int, str]
     end: Place
     lines: list[str | None] | None = None
+
+    @property
+    def texts(self) -> list[tuple[str | None, ...]]:
+        """Per row one str per text column; all None where the row is refused."""
+        rows = list(zip(*(column.to_pylist() for column in self.columns), strict=True))
+        for row in self.refused:
+            rows[row] = (None,) * len(self.columns)
+        return rows
+
+    @property
+    def errors(self) -> list[str | None]:
+        """Per row None, or why it cannot be scored."""
+        return [self.refused.get(row) for row in range(self.batch.num_rows)]
 
 
 class Table(ABC):
@@ -166,17 +179,13 @@ class Table(ABC):
     def _chunk(
         self,
         batch: pa.RecordBatch,
-        columns: Sequence[Sequence[str | None]],
+        columns: Sequence[pa.Array],
         errors: list[str | None],
         end: Place,
         lines: list[str | None] | None = None,
     ) -> Chunk:
-        """A chunk from the text columns' values; a row with an error loses its texts, lest they be scored."""
-        texts = list(zip(*columns, strict=True))
-        for row, error in enumerate(errors):
-            if error is not None:
-                texts[row] = (None,) * len(columns)
-        return Chunk(batch, texts, errors, end, lines)
+        refused = {row: error for row, error in enumerate(errors) if error is not None}
+        return Chunk(batch, tuple(columns), refused, end, lines)
 
 
 def _state(path: Path) -> tuple[int, ...] | None:
@@ -223,6 +232,20 @@ def grouped(items: Iterable[Item], most: int, most_size: int) -> Iterator[Iterat
 
     while waiting is not None:
         yield run()
+
+
+def is_text(kind: pa.DataType) -> bool:
+    """Whether a column of a type holds texts: strings, or a dictionary of them."""
+    value = kind.value_type if pa.types.is_dictionary(kind) else kind
+    return pa.types.is_string(value) or pa.types.is_large_string(value) or pa.types.is_string_view(value)
+
+
+def as_texts(column: pa.Array) -> pa.Array:
+    """Return a column's texts as strings; nulls where it is of another type."""
+    if not is_text(column.type):
+        return pa.nulls(len(column), pa.large_string())
+    decoded = column.dictionary_decode() if pa.types.is_dictionary(column.type) else column
+    return decoded.cast(pa.large_string())
 
 
 def replace_surrogates(text: str) -> str:

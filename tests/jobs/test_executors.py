@@ -23,7 +23,7 @@ from tests.jobs.conftest import RunJob, put_rows, text_of
 
 
 def task(rows: int, first: int = 0) -> Task:
-    return Task("in.csv", first, [(text_of(first + row),) for row in range(rows)], [None] * rows)
+    return Task.of([text_of(first + row) for row in range(rows)], "in.csv", first)
 
 
 @pytest.fixture(scope="module")

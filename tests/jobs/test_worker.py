@@ -11,12 +11,13 @@ import torch
 import pabee_fast as pf
 from pabee_fast.jobs.recipe import Recipe
 from pabee_fast.jobs.worker import Task, Worker
+from pabee_fast.scoring.scorer import readable
 from pabee_fast.scoring.tokens import NO_TOKEN
 from tests.jobs.conftest import text_of
 
 
 def task(rows: int, first: int = 0, file: str = "in.csv") -> Task:
-    return Task(file, first, [(text_of(first + row),) for row in range(rows)], [None] * rows)
+    return Task.of([text_of(first + row) for row in range(rows)], file, first)
 
 
 @pytest.fixture
@@ -28,7 +29,8 @@ def worker(recipe: Recipe) -> Any:
 
 def test_results_are_those_of_the_scorer(worker: Worker) -> None:
     rows: list[Any] = [text_of(row) for row in range(50)]
-    scored = worker.score(Task("f", 0, [(None,), *((row,) for row in rows)], ["line 2 is broken", *[None] * 50]))
+    (texts,), _ = readable([None, *rows])
+    scored = worker.score(Task("f", 0, [texts], {0: "line 2 is broken"}))
     columns = scored.results.to_pydict()
     wanted = list(worker.scorer.score(rows))
     assert columns["error"] == ["line 2 is broken", *[None] * 50]
@@ -41,7 +43,7 @@ def test_results_are_those_of_the_scorer(worker: Worker) -> None:
 
 def test_a_text_without_any_token_has_an_error_and_stops_nothing(small_model: Path, bare_tokenizer: Any) -> None:
     scorer = pf.Scorer(pf.from_pretrained(small_model).eval(), bare_tokenizer, max_length=12)
-    scored = Worker(scorer).score(Task("f", 0, [("good",), ("",), (None,)], [None] * 3))
+    scored = Worker(scorer).score(Task.of([("good",), ("",), (None,)]))
     assert scored.results.column("error").to_pylist() == [None, NO_TOKEN, "the text is null, not a string"]
     assert (scored.tally.errors, scored.tally.failed) == (2, 0)
 
@@ -73,7 +75,7 @@ def test_out_of_memory_splits_only_the_wave_that_met_it_and_lowers_the_budget(re
     got = worker.score(task(100)).results
     engine._embed = embed  # type: ignore[method-assign]
     assert failed and engine.token_budget < engine.first_budget
-    total = int(worker.scorer.batch(task(100).texts).lengths.sum())
+    total = int(worker.scorer.batch([text_of(row) for row in range(100)]).lengths.sum())
     assert sum(tokens) - sum(failed) == total, "a wave that fits is computed once"
     for name in ("prediction", "exit_layer", "error"):
         assert got.column(name).equals(wanted.column(name))
@@ -85,7 +87,7 @@ def test_a_row_that_exceeds_memory_alone_gets_an_error_and_the_others_their_answ
     engine = worker.scorer.engine
     wanted = worker.score(task(40)).results
     longest = max(range(40), key=lambda row: len(text_of(row)))
-    limit = int(worker.scorer.encoder([(text_of(longest),)]).lengths[0])
+    limit = int(worker.scorer.encoder([text_of(longest)]).lengths[0])
     embed = engine._embed
 
     def short_of_memory(batch: Any, rows: np.ndarray, policy: Any) -> Any:
@@ -96,7 +98,7 @@ def test_a_row_that_exceeds_memory_alone_gets_an_error_and_the_others_their_answ
     engine._embed = short_of_memory  # type: ignore[method-assign]
     got = worker.score(task(40))
     errors = got.results.column("error").to_pylist()
-    too_long = [row for row in range(40) if worker.scorer.encoder([(text_of(row),)]).lengths[0] >= limit]
+    too_long = [row for row in range(40) if worker.scorer.encoder([text_of(row)]).lengths[0] >= limit]
     assert [row for row, error in enumerate(errors) if error] == too_long
     assert errors[longest] == f"out of memory: its {limit} tokens do not fit the device, even alone"
     assert got.tally.failed == len(too_long)
@@ -111,7 +113,7 @@ def test_the_audit_counts_rows_whose_full_depth_answer_is_another(recipe: Recipe
     rows = task(400, first=1000)
     scored = worker.score(rows)
     full = pf.Scorer(worker.scorer.model, worker.scorer.tokenizer, policy=pf.FullDepth())
-    deep = [row.prediction for row in full.score([text for (text,) in rows.texts])]
+    deep = [row.prediction for row in full.score(rows.columns[0].to_pylist())]
     from pabee_fast.calibration.audit import chosen
 
     audited = chosen("in.csv", 1000, 400, 0.3)

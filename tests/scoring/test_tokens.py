@@ -14,6 +14,7 @@ import pabee_fast as pf
 from pabee_fast.scoring import tokens
 from pabee_fast.scoring.tokens import NO_EMBEDDING, Encoder
 from tests.conftest import tiny_stock
+from tests.scoring.test_wordpiece import columns_of
 
 WORDS = st.sampled_from(["good", "film", "unheard", "[SEP]", "[PAD]", ".", "VERY", "\u00e9", ""])
 TEXTS = st.lists(WORDS, max_size=20).map(" ".join)
@@ -37,7 +38,7 @@ def test_tokens_are_those_of_the_tokenizers_own_call(
 ) -> None:
     tiny_tokenizer.truncation_side, before = side, tiny_tokenizer.truncation_side
     try:
-        encoded = Encoder(tiny_tokenizer, limit, model)(rows)
+        encoded = Encoder(tiny_tokenizer, limit, model)(*columns_of(rows))
         cut = 0
         for number, row in enumerate(rows):
             one = [row if len(row) == 2 else row[0]]  # a list: alone, an empty second text is taken for none
@@ -58,7 +59,7 @@ def test_many_threads_may_call_one_encoder_while_the_tokenizer_itself_is_used_ot
     tiny_tokenizer: Any, model: Any
 ) -> None:
     encoder = Encoder(tiny_tokenizer, 12, model)
-    rows = [("good film " * (1 + number % 9),) for number in range(50)]
+    rows = ["good film " * (1 + number % 9) for number in range(50)]
     wanted = encoder(rows)
 
     def other(number: int) -> Any:
@@ -71,10 +72,10 @@ def test_many_threads_may_call_one_encoder_while_the_tokenizer_itself_is_used_ot
 
 
 def test_an_empty_text_has_no_token_where_none_is_added(bare_tokenizer: Any, model: Any) -> None:
-    encoded = Encoder(bare_tokenizer, 12, model)([("",), ("good",), ("",)])
+    encoded = Encoder(bare_tokenizer, 12, model)(["", "good", ""])
     assert encoded.lengths.tolist() == [0, 1, 0]
     assert encoded.batch is not None and encoded.batch.lengths.tolist() == [1]
-    assert Encoder(bare_tokenizer, 12, model)([("",)]).batch is None
+    assert Encoder(bare_tokenizer, 12, model)([""]).batch is None
 
 
 @pytest.fixture
@@ -110,7 +111,7 @@ def test_the_rows_refused_are_those_with_such_a_token_or_none(
 ) -> None:
     longer = copy.deepcopy(bare_tokenizer)
     longer.add_tokens(["@user"])
-    encoded = Encoder(longer, 12, model)([(" ".join(row),) for row in rows])
+    encoded = Encoder(longer, 12, model)([" ".join(row) for row in rows])
     assert encoded.refused[NO_EMBEDDING].tolist() == [i for i, row in enumerate(rows) if "@user" in row]
     assert encoded.scorable.tolist() == [i for i, row in enumerate(rows) if row and "@user" not in row]
 
@@ -129,5 +130,5 @@ def test_a_special_token_beyond_the_embeddings_is_no_other_models_tokenizer(
         Encoder(tiny_tokenizer, 12, without)
     special = copy.deepcopy(tiny_tokenizer)
     special.mask_token = last
-    assert Encoder(special, 12, without)([("good",)]).scorable.tolist() == [0]
+    assert Encoder(special, 12, without)(["good"]).scorable.tolist() == [0]
     assert len(caplog.records) == 1

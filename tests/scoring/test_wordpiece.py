@@ -2,6 +2,7 @@
 
 import json
 import sys
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -17,7 +18,7 @@ from transformers import PreTrainedTokenizerFast
 
 from pabee_fast.scoring import tokens
 from pabee_fast.scoring.tokens import Encoder, tokenizer_in_use
-from pabee_fast.scoring.wordpiece import FastWordPiece
+from pabee_fast.scoring.wordpiece import FastWordPiece, Texts
 from tests.conftest import tiny_stock
 
 pytest.importorskip("nanotoken", reason="the extra fast-tokenizer is not installed")
@@ -61,6 +62,11 @@ NORMALIZERS = {
 }
 
 
+def columns_of(rows: Sequence[tuple[str, ...]]) -> tuple[list[str], list[str | None]]:
+    """The first and the second texts of rows of one or two."""
+    return [row[0] for row in rows], [row[1] if len(row) == 2 else None for row in rows]
+
+
 def core_of(processor: str, normalizer: str) -> Tokenizer:
     core = Tokenizer(
         WordPiece({piece: i for i, piece in enumerate(PIECES)}, unk_token="[UNK]", max_input_chars_per_word=9)
@@ -81,7 +87,7 @@ def test_tokens_types_lengths_and_cuts_are_the_models_own(processor: str, normal
     row = st.tuples(TEXTS) if data.draw(st.booleans()) else st.tuples(TEXTS, TEXTS)
     rows = data.draw(st.lists(row, min_size=1, max_size=6))
     core = core_of(processor, normalizer)
-    found = FastWordPiece(core, limit, side)(rows)
+    found = FastWordPiece(core, limit, side)(Texts.of(*columns_of(rows)))
     assert found is not None
     core.enable_truncation(limit, direction=side)
     own = core.encode_batch([row if len(row) == 2 else row[0] for row in rows])
@@ -92,7 +98,7 @@ def test_tokens_types_lengths_and_cuts_are_the_models_own(processor: str, normal
 
 
 def test_rows_of_both_kinds_are_left_to_the_models_own() -> None:
-    assert FastWordPiece(core_of("bert", "uncased"), 12, "right")([("a",), ("a", "b")]) is None
+    assert FastWordPiece(core_of("bert", "uncased"), 12, "right")(Texts(["a", "a"], [None, "b"])) is None
 
 
 def hugging_face(core: Tokenizer, **options: Any) -> PreTrainedTokenizerFast:
@@ -108,9 +114,9 @@ def test_an_encoder_uses_it_and_says_so() -> None:
     assert encoder._fast is not None and encoder.why_not_fast == ""
     assert tokenizer_in_use(tokenizer) == "nanotoken, held against the model's own (2000 rows)"
     for texts in ([("ab a",), ("b",)], [("ab", "b"), ("a", "abab b")], [("ab",), ("a", "b")]):
-        fast = encoder(texts)
+        fast = encoder(*columns_of(texts))
         encoder._fast, kept = None, encoder._fast
-        own = encoder(texts)
+        own = encoder(*columns_of(texts))
         encoder._fast = kept
         assert fast.batch is not None and own.batch is not None
         assert all((fast.batch.inputs[name] == own.batch.inputs[name]).all() for name in own.batch.inputs)
@@ -130,9 +136,9 @@ def test_any_difference_in_the_rows_compared_ends_it(
         return found._replace(ids=np.where(found.ids == 5, 6, found.ids))
 
     encoder._fast = wrong  # type: ignore[assignment]
-    assert encoder([("b",), ("ab",)]).lengths.tolist() == [3, 3]
+    assert encoder(["b", "ab"]).lengths.tolist() == [3, 3]
     assert encoder._fast is wrong, "no row so far tells them apart"
-    got = encoder([("a",), ("b",)])
+    got = encoder(["a", "b"])
     assert encoder._fast is None and "gave other tokens" in encoder.why_not_fast
     assert got.batch is not None and got.batch.inputs["input_ids"].tolist() == [2, 5, 3, 2, 6, 3]
     assert len([record for record in caplog.records if "the model's own tokenizer serves" in record.message]) == 1
@@ -142,9 +148,9 @@ def test_after_the_rows_compared_the_models_own_is_asked_no_more(monkeypatch: py
     monkeypatch.setattr(tokens, "CHECKED", 3)
     encoder = Encoder(hugging_face(core_of("bert", "uncased")), 12, tiny_stock("bert", vocab_size=len(PIECES)))
     asked, real = [], encoder._own
-    monkeypatch.setattr(encoder, "_own", lambda texts: (asked.append(len(texts)), real(texts))[1])
+    monkeypatch.setattr(encoder, "_own", lambda texts: (asked.append(len(texts.first)), real(texts))[1])
     for _ in range(3):
-        encoder([("a",), ("b",)])
+        encoder(["a", "b"])
     assert asked == [2, 1]
 
 
@@ -160,5 +166,5 @@ def test_without_the_package_the_models_own_serves(monkeypatch: pytest.MonkeyPat
     monkeypatch.setitem(sys.modules, "nanotoken", None)
     encoder = Encoder(hugging_face(core_of("bert", "uncased")), 12, tiny_stock("bert", vocab_size=len(PIECES)))
     assert "pip install 'pabee-fast[fast-tokenizer]'" in encoder.why_not_fast
-    assert encoder([("ab a",)]).lengths.tolist() == [4]
+    assert encoder(["ab a"]).lengths.tolist() == [4]
     assert json.dumps(encoder.why_not_fast)
