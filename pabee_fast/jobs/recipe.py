@@ -17,13 +17,17 @@ _PRIMITIVES = ("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "64")
 60 KB each. A wave's count of tokens hardly comes again, so only its own layers find theirs, and 64 are enough. It reads
 this at its first product: what is set already, or a product before, wins."""
 
+MOST_TOKENIZERS = 8
+"""Processes that tokenize for a GPU, unless it is said otherwise."""
+
 
 @dataclass(frozen=True)
 class Recipe:
     """What a worker is made from, in whatever process: the arguments of `load_scorer`, `choose_policy`,
     `Setting.choose` and `Worker`. Without a policy it is the one stored with the model, see `choose_policy`.
 
-    `threads` are the CPU threads that the model computes with; None: torch's own choice.
+    `threads` are the CPU threads that the model computes with; None: torch's own choice. `tokenizers` as `Scorer` takes
+    them; None: none on a CPU, whose cores the model has, and beside a GPU by cores, see `device_recipes`.
     """
 
     model: str
@@ -34,11 +38,14 @@ class Recipe:
     token_budget: int | None = None
     window: int | None = None
     threads: int | None = None
+    tokenizers: int | None = None
     all_scores: bool = False
     audit: float = 0.0
     texts: int | None = None
 
     def __post_init__(self) -> None:
+        if self.tokenizers is not None and self.tokenizers < 0:
+            raise InputError(f"tokenizers={self.tokenizers}: give 0 or more processes")
         if not 0 <= self.audit <= 1:
             raise InputError(f"audit={self.audit}: give a share of the rows, from 0 to 1")
 
@@ -55,6 +62,7 @@ class Recipe:
             max_length=self.max_length,
             token_budget=self.token_budget,
             window=self.window,
+            tokenizers=self.tokenizers or 0,
         )
         choice = Choice(scorer.policy) if self.policy is not None else choose_policy(scorer, self.texts)
         worker = Worker(scorer, choice, all_scores=self.all_scores, audit=self.audit)
@@ -78,7 +86,17 @@ def device_recipes(recipe: Recipe, devices: str) -> list[Recipe]:
         names = ["cuda" if name == "auto" else name for name in map(str.strip, devices.split(","))]
     cpus = names.count("cpu")
     threads = recipe.threads or (max(1, (os.cpu_count() or 1) // cpus) if cpus > 1 else None)
-    chosen = [replace(recipe, device=name, threads=threads if name == "cpu" else recipe.threads) for name in names]
-    for one in chosen:
-        choose_device(one.device)  # before any process is started
+    chosen = []
+    for name in names:
+        if choose_device(name).type == "cpu":  # before any process is started
+            chosen.append(replace(recipe, device=name, threads=threads))
+        else:
+            chosen.append(replace(recipe, device=name, tokenizers=_tokenizers(recipe, len(names))))
     return chosen
+
+
+def _tokenizers(recipe: Recipe, devices: int) -> int:
+    """How many processes tokenize for each of so many GPUs: the cores, less two for what launches and what reads."""
+    if recipe.tokenizers is not None:
+        return recipe.tokenizers
+    return max(1, min(MOST_TOKENIZERS, (os.cpu_count() or 1) // devices - 2))

@@ -158,6 +158,7 @@ class Worker:
         """Gives up what is under way, after the wave on the device."""
         self._stopped.set()
         self._device.shutdown(wait=True, cancel_futures=True)
+        self.scorer.close()
 
     def _use_device(self) -> None:
         if self._copies is not None:

@@ -90,6 +90,7 @@ def load_scorer(
     max_length: int | None = None,
     token_budget: int | None = None,
     window: int | None = None,
+    tokenizers: int = 0,
 ) -> Scorer:
     """Load a scorer from a model directory or hub id. A model without heads serves policies that need none.
 
@@ -108,4 +109,5 @@ def load_scorer(
         max_length=max_length,
         token_budget=token_budget,
         window=window or WINDOWS.get(setting.device.type, 1_024),
+        tokenizers=tokenizers,
     )

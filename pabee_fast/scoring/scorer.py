@@ -86,6 +86,8 @@ class Scorer:
         max_length: the most tokens of a row, longer ones are cut; None: what model and tokenizer allow.
         token_budget: the most tokens computed at once, and of a row; None: by device, and rows as above.
         window: rows that are tokenized and sorted by length together.
+        tokenizers: processes that tokenize where only the model's own tokenizer can; `close` ends them. 0: none, it
+            runs in the thread that calls.
 
     Raises:
         InputError: the policy does not fit the model, or a number is out of range.
@@ -101,6 +103,7 @@ class Scorer:
         max_length: int | None = None,
         token_budget: int | None = None,
         window: int = 8_192,
+        tokenizers: int = 0,
     ) -> None:
         require_evaluation(model)
         self.engine = Engine(model, token_budget=token_budget)
@@ -120,9 +123,14 @@ class Scorer:
         require_whole("max_length", self.max_length, at_least=tokenizer.num_special_tokens_to_add(pair=True) + 2)
         require_whole("window", window, at_least=1)
         self.window = window
-        self.encoder = Encoder(tokenizer, self.max_length, model)
+        require_whole("tokenizers", tokenizers, at_least=0)
+        self.encoder = Encoder(tokenizer, self.max_length, model, processes=tokenizers)
         self.labels = label_names(model.config)
         self.tally = Tally()
+
+    def close(self) -> None:
+        """End the processes that tokenize, if there are any."""
+        self.encoder.close()
 
     def conditions(self) -> Conditions:
         """What this scorer's answers depend on now; takes a hash of all weights."""

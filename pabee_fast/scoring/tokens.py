@@ -2,8 +2,7 @@
 
 import logging
 import sys
-from collections.abc import Iterable, Sequence
-from itertools import chain
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -14,7 +13,9 @@ from pabee_fast.errors import InputError
 from pabee_fast.modeling.directory import few_of, readable
 from pabee_fast.models import family_of
 from pabee_fast.runtime.pack import PackedBatch, pack_rows
-from pabee_fast.scoring.wordpiece import FastWordPiece, Texts, Tokens
+from pabee_fast.scoring.shards import Shards
+from pabee_fast.scoring.texts import OwnTokenizer, Texts, Tokens
+from pabee_fast.scoring.wordpiece import FastWordPiece
 
 NO_TOKEN = "the tokenizer gives the text no token"
 NO_EMBEDDING = "the text has a token that the model has no embedding for"
@@ -24,10 +25,6 @@ CHECKED = 2_000
 """Rows that the model's own tokenizer and the one in its place both read, before that one is trusted."""
 
 logger = logging.getLogger(__name__)
-
-_CALL_ROWS = 1_024
-"""Rows of one call to the tokenizer: what it returns takes some kilobytes a row, and turning it into arrays holds the
-interpreter's lock."""
 
 
 def load_tokenizer(path: str) -> PreTrainedTokenizerBase:
@@ -95,23 +92,29 @@ class Encoder:
     """A fast tokenizer that cuts rows at a length. It has its own copy of it, and may be called by many threads.
 
     Where `wordpiece.FastWordPiece` takes the tokenizer it serves in its place; its first CHECKED rows are tokenized by
-    both, and any difference ends that.
+    both, and any difference ends that. Where it does not, the model's own tokenizer serves, in processes if so many are
+    asked for; then the encoder is to be closed.
 
     Args:
         tokenizer: a fast tokenizer.
         max_length: the most tokens of a row, special ones included; longer rows are cut as the tokenizer cuts them.
         model: what the rows are for.
+        processes: of the model's own tokenizer; 0: it runs in the threads that call.
 
     Raises:
         InputError: a slow tokenizer, or one of another model, see `embedded_ids`.
     """
 
-    def __init__(self, tokenizer: PreTrainedTokenizerBase, max_length: int, model: PreTrainedModel) -> None:
-        self._core = _core_of(tokenizer)
+    def __init__(
+        self, tokenizer: PreTrainedTokenizerBase, max_length: int, model: PreTrainedModel, *, processes: int = 0
+    ) -> None:
+        core = _core_of(tokenizer)
         self._embedded = embedded_ids(tokenizer, model)
-        self._fast, self.why_not_fast = _fast_of(tokenizer, self._core, max_length)
+        self._fast, self.why_not_fast = _fast_of(tokenizer, core, max_length)
         self._unchecked = CHECKED
-        self._core.enable_truncation(max_length, direction=tokenizer.truncation_side)
+        core.enable_truncation(max_length, direction=tokenizer.truncation_side)
+        self._own = OwnTokenizer(core)
+        self._shards = Shards(core, processes) if processes and self._fast is None else None
         self._model = model
         self._has_types = "token_type_ids" in tokenizer.model_input_names and (
             "token_type_ids" in family_of(model).inputs
@@ -144,7 +147,7 @@ class Encoder:
     def _tokens(self, texts: Texts) -> Tokens:
         tokens = self._fast(texts) if self._fast is not None else None
         if tokens is None:
-            return self._own(texts)
+            return (self._shards or self._own)(texts)
         if self._unchecked > 0:
             sample = texts.part(0, self._unchecked)
             if not tokens.begins_with(self._own(sample)):
@@ -154,19 +157,18 @@ class Encoder:
             self._unchecked -= len(sample.first)
         return tokens
 
-    def _own(self, texts: Texts) -> Tokens:
-        """What the model's own tokenizer gives."""
-        ids: list[np.ndarray] = []
-        types: list[np.ndarray] = []
-        lengths: list[int] = []
-        cut: list[bool] = []
-        for start in range(0, len(texts.first), _CALL_ROWS):
-            encodings = self._core.encode_batch_fast(texts.part(start, _CALL_ROWS).rows())
-            lengths += map(len, encodings)
-            cut += (bool(row.overflowing) for row in encodings)
-            ids.append(_flat(row.ids for row in encodings))
-            types.append(_flat(row.type_ids for row in encodings))
-        return Tokens(np.concatenate(ids), np.concatenate(types), np.array(lengths, dtype=np.int64), np.array(cut))
+    @property
+    def served_by(self) -> str:
+        """In words: what tokenizes."""
+        if self._fast is not None:
+            return "nanotoken"
+        beside = f" in {self._shards.processes} processes" if self._shards else ""
+        return f"the model's own tokenizer{beside} ({self.why_not_fast})"
+
+    def close(self) -> None:
+        """End its processes; it is not to be called after that."""
+        if self._shards is not None:
+            self._shards.close()
 
 
 def tokenizer_in_use(tokenizer: PreTrainedTokenizerBase) -> str:
@@ -198,7 +200,3 @@ def _fast_of(tokenizer: PreTrainedTokenizerBase, core: Tokenizer, max_length: in
         return FastWordPiece(core, max_length, tokenizer.truncation_side), ""
     except ValueError as error:  # nanotoken's own error, too, for what it would read otherwise
         return None, str(error)
-
-
-def _flat(rows: Iterable[list[int]]) -> np.ndarray:
-    return np.fromiter(chain.from_iterable(rows), dtype=np.int32)

@@ -10,50 +10,10 @@ from typing import Any, NamedTuple, cast
 import numpy as np
 from tokenizers import Tokenizer
 
+from pabee_fast.scoring.texts import Texts, Tokens
+
 CACHE_ENTRIES = 2**16
 """Words that it remembers, for each thread and level: 8 MiB of them, not 130, by which a job's memory would grow."""
-
-
-class Texts(NamedTuple):
-    """Rows of texts: `second` is None where none of them is a pair, and in it None where one is not."""
-
-    first: Sequence[str]
-    second: Sequence[str | None] | None
-
-    @classmethod
-    def of(cls, first: Sequence[str], second: Sequence[str | None] | None) -> "Texts":
-        """Return them with `second` left out where it says nothing."""
-        return cls(first, None if second is None or all(text is None for text in second) else second)
-
-    def part(self, start: int, most: int) -> "Texts":
-        """Return at most so many rows from `start` on."""
-        end = start + most
-        return Texts.of(self.first[start:end], None if self.second is None else self.second[start:end])
-
-    def rows(self) -> list[str | tuple[str, str]]:
-        """Return them as `tokenizers` takes them."""
-        if self.second is None:
-            return list(self.first)
-        return [one if other is None else (one, other) for one, other in zip(self.first, self.second, strict=True)]
-
-
-class Tokens(NamedTuple):
-    """Rows as a tokenizer gives them, laid end to end."""
-
-    ids: np.ndarray  # [tokens] int32
-    types: np.ndarray  # [tokens] int32
-    lengths: np.ndarray  # [rows] int64
-    cut: np.ndarray  # [rows] bool: whether the row was cut to the limit
-
-    def begins_with(self, other: "Tokens") -> bool:
-        """Return whether the first rows are those of `other`."""
-        rows, tokens = len(other.lengths), len(other.ids)
-        return (
-            np.array_equal(self.lengths[:rows], other.lengths)
-            and np.array_equal(self.ids[:tokens], other.ids)
-            and np.array_equal(self.types[:tokens], other.types)
-            and np.array_equal(self.cut[:rows], other.cut)
-        )
 
 
 class _Template(NamedTuple):

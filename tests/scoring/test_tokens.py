@@ -11,7 +11,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 import pabee_fast as pf
-from pabee_fast.scoring import tokens
+from pabee_fast.scoring import texts
 from pabee_fast.scoring.tokens import NO_EMBEDDING, Encoder
 from tests.conftest import tiny_stock
 from tests.scoring.test_wordpiece import columns_of
@@ -23,7 +23,7 @@ ROWS = st.one_of(st.tuples(TEXTS), st.tuples(TEXTS, TEXTS))
 
 @pytest.fixture(autouse=True)
 def _calls_of_three_rows(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(tokens, "_CALL_ROWS", 3)
+    monkeypatch.setattr(texts, "_CALL_ROWS", 3)
 
 
 @pytest.fixture(scope="module")

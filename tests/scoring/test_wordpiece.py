@@ -17,8 +17,9 @@ from tokenizers.processors import BertProcessing, TemplateProcessing
 from transformers import PreTrainedTokenizerFast
 
 from pabee_fast.scoring import tokens
+from pabee_fast.scoring.texts import Texts
 from pabee_fast.scoring.tokens import Encoder, tokenizer_in_use
-from pabee_fast.scoring.wordpiece import FastWordPiece, Texts
+from pabee_fast.scoring.wordpiece import FastWordPiece
 from tests.conftest import tiny_stock
 
 pytest.importorskip("nanotoken", reason="the extra fast-tokenizer is not installed")
