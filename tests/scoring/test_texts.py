@@ -3,7 +3,7 @@
 from typing import Any
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from tokenizers import AddedToken, Regex, Tokenizer, models, normalizers, pre_tokenizers, processors, trainers
 
@@ -61,6 +61,7 @@ def test_a_text_that_is_cut_before_it_is_tokenized_has_the_tokens_of_the_whole(k
 
     @settings(max_examples=60, deadline=None)
     @given(rows=st.lists(TEXTS, min_size=1, max_size=4))
+    @example(rows=["abca" * 5 + "z" + " a" * 40])  # the whole word is unknown, and its beginning is not
     def same(rows: list[str]) -> None:
         found = own(Texts(rows, None))
         wanted = core.encode_batch(rows)
