@@ -36,7 +36,7 @@ import torch
 from bench import job_cases, kills, timing
 from pabee_fast.jobs.executor import Executor
 from pabee_fast.jobs.executors import LocalExecutor
-from pabee_fast.jobs.job import Columns, Job, JobOptions, Progress, Summary
+from pabee_fast.jobs.job import Columns, Job, JobOptions, Progress
 from pabee_fast.jobs.recipe import Recipe
 from pabee_fast.policies import parse_policy
 
@@ -52,7 +52,7 @@ def run_job(
     executor: Executor,
     on_part: Callable[[Progress], None] = lambda progress: None,
     **options: Any,
-) -> Summary:
+) -> Progress:
     """A job from its beginning."""
     for leftover in (target, Path(f"{target}.parts")):
         shutil.rmtree(leftover, ignore_errors=True) if leftover.is_dir() else leftover.unlink(missing_ok=True)
@@ -75,7 +75,7 @@ def measure_ratio(work: Path, args: argparse.Namespace) -> dict[str, Any]:
                 scorer.engine.run(batch, scorer.policy)  # noqa: B023
 
         with LocalExecutor(worker, about) as executor:
-            summaries: list[Summary] = []
+            summaries: list[Progress] = []
 
             def whole_job() -> None:
                 summaries.append(run_job(source, work / "out.csv", executor))  # noqa: B023
@@ -89,11 +89,11 @@ def measure_ratio(work: Path, args: argparse.Namespace) -> dict[str, Any]:
         found[policy] = {
             # Of one more round: other processes on the machine do not disturb it, and it does not see waiting.
             "ratio_of_cpu_seconds": (spent[2] - spent[1]) / (spent[1] - spent[0]),
-            "device_busy": last.spent.compute / last.seconds,
+            "device_busy": last.tally.seconds["compute"] / last.seconds,
             "ratio": timing.median_ratio(seconds["engine"], seconds["job"]),
             "job_rows_per_second": args.rows / statistics.median(seconds["job"]),
             "engine_rows_per_second": args.rows / statistics.median(seconds["engine"]),
-            "spent": {**vars(last.spent), "wait": last.wait, "whole": last.seconds},
+            "spent": {**last.tally.seconds, "wait": last.wait, "whole": last.seconds},
         }
     return found
 
@@ -133,7 +133,7 @@ def measure_one(work: Path, args: argparse.Namespace) -> dict[str, Any]:
         "largest_deviation_of_a_tenth": max(abs(tenth / middle - 1) for tenth in tenths),
         "first_half_against_second": statistics.median(rates[: len(rates) // 2])
         / statistics.median(rates[len(rates) // 2 :]),
-        "spent": {**vars(summary.spent), "wait": summary.wait, "whole": summary.seconds},
+        "spent": {**summary.tally.seconds, "wait": summary.wait, "whole": summary.seconds},
     }
 
 

@@ -1,15 +1,17 @@
 """What a job's end looks like, in words and as figures."""
 
+import os
 from typing import Any
 
 from pabee_fast.calibration.audit import CONFIDENCE, interval
+from pabee_fast.scoring.tally import STAGES
 
 
 def summary_lines(summary: Any, about: Any, place: object) -> list[str]:
     """What was done, and how many rows left at each layer.
 
     Args:
-        summary: `pabee_fast.jobs.job.Summary`.
+        summary: `pabee_fast.jobs.job.Progress`.
         about: `pabee_fast.jobs.worker.About`.
         place: what was written.
     """
@@ -23,7 +25,7 @@ def summary_lines(summary: Any, about: Any, place: object) -> list[str]:
     lines.append(f"device {about.device}, {about.identity['dtype']} ({about.dtype_reason})")
     lines.append(policy_line(about))
     if summary.rows:
-        lines.append(_time(summary))
+        lines += [_time(summary), _bound(summary, about)]
     if not tally.rows:
         lines.append("the table has no rows: an empty table with the result columns was written")
     if tally.exits:
@@ -42,8 +44,9 @@ def summary_lines(summary: Any, about: Any, place: object) -> list[str]:
     if tally.failed:
         lines.append(f"{tally.failed} of them failed in computing: --retry-errors does their parts again")
     if tally.audited:
-        audit, share = summary.spent.audit, summary.spent.audit / max(summary.spent.compute, 1e-9)
-        lines += audit_lines(tally, about.guarantee, f"; it cost {audit:.2f} s, {share:.1%} on top of computing")
+        audit, compute = tally.seconds["audit"], max(tally.seconds["compute"], 1e-9)
+        cost = f"; it cost {audit:.2f} s, {audit / compute:.1%} on top of computing"
+        lines += audit_lines(tally, about.guarantee, cost)
     return [*lines, f"wrote {place}"]
 
 
@@ -54,7 +57,7 @@ def policy_line(about: Any) -> str:
 
 def summary_figures(summary: Any, about: Any, place: object) -> dict[str, Any]:
     """The same for machines."""
-    tally, spent = summary.tally, summary.spent
+    tally = summary.tally
     return {
         "output": str(place),
         "rows": tally.rows,
@@ -65,7 +68,10 @@ def summary_figures(summary: Any, about: Any, place: object) -> dict[str, Any]:
         "truncated": tally.truncated,
         "mean_exit_layer": round(tally.mean_exit_layer, 4) if tally.exits else None,
         "exits": {str(layer): count for layer, count in sorted(tally.exits.items())},
-        "spent": {**{name: round(value, 3) for name, value in vars(spent).items()}, "wait": round(summary.wait, 3)},
+        "spent": {stage: round(tally.seconds[stage], 3) for stage in STAGES} | {"wait": round(summary.wait, 3)},
+        "bound": summary.bound if summary.rows else None,
+        "cores": round(summary.cores, 2),
+        "tokenizer": about.tokenizer,
         "audit": _audit_figures(tally, about.guarantee),
         "policy": {"name": about.identity["policy"], "reason": about.policy_reason},
         "device": about.device,
@@ -75,13 +81,31 @@ def summary_figures(summary: Any, about: Any, place: object) -> dict[str, Any]:
 
 def _time(summary: Any) -> str:
     """Where the time went: the device's share first, then what stood beside it."""
-    spent, computing = summary.spent, summary.spent.compute + summary.spent.audit
+    spent = summary.tally.seconds
+    computing = spent["compute"] + spent["audit"]
     share = computing / (summary.seconds * summary.workers)
     devices = "the device" if summary.workers == 1 else f"{summary.workers} devices"
     return (
         f"time: compute {computing:.2f} s ({share:.0%} of {devices}), wait {summary.wait:.2f} s; beside it read "
-        f"{spent.read:.2f} s, tokenise {spent.tokenise:.2f} s, write {spent.write:.2f} s"
+        f"{spent['read']:.2f} s, tokenise {spent['tokenise']:.2f} s, write {spent['write']:.2f} s"
     )
+
+
+def _bound(summary: Any, about: Any) -> str:
+    """What the job waited for, and what would help."""
+    bound = {
+        "compute": "computing; more devices would help (--devices), or a policy by which rows leave earlier",
+        "read": "reading; parquet is read several times faster than csv and jsonl, and a table of fewer columns too",
+        "tokenise": f"tokenizing, by {about.tokenizer}; {_faster_tokens(about.tokenizer)}",
+        "write": "writing; parquet is written fastest, and larger parts (--part-rows) more seldom",
+    }[summary.bound]
+    return f"bounded by {bound} (this process kept {summary.cores:.1f} of {os.cpu_count()} cores busy)"
+
+
+def _faster_tokens(tokenizer: str) -> str:
+    if "nanotoken is not installed" in tokenizer:
+        return "pip install 'pabee-fast[fast-tokenizer]' would help"
+    return "more cores would help" if tokenizer == "nanotoken" else "more processes would help (--tokenizers)"
 
 
 def audit_lines(tally: Any, guarantee: Any, cost: str = "") -> list[str]:

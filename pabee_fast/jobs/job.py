@@ -18,8 +18,8 @@ from pabee_fast.jobs.executor import Executor
 from pabee_fast.jobs.manifest import Manifest
 from pabee_fast.jobs.output import Output
 from pabee_fast.jobs.parts import run_parts
-from pabee_fast.jobs.worker import About, Scored, Seconds
-from pabee_fast.scoring.scorer import Tally
+from pabee_fast.jobs.worker import About, Scored
+from pabee_fast.scoring.tally import Seconds, Tally
 from pabee_fast.tables.durable import remove_temporaries
 from pabee_fast.tables.files import Found, find_files
 from pabee_fast.tables.open import CHUNK_BYTES, Chunk, check_names
@@ -70,24 +70,31 @@ class JobOptions:
             raise InputError(f"max_errors={self.max_errors}: give 0 or more")
 
 
-@dataclass(frozen=True)
-class Summary:
-    """How a job went.
+@dataclass
+class Progress:
+    """How far a job is, and how it went.
 
-    tally    of all rows, those of earlier runs included
-    rows     that this run scored
+    tally    of the parts that are durable, those of earlier runs included; its seconds are this run's
     resumed  rows that earlier runs had scored
-    seconds  from the first row read to the output in place
-    spent    where they went, by stage; stages overlap
-    workers  devices that computed
+    total    how many rows there are; None where only reading them all would tell
+    parts    how many are durable
+    seconds  of this run, from the first row read to the output in place; 0 before
+    workers  devices that compute
+    cores    that this process has kept busy, on average
     """
 
     tally: Tally
-    rows: int
-    resumed: int
-    seconds: float
-    spent: Seconds
-    workers: int
+    resumed: int = 0
+    total: int | None = None
+    parts: int = 0
+    seconds: float = 0.0
+    workers: int = 1
+    cores: float = 0.0
+
+    @property
+    def rows(self) -> int:
+        """Rows that this run has scored."""
+        return self.tally.rows - self.resumed
 
     @property
     def rows_per_second(self) -> float:
@@ -97,17 +104,18 @@ class Summary:
     @property
     def wait(self) -> float:
         """Seconds that devices had nothing to compute, summed over them."""
-        return max(0.0, self.seconds * self.workers - self.spent.compute - self.spent.audit)
+        spent = self.tally.seconds
+        return max(0.0, self.seconds * self.workers - spent["compute"] - spent["audit"])
 
-
-@dataclass
-class Progress:
-    """How far a job is: what its parts that are durable count, and how many rows there are where that is known."""
-
-    tally: Tally
-    resumed: int
-    total: int | None
-    parts: int
+    @property
+    def bound(self) -> str:
+        """The stage that bounds the job: computing where devices hardly wait, otherwise the busiest of those that feed
+        them, of which one thread reads, one writes, and several tokenize for each device."""
+        if self.wait <= 0.1 * self.seconds * self.workers:
+            return "compute"
+        spent = self.tally.seconds
+        busy = {"read": spent["read"], "write": spent["write"], "tokenise": spent["tokenise"] / self.workers}
+        return max(busy, key=busy.__getitem__)
 
 
 class Job:
@@ -133,7 +141,7 @@ class Job:
                 f"retry_errors: {self.output.directory} holds no job. Parts are kept where rows failed in computing; "
                 "the errors of other rows are in the input"
             )
-        self.progress = Progress(Tally(), 0, None, 0)
+        self.progress = Progress(Tally())
         self.source = self._open(found)
         check_names(self.source.schema, result_schema([], "label").names, columns.prefix)
         check_columns(self.output.format, self.source.schema)
@@ -157,18 +165,21 @@ class Job:
                 scan = record["scan"] if quick == before and record["texts"] == list(self.columns.texts) else None
         return Source(found, self.columns.texts, scan, self.columns.reading)
 
-    def run(self, executor: Executor, on_part: Callable[[Progress], None] = lambda progress: None) -> Summary:
+    def run(self, executor: Executor, on_part: Callable[[Progress], None] = lambda progress: None) -> Progress:
         """Scores what is not scored yet, and leaves the output.
 
         Args:
             executor: what scores.
             on_part: told when the job begins, and whenever a part is durable.
 
+        Returns:
+            How it went.
+
         Raises:
             InputError: a result column's name is taken, or the output holds a job that differs, by what it names.
             JobError: parts are not what was written, or more rows have errors than `max_errors`.
         """
-        started, options = time.perf_counter(), self.options
+        started, began, options = time.perf_counter(), time.process_time(), self.options
         about = executor.about
         check_names(self.source.schema, about.schema.names, self.columns.prefix)
         results = prefixed(about.schema, self.columns.prefix)
@@ -176,7 +187,7 @@ class Job:
         self.output.prepare()
         with Manifest(self.output.directory, discard_damaged=options.overwrite) as manifest:
             is_done, replace = self._begin_or_resume(manifest, about, part_rows)
-            progress = self.progress = _progress(manifest, self.source.rows)
+            progress = self.progress = _progress(manifest, self.source.rows, executor.workers)
             on_part(progress)
             self._check_errors(progress.tally)  # parts of an earlier run may have too many already
 
@@ -198,9 +209,10 @@ class Job:
             keep = progress.tally.failed > 0
             self.output.finish(manifest, is_done=is_done, overwrite=replace, keep_parts=keep)
         ended = time.perf_counter()
-        spent.write += ended - joined
-        rows = progress.tally.rows - progress.resumed
-        return Summary(progress.tally, rows, progress.resumed, ended - started, spent, executor.workers)
+        spent["write"] += ended - joined
+        progress.tally.seconds, progress.seconds = spent, ended - started
+        progress.cores = (time.process_time() - began) / progress.seconds
+        return progress
 
     def _begin_or_resume(self, manifest: Manifest, about: About, part_rows: int) -> tuple[bool, bool]:
         """Readies the manifest; whether all is done already, and whether a table of that name is replaced."""
@@ -284,11 +296,11 @@ class Job:
             )
 
 
-def _progress(manifest: Manifest, total: int | None = None) -> Progress:
+def _progress(manifest: Manifest, total: int | None = None, workers: int = 1) -> Progress:
     tally = Tally()
     for part in manifest.parts.values():
         tally.merge(Tally.from_json(part.tally))
-    return Progress(tally, tally.rows, total, len(manifest.parts))
+    return Progress(tally, tally.rows, total, len(manifest.parts), workers=workers)
 
 
 def _differences(before: dict[str, Any], now: dict[str, Any]) -> list[str]:

@@ -15,8 +15,8 @@ import pyarrow as pa
 
 from pabee_fast.errors import WorkerDied
 from pabee_fast.jobs.executor import Executor
-from pabee_fast.jobs.worker import Scored, Seconds, Task
-from pabee_fast.scoring.scorer import Tally
+from pabee_fast.jobs.worker import Scored, Task
+from pabee_fast.scoring.tally import Seconds, Tally
 from pabee_fast.tables.open import Chunk
 from pabee_fast.tables.source import Part, Parts
 
@@ -36,7 +36,7 @@ def run_parts(parts: Parts, names: list[str], executor: Executor, results_schema
         commit: makes a part's results durable; called in this thread.
 
     Returns:
-        Where the time went.
+        The seconds of each stage, as a tally has them.
 
     Raises:
         Whatever reading, scoring or committing raises; then nothing more is read or committed.
@@ -54,7 +54,7 @@ def run_parts(parts: Parts, names: list[str], executor: Executor, results_schema
                     return
                 started = time.perf_counter()
                 item = next(parts, None)
-                seconds.read += time.perf_counter() - started
+                seconds["read"] += time.perf_counter() - started
                 if item is None:
                     break
                 part, chunk = item
@@ -84,10 +84,10 @@ def run_parts(parts: Parts, names: list[str], executor: Executor, results_schema
                 scored = future.result()
             except WorkerDied as error:
                 scored = _failed(chunk, str(error), results_schema)
-            seconds.merge(scored.seconds)
+            seconds.update(scored.tally.seconds)
             started = time.perf_counter()
             commit(part, chunk, scored)
-            seconds.write += time.perf_counter() - started
+            seconds["write"] += time.perf_counter() - started
             committed += 1
             slots.release()
     finally:
@@ -104,4 +104,4 @@ def _failed(chunk: Chunk, error: str, schema: pa.Schema) -> Scored:
         pa.array(errors) if name == "error" else pa.nulls(len(errors), schema.field(name).type) for name in schema.names
     ]
     tally = Tally(rows=len(errors), errors=len(errors), failed=len(errors) - len(chunk.refused))
-    return Scored(pa.RecordBatch.from_arrays(columns, schema=schema), tally, Seconds())
+    return Scored(pa.RecordBatch.from_arrays(columns, schema=schema), tally)

@@ -17,7 +17,7 @@ from pabee_fast.jobs.columns import prefixed
 from pabee_fast.jobs.executor import Executor
 from pabee_fast.jobs.job import Columns
 from pabee_fast.jobs.worker import Scored, Task
-from pabee_fast.scoring.scorer import Tally
+from pabee_fast.scoring.tally import Tally
 from pabee_fast.tables.jsonl import not_text, parse_line
 from pabee_fast.tables.read import ROW_SIZE, quoted
 from pabee_fast.tables.write import json_bodies

@@ -5,7 +5,6 @@ Every executor runs this class: in this process, in a process for each device, i
 and the last one's become columns. It knows rows and results, and no files.
 """
 
-import dataclasses
 import json
 import threading
 import time
@@ -29,7 +28,8 @@ from pabee_fast.policies import FullDepth
 from pabee_fast.runtime.pack import PackedBatch
 from pabee_fast.scoring.answers import Answers
 from pabee_fast.scoring.load import Setting
-from pabee_fast.scoring.scorer import Row, Scorer, Tally, readable
+from pabee_fast.scoring.scorer import Row, Scorer, readable
+from pabee_fast.scoring.tally import Tally
 
 UNDER_WAY = 3
 """Tasks that keep a device busy: one in it, one tokenized, one that becomes columns or text."""
@@ -55,29 +55,12 @@ class Task:
         return cls(file, first_row, *readable(rows))
 
 
-@dataclass
-class Seconds:
-    """Where a job's time went, each summed over all threads and devices that did it."""
-
-    read: float = 0.0
-    tokenise: float = 0.0
-    compute: float = 0.0
-    audit: float = 0.0
-    write: float = 0.0
-
-    def merge(self, other: "Seconds") -> None:
-        """Adds what another one has counted."""
-        for field in dataclasses.fields(self):
-            setattr(self, field.name, getattr(self, field.name) + getattr(other, field.name))
-
-
 @dataclass(frozen=True)
 class Scored:
-    """A task's result columns (as `result_schema` without a prefix), its counts, and the seconds it took."""
+    """A task's result columns (as `result_schema` without a prefix), and its tally."""
 
     results: pa.RecordBatch
     tally: Tally
-    seconds: Seconds
 
 
 @dataclass(frozen=True)
@@ -92,6 +75,7 @@ class About:
     dtype_reason: str
     policy_reason: str
     guarantee: Guarantee | None
+    tokenizer: str  # what tokenizes, in words
 
 
 class Worker:
@@ -133,26 +117,23 @@ class Worker:
 
         A row that cannot be scored has an error and stops nothing.
         """
-        scorer, seconds, tally = self.scorer, Seconds(), Tally()
+        scorer, tally = self.scorer, Tally()
         rows = len(task.columns[0])
         answers = Answers.none_yet(rows, task.refused, scorer.engine.classes)
         audited = chosen(task.file, task.first_row, rows, self.audit)
-        started, windows = time.perf_counter(), list[tuple[np.ndarray, Future[Any]]]()
+        started, windows = time.perf_counter(), list[tuple[np.ndarray, Future[tuple[Answers, Tally]]]]()
         for places, batch in scorer.plan(task.columns, answers):
             audit = np.flatnonzero(audited[places])
             running = self._device.submit(self._compute, *self._to_device(batch), audit)
             windows.append((places, running))
-        seconds.tokenise = time.perf_counter() - started
+        tally.seconds["tokenise"] = time.perf_counter() - started
         for places, future in windows:
-            found, audit_counts, spent = future.result()
+            found, of_window = future.result()
             answers.put(places, found)
-            tally.audited += audit_counts[0]
-            tally.disagreed += audit_counts[1]
-            seconds.merge(spent)
+            tally.merge(of_window)
         answers.mark_not_finite()
         tally.add(answers)
-        results = result_columns(answers, scorer.labels, scorer.engine.kind, self.schema)
-        return Scored(results, tally, seconds)
+        return Scored(result_columns(answers, scorer.labels, scorer.engine.kind, self.schema), tally)
 
     def stop(self) -> None:
         """Gives up what is under way, after the wave on the device."""
@@ -171,21 +152,24 @@ class Worker:
         with torch.cuda.stream(self._copies):
             return batch.to(self.scorer.engine.device), self._copies.record_event()
 
-    def _compute(self, batch: PackedBatch, arrival: Any, audit: np.ndarray) -> tuple[Answers, tuple[int, int], Seconds]:
-        """Runs a window, and its audited rows to full depth; in the device's thread."""
-        started = time.perf_counter()
+    def _compute(self, batch: PackedBatch, arrival: Any, audit: np.ndarray) -> tuple[Answers, Tally]:
+        """Run a window, and its audited rows to full depth; in the device's thread.
+
+        Returns:
+            The window's answers, and what the audit counts and the time both took.
+        """
+        tally, started = Tally(audited=len(audit)), time.perf_counter()
         if arrival is not None:
             arrival.wait()
             for tensor in batch.inputs.values():
                 tensor.record_stream(torch.cuda.current_stream())
         answers = self.scorer.run(batch, self.scorer.policy, self._on_settled)
         computed = time.perf_counter()
-        spent = Seconds(compute=computed - started)
-        counts = (len(audit), 0)
+        tally.seconds["compute"] = computed - started
         if len(audit):
-            counts = (len(audit), self._disagreements(batch, answers, audit))
-            spent.audit = time.perf_counter() - computed
-        return answers, counts, spent
+            tally.disagreed = self._disagreements(batch, answers, audit)
+            tally.seconds["audit"] = time.perf_counter() - computed
+        return answers, tally
 
     def _on_settled(self, rows: int, layer: int) -> None:
         if self._stopped.is_set():
@@ -228,4 +212,5 @@ def about(scorer: Scorer, choice: Choice, setting: Setting, schema: pa.Schema) -
         setting.dtype_reason,
         choice.reason,
         choice.guarantee,
+        scorer.encoder.served_by,
     )

@@ -10,7 +10,7 @@ import pytest
 import pabee_fast as pf
 from pabee_fast.jobs.executor import Executor
 from pabee_fast.jobs.executors import LocalExecutor
-from pabee_fast.jobs.job import Columns, Job, JobOptions, Summary
+from pabee_fast.jobs.job import Columns, Job, JobOptions, Progress
 from pabee_fast.jobs.recipe import Recipe
 from tests.conftest import tiny_model
 
@@ -53,14 +53,14 @@ def local(recipe: Recipe) -> Iterator[Executor]:
         yield executor
 
 
-RunJob = Callable[..., Summary]
+RunJob = Callable[..., Progress]
 
 
 @pytest.fixture
 def run_job(local: Executor) -> RunJob:
     """Runs a job on the local worker, or another: `run_job(source, target, part_rows=10)`."""
 
-    def run(source: Path, target: Any, *, executor: Executor | None = None, **options: Any) -> Summary:
+    def run(source: Path, target: Any, *, executor: Executor | None = None, **options: Any) -> Progress:
         columns = Columns(["text"], options.pop("prefix", ""))
         return Job([str(source)], str(target), columns, JobOptions(**options)).run(executor or local)
 

@@ -19,6 +19,7 @@ from pabee_fast.jobs.manifest import NAME, Manifest
 from pabee_fast.jobs.recipe import Recipe
 from pabee_fast.jobs.worker import Worker
 from pabee_fast.scoring.load import Setting
+from pabee_fast.scoring.tally import Seconds, Tally
 from tests.jobs.conftest import RunJob, put_rows
 from tests.tables.cases import SUFFIXES
 
@@ -311,10 +312,27 @@ def test_parts_in_memory_are_no_more_than_the_executor_has_slots(
 
 def test_the_summary_tells_where_the_time_went(run_job: RunJob, tmp_path: Path) -> None:
     summary = run_job(put_rows(tmp_path / "in.jsonl", 60), tmp_path / "out.csv", part_rows=10)
-    spent = summary.spent
-    assert min(spent.read, spent.tokenise, spent.compute, spent.write) > 0
-    assert spent.audit == 0
-    assert summary.wait == pytest.approx(summary.seconds - spent.compute)
+    spent = summary.tally.seconds
+    assert all(spent[stage] > 0 for stage in ("read", "tokenise", "compute", "write"))
+    assert spent["audit"] == 0
+    assert summary.wait == pytest.approx(summary.seconds - spent["compute"])
+    assert summary.cores > 0
+
+
+@pytest.mark.parametrize(
+    ("spent", "workers", "bound"),
+    [
+        ({"compute": 9.5, "tokenise": 25, "read": 1, "write": 9}, 1, "compute"),
+        ({"compute": 12, "audit": 6.5, "read": 9.9}, 2, "compute"),
+        ({"compute": 4, "tokenise": 25, "read": 5, "write": 3}, 1, "tokenise"),
+        ({"compute": 4, "tokenise": 3, "read": 9.5, "write": 3}, 1, "read"),
+        ({"compute": 4, "tokenise": 3, "read": 5, "write": 8}, 4, "write"),
+    ],
+)
+def test_what_bounds_a_job_is_the_device_where_it_hardly_waits_else_what_is_busiest(
+    spent: dict[str, float], workers: int, bound: str
+) -> None:
+    assert Progress(Tally(seconds=Seconds(spent)), seconds=10, workers=workers).bound == bound
 
 
 @pytest.mark.parametrize(

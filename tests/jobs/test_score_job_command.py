@@ -23,7 +23,7 @@ from pabee_fast.cli.watch import Bar, JsonLines, Watch, choose_watch
 from pabee_fast.errors import InputError
 from pabee_fast.jobs.job import Progress
 from pabee_fast.jobs.manifest import Manifest
-from pabee_fast.scoring.scorer import Tally
+from pabee_fast.scoring.tally import Tally
 from tests.calibration.traces import CONDITIONS
 from tests.conftest import ROOT
 from tests.jobs.conftest import put_rows, text_of
@@ -196,7 +196,7 @@ def test_a_bar_is_for_terminals_only_and_shows_rows_mean_exit_layer_and_time_lef
     tally = Tally(rows=40)
     tally.exits.update({2: 20, 4: 20})
     with Bar(console) as bar:
-        bar.on_part(Progress(tally, 0, 100, 1))
+        bar.on_part(Progress(tally, total=100, parts=1))
         bar.on_rows(20, 120)
         bar._bar.refresh()
     shown = console.export_text()

@@ -121,7 +121,7 @@ def test_the_audit_counts_rows_whose_full_depth_answer_is_another(recipe: Recipe
     assert 80 <= audited.sum() <= 160
     assert scored.tally.audited == audited.sum()
     assert scored.tally.disagreed == (differ & audited).sum() > 0
-    assert scored.seconds.audit > 0
+    assert scored.tally.seconds["audit"] > 0
     plain, _ = recipe.worker()
     assert plain.score(rows).results == scored.results
     worker.stop()
