@@ -1,9 +1,10 @@
 """Whole jobs, table to table: what the machinery around the engine costs, and what it survives.
 
-    python -m bench.job all --work DIRECTORY        # or: ratio, memory, resume, kills, ray
+    python -m bench.job all --work DIRECTORY        # or: ratio, feed, memory, resume, kills, ray
     nice -n 15 python -m bench.job memory --work DIRECTORY
 
 ratio   rows/s of the whole job against the engine's alone on the same rows, tokenized before (BERT-base)
+feed    rows/s of the host pipeline: the same job with an engine that answers at once, see `feed`
 memory  peak memory at 1,000,000 short rows against 100,000, and whether rows/s stay the same (hidden 64, 2 layers)
 resume  seconds until a job with 1,000 finished parts computes its first new row, besides loading the model
 kills   a job killed at every named moment and 50 times at random, resumed each time, compared with an undisturbed one
@@ -33,7 +34,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from bench import job_cases, kills, timing
+from bench import feed, job_cases, kills, timing
 from pabee_fast.jobs.executor import Executor
 from pabee_fast.jobs.executors import LocalExecutor
 from pabee_fast.jobs.job import Columns, Job, JobOptions, Progress
@@ -232,6 +233,7 @@ def measure_ray(work: Path, args: argparse.Namespace) -> dict[str, Any]:
 
 CASES = {
     "ratio": measure_ratio,
+    "feed": feed.measure,
     "memory": measure_memory,
     "resume": measure_resume,
     "kills": measure_kills,
@@ -256,6 +258,8 @@ def table(figures: dict[str, Any]) -> str:
             ratios = f"{one['ratio']:.3f} ({rates}; by CPU seconds {one['ratio_of_cpu_seconds']:.3f})"
             lines.append(f"| whole job / engine alone, BERT-base, {policy} | {ratios} | >= 0.90 |")
             lines.append(f"| share of the job in which the engine computes, {policy} | {one['device_busy']:.3f} | |")
+    if found := figures.get("feed"):
+        lines += feed.table(found)
     if found := figures.get("memory"):
         sizes = [name for name in found if name.isdecimal()]
         peaks = " / ".join(f"{found[size]['peak_megabytes']:.0f}" for size in reversed(sizes))
@@ -286,6 +290,7 @@ def main() -> None:
     parser.add_argument("case", choices=["all", *CASES])
     parser.add_argument("--work", type=Path, required=True, help="directory for models and tables")
     parser.add_argument("--rows", type=int, default=512, help="of ratio and ray")
+    parser.add_argument("--feed-rows", type=int, default=400_000, help="of feed")
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--many-rows", type=int, default=1_000_000, help="of memory")
     parser.add_argument("--parts", type=int, default=1_000, help="of resume")
