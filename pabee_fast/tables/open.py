@@ -79,7 +79,7 @@ def open_table(
 
     text_columns  one name, or two for pairs
     chunk_rows    most rows in a chunk
-    chunk_bytes   most bytes in a chunk, unless one row is larger (csv counts characters; parquet, what it decodes to)
+    chunk_bytes   most bytes in a chunk, unless one row is larger (of parquet, what it decodes to)
     reading       how csv and tsv are read; of other formats it must be the usual
 
     Raises InputError for an unknown suffix, a file that cannot be read, a missing text column, columns of one name.

@@ -12,7 +12,7 @@ import pyarrow.parquet as pq
 
 from pabee_fast.errors import InputError
 from pabee_fast.tables.bytes import READ_BUFFER, open_file
-from pabee_fast.tables.read import Chunk, Place, Table, table_format
+from pabee_fast.tables.read import Chunk, Place, Table, joined, table_format
 
 # What pyarrow raises of a damaged file; names that are not UTF-8 and numbers beyond all bounds are Python's own errors.
 _DAMAGE = (pa.ArrowException, OSError, UnicodeDecodeError, OverflowError)
@@ -149,18 +149,13 @@ def _first(
     waiting: list[pa.RecordBatch], most_rows: int, most_bytes: int
 ) -> tuple[pa.RecordBatch, list[pa.RecordBatch]]:
     """The next batch of `_cut`, and what is left."""
-    joined = waiting[0] if waiting[0].num_rows >= most_rows else _joined(waiting)
-    rest = waiting[1:] if joined is waiting[0] else []
-    rows = min(most_rows, joined.num_rows)
-    while rows > 1 and sum(map(_size, joined.slice(0, rows).columns)) > most_bytes:
+    whole = waiting[0] if waiting[0].num_rows >= most_rows else joined(pa.Table.from_batches(waiting))
+    rest = waiting[1:] if whole is waiting[0] else []
+    rows = min(most_rows, whole.num_rows)
+    while rows > 1 and sum(map(_size, whole.slice(0, rows).columns)) > most_bytes:
         rows //= 2
-    left = joined.slice(rows)
-    return joined.slice(0, rows), [left, *rest] if left.num_rows else rest
-
-
-def _joined(batches: list[pa.RecordBatch]) -> pa.RecordBatch:
-    (batch,) = pa.Table.from_batches(batches).combine_chunks().to_batches()
-    return batch
+    left = whole.slice(rows)
+    return whole.slice(0, rows), [left, *rest] if left.num_rows else rest
 
 
 def _size(column: pa.Array) -> int:

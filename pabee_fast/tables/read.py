@@ -225,6 +225,12 @@ def grouped(items: Iterable[Item], most: int, most_size: int) -> Iterator[Iterat
         yield run()
 
 
+def joined(table: pa.Table) -> pa.RecordBatch:
+    """Return a table as one batch."""
+    batches = table.combine_chunks().to_batches()
+    return batches[0] if batches else pa.RecordBatch.from_pylist([], table.schema)
+
+
 def replace_surrogates(text: str) -> str:
     """The text with U+FFFD for every code point that UTF-8 cannot hold."""
     return SURROGATES.sub("\ufffd", text)
