@@ -32,6 +32,7 @@ from pabee_fast.tables.read import (
     replace_surrogates,
 )
 from pabee_fast.tables.records import LINE_SIZE, Dialect, Record, records
+from pabee_fast.tables.remote import File
 
 logger = logging.getLogger(__name__)
 
@@ -48,7 +49,7 @@ class CsvTable(Table):
 
     def __init__(
         self,
-        path: Path,
+        path: File,
         text_columns: tuple[str, ...],
         chunk_rows: int,
         chunk_bytes: int,

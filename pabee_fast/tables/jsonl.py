@@ -9,7 +9,6 @@ import json
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from itertools import chain
-from pathlib import Path
 from types import NoneType
 from typing import Any, NamedTuple
 
@@ -18,6 +17,7 @@ import pyarrow as pa
 from pabee_fast.errors import InputError
 from pabee_fast.tables.bytes import open_bytes
 from pabee_fast.tables.read import ROW_SIZE, Chunk, Place, Table, grouped, replace_surrogates
+from pabee_fast.tables.remote import File
 
 # Bounds on what is remembered of a file's keys, so that data used as keys cannot fill the memory.
 _MOST_COLUMNS = 4096
@@ -55,7 +55,7 @@ class JsonScan:
     first_error: str | None = None
 
 
-def scan_json(paths: Sequence[Path], text_columns: Sequence[str], chunk_rows: int, chunk_bytes: int) -> JsonScan:
+def scan_json(paths: Sequence[File], text_columns: Sequence[str], chunk_rows: int, chunk_bytes: int) -> JsonScan:
     """Reads the files once, chunk by chunk.
 
     Raises:
@@ -88,7 +88,7 @@ class JsonTable(Table):
 
     def __init__(
         self,
-        path: Path,
+        path: File,
         text_columns: tuple[str, ...],
         chunk_rows: int,
         chunk_bytes: int,
@@ -153,7 +153,7 @@ class _Row(NamedTuple):
     error: str | None
 
 
-def _rows(path: Path, start: Place) -> Iterator[_Row]:
+def _rows(path: File, start: Place) -> Iterator[_Row]:
     with open_bytes(path, start.at) as file:
         at, number = start
         while raw := file.readline(ROW_SIZE):

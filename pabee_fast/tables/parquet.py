@@ -13,6 +13,7 @@ import pyarrow.parquet as pq
 from pabee_fast.errors import InputError
 from pabee_fast.tables.bytes import READ_BUFFER, open_file
 from pabee_fast.tables.read import Chunk, Place, Table, joined, table_format
+from pabee_fast.tables.remote import File
 
 # What pyarrow raises of a damaged file; names that are not UTF-8 and numbers beyond all bounds are Python's own errors.
 _DAMAGE = (pa.ArrowException, OSError, UnicodeDecodeError, OverflowError)
@@ -55,7 +56,7 @@ class BatchTable(Table):
 class ParquetTable(BatchTable):
     """A parquet file, decoded a few rows at a time; of the row groups before the first row only the sizes are read."""
 
-    def __init__(self, path: Path, text_columns: tuple[str, ...], chunk_rows: int, chunk_bytes: int) -> None:
+    def __init__(self, path: File, text_columns: tuple[str, ...], chunk_rows: int, chunk_bytes: int) -> None:
         super().__init__(path, text_columns, chunk_rows, chunk_bytes)
         with self._damage_told(), self._open() as file:
             self.schema = file.schema_arrow
@@ -87,14 +88,17 @@ class ParquetTable(BatchTable):
 class ArrowTable(BatchTable):
     """An Arrow IPC file or stream, a batch at a time."""
 
-    def __init__(self, path: Path, text_columns: tuple[str, ...], chunk_rows: int, chunk_bytes: int) -> None:
+    def __init__(self, path: File, text_columns: tuple[str, ...], chunk_rows: int, chunk_bytes: int) -> None:
         super().__init__(path, text_columns, chunk_rows, chunk_bytes)
-        # Mapped into memory, so that counting the rows does not read them.
-        with self._damage_told(), pa.memory_map(os.fsencode(path)) as source:
+        # Mapped into memory, so that counting the rows does not read them; of a remote file, they are not counted.
+        with self._damage_told(), self._mapped() as source:
             reader = _ipc_reader(source)
             self.schema = reader.schema
-            self.rows = sum(batch.num_rows for batch in _ipc_batches(reader))
+            self.rows = sum(batch.num_rows for batch in _ipc_batches(reader)) if isinstance(path, Path) else None
             self._require_columns()
+
+    def _mapped(self) -> pa.NativeFile:
+        return pa.memory_map(os.fsencode(self.path)) if isinstance(self.path, Path) else open_file(self.path)
 
     def _batches(self, first: int) -> Iterator[pa.RecordBatch]:
         with open_file(self.path) as source:  # a mapped file that is cut meanwhile would end the process

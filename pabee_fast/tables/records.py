@@ -3,11 +3,11 @@
 import csv
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
-from pathlib import Path
 from typing import NamedTuple, TextIO
 
 from pabee_fast.errors import InputError
 from pabee_fast.tables.read import ROW_SIZE, Place, Reading, table_format
+from pabee_fast.tables.remote import File
 
 LINE_SIZE = 64
 """What a line counts beyond its bytes, as a str takes it: a record of very many short lines must not outgrow ROW_SIZE
@@ -22,7 +22,7 @@ class Dialect(NamedTuple):
     is_lenient: bool
 
     @classmethod
-    def of(cls, path: Path, reading: Reading) -> "Dialect":
+    def of(cls, path: File, reading: Reading) -> "Dialect":
         is_tsv = table_format(path) == "tsv"
         delimiter = reading.delimiter or ("\t" if is_tsv else ",")
         return cls(delimiter, reading.quoting != "none", is_tsv and reading.quoting == "auto")
