@@ -8,6 +8,7 @@ import re
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
@@ -24,7 +25,7 @@ from pabee_fast.tables.durable import remove_temporaries
 from pabee_fast.tables.files import Found, find_files
 from pabee_fast.tables.open import CHUNK_BYTES, Chunk, check_names
 from pabee_fast.tables.read import USUAL, Reading
-from pabee_fast.tables.source import Part, Source
+from pabee_fast.tables.source import Part, Source, outwardly
 from pabee_fast.tables.write import check_columns
 
 logger = logging.getLogger(__name__)
@@ -122,7 +123,7 @@ class Job:
     """A job that is checked and not begun: all that can be checked without the model.
 
     Args:
-        inputs: files, directories, globs, datasets saved by Hugging Face.
+        inputs: files, directories, globs, datasets saved by Hugging Face; paths or URLs that fsspec knows.
         output: a table, or a directory for parts.
         columns: the texts' names, and how the result columns are called.
         options: how it is cut, stopped and resumed.
@@ -135,7 +136,8 @@ class Job:
     def __init__(self, inputs: Sequence[str], output: str, columns: Columns, options: JobOptions | None = None) -> None:
         self.columns, self.options = columns, options or JobOptions()
         found = find_files(inputs, output)
-        self.output = Output.choose(output, list(found), self.options.format, overwrite=self.options.overwrite)
+        local = [path for path in found if isinstance(path, Path)]
+        self.output = Output.choose(output, local, self.options.format, overwrite=self.options.overwrite)
         if self.options.retry_errors and not self.output.is_begun:
             raise InputError(
                 f"retry_errors: {self.output.directory} holds no job. Parts are kept where rows failed in computing; "
@@ -157,12 +159,10 @@ class Job:
                     self.output.check_files(manifest)
                 self.progress = _progress(manifest)
             if record is not None and record["scan"] is not None:
-                quick = [(path.resolve(), path.stat().st_size, path.stat().st_mtime_ns) for path in found]
-                before = [
-                    ((self.output.directory / one["path"]).resolve(), one["size"], one.get("modified"))
-                    for one in record["inputs"]
-                ]
-                scan = record["scan"] if quick == before and record["texts"] == list(self.columns.texts) else None
+                quick = [outwardly(path, self.output.directory) for path in found]
+                before = [{name: one.get(name) for name in ("path", "size", "modified")} for one in record["inputs"]]
+                is_same = quick == before and all(one["modified"] for one in quick)
+                scan = record["scan"] if is_same and record["texts"] == list(self.columns.texts) else None
         return Source(found, self.columns.texts, scan, self.columns.reading)
 
     def run(self, executor: Executor, on_part: Callable[[Progress], None] = lambda progress: None) -> Progress:
@@ -318,10 +318,12 @@ def _differences(before: dict[str, Any], now: dict[str, Any]) -> list[str]:
         one, other = files[path], others[path]
         if one["size"] != other["size"]:
             told.append(_changed(f"the size of the input {path}", one["size"], other["size"]))
-        elif one["sample"] != other["sample"]:
+            continue
+        was_written = one.get("modified", other["modified"])
+        if one["sample"] != other["sample"] or (was_written != other["modified"] and type(was_written) is not int):
             told.append(f"the input {path} has other content")
-        elif one.get("modified", other["modified"]) != other["modified"]:
-            seconds, rest = divmod(one["modified"], 10**9)
+        elif was_written != other["modified"]:
+            seconds, rest = divmod(was_written, 10**9)
             told.append(
                 f"the input {path} was written again meanwhile, and may hold other rows (if it does not, give it back "
                 f"its time: touch -d @{seconds}.{rest:09d} FILE)"

@@ -28,6 +28,7 @@ from pabee_fast.tables.durable import (
 )
 from pabee_fast.tables.open import Chunk
 from pabee_fast.tables.read import WRITTEN_FORMATS, Place, quoted
+from pabee_fast.tables.remote import refuse_url
 from pabee_fast.tables.source import Part
 from pabee_fast.tables.write import check_output, join_tables, open_writer, output_format
 
@@ -53,7 +54,7 @@ class Output:
 
         Args:
             path: as the user gave it.
-            inputs: the input's files, which must not be overwritten.
+            inputs: the input's local files, which must not be overwritten.
             format: of the parts of a directory; None: parquet.
             overwrite: whether an output that is not of an unfinished job is replaced.
 
@@ -62,6 +63,7 @@ class Output:
         """
         if not path:
             raise InputError("output is empty, as an unset variable gives it: name a table, or a directory for parts")
+        refuse_url(path)
         if path.endswith(("/", os.sep)) or Path(path).is_dir():
             kind = format or "parquet"
             if kind not in WRITTEN_FORMATS:

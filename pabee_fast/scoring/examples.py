@@ -17,6 +17,7 @@ from pabee_fast.scoring.labels import Column
 from pabee_fast.tables.files import find_files
 from pabee_fast.tables.open import Table
 from pabee_fast.tables.read import USUAL, Reading
+from pabee_fast.tables.remote import File
 from pabee_fast.tables.source import Source
 
 NO_CLASS = -1
@@ -88,7 +89,7 @@ def read_examples(
     )
 
 
-def _where(path: str | Path, label_column: str | None) -> str:
+def _where(path: str | File, label_column: str | None) -> str:
     """What messages call a label column."""
     return str(path) if label_column is None else f"{path}, column {label_column!r}"
 

@@ -3,24 +3,26 @@
 import codecs
 import io
 import os
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, BinaryIO
 
 import pyarrow as pa
 
 from pabee_fast.errors import InputError
+from pabee_fast.tables.remote import File, Remote
 
 COMPRESSIONS = {".gz": "gzip", ".bz2": "bz2", ".zst": "zstd"}
 READ_BUFFER = 2**20
 UTF8 = "utf-8"
 
 
-def compression(path: str | os.PathLike[str]) -> str | None:
+def compression(path: str | os.PathLike[str] | File) -> str | None:
     """Return what a path's suffix says the file is compressed by: gzip, bz2, zstd or None."""
-    return COMPRESSIONS.get(Path(path).suffix.lower())
+    return COMPRESSIONS.get(Path(str(path)).suffix.lower())
 
 
-def open_bytes(path: Path, at: int = 0, encoding: str = UTF8) -> BinaryIO:
+def open_bytes(path: File, at: int = 0, encoding: str = UTF8) -> BinaryIO:
     """Return the file's bytes from `at` on, decompressed and as UTF-8, which `at` counts.
 
     Reaching a place in a compressed file or one of another encoding reads what is before it. Bytes that are none of the
@@ -30,20 +32,27 @@ def open_bytes(path: Path, at: int = 0, encoding: str = UTF8) -> BinaryIO:
     """
     kind = compression(path)
     if kind is None and encoding == UTF8:
-        file: BinaryIO = path.open("rb", buffering=READ_BUFFER)
-        file.seek(at)
-        return file
-    raw: io.RawIOBase | BinaryIO = path.open("rb") if kind is None else _Decompressed(path, kind)
+        if isinstance(path, Path):
+            local = path.open("rb", buffering=READ_BUFFER)
+            local.seek(at)
+            return local
+        raw: Any = path.open()
+        with suppress(ValueError):  # some web servers' files are streams
+            at -= raw.seek(at)
+    else:
+        raw = path.open("rb") if kind is None else _Decompressed(path, kind)
     if encoding != UTF8:
         raw = _Recoded(raw, path, encoding)
-    file = io.BufferedReader(raw, READ_BUFFER)  # type: ignore[type-var]
+    file = io.BufferedReader(raw, READ_BUFFER)
     while at and (skipped := len(file.read(min(at, READ_BUFFER)))):
         at -= skipped
     return file
 
 
-def open_file(path: Path) -> pa.NativeFile:
+def open_file(path: File) -> pa.NativeFile:
     """Open a file with pyarrow, which takes a name that is not UTF-8 as bytes alone."""
+    if isinstance(path, Remote):
+        return pa.PythonFile(path.open(), "r")
     return pa.OSFile(os.fsencode(path))
 
 
@@ -63,7 +72,7 @@ def check_encoding(name: str) -> str:
 class _Decompressed(io.RawIOBase):
     """A compressed file's content, through pyarrow, which knows zstd too."""
 
-    def __init__(self, path: Path, kind: str) -> None:
+    def __init__(self, path: File, kind: str) -> None:
         self._path, self._kind = path, kind
         self._stream = pa.input_stream(open_file(path), compression=kind, buffer_size=READ_BUFFER)
 
@@ -87,7 +96,7 @@ class _Decompressed(io.RawIOBase):
 class _Recoded(io.RawIOBase):
     """A file's content as UTF-8; what its encoding cannot read comes out as bytes that UTF-8 cannot read either."""
 
-    def __init__(self, source: Any, path: Path, encoding: str) -> None:
+    def __init__(self, source: Any, path: File, encoding: str) -> None:
         self._source, self._path, self._encoding = source, path, encoding
         # Of UTF-16 and UTF-32 only a lone surrogate can be passed on; of the others, any byte above 127.
         self._errors = "surrogatepass" if encoding.startswith(("utf-16", "utf-32")) else "surrogateescape"

@@ -1,18 +1,21 @@
 """Tables that are csv or tsv files.
 
-Python's csv module reads them, since pyarrow's reader cannot keep a broken record in its place.
+Pyarrow's reader takes the lines of which it can be told beforehand that it reads them as Python's csv module does. The
+others go to that, since pyarrow cannot keep a broken record in its place.
 """
 
 import codecs
 import csv
 import io
 import logging
-from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator
+from itertools import chain
 from pathlib import Path
-from typing import BinaryIO, NamedTuple, TextIO
+from typing import Any, BinaryIO, NamedTuple, TextIO
 
+import numpy as np
 import pyarrow as pa
+import pyarrow.csv
 
 from pabee_fast.errors import InputError
 from pabee_fast.tables.bytes import UTF8, open_bytes
@@ -24,17 +27,18 @@ from pabee_fast.tables.read import (
     Place,
     Reading,
     Table,
-    as_texts,
-    grouped,
+    joined,
     quoted,
     replace_surrogates,
-    table_format,
 )
+from pabee_fast.tables.records import LINE_SIZE, Dialect, Record, records
+from pabee_fast.tables.remote import File
 
 logger = logging.getLogger(__name__)
 
-# What a str takes beyond its characters: a record of very many short lines must not outgrow ROW_SIZE by it.
-_STR_OVERHEAD = 64
+_NEWLINE, _RETURN, _QUOTE = b'\n\r"'
+_MOST_AT_ONCE, _LEAST_AT_ONCE = 2**20, 2**15
+"""Bytes that are read together: fewer after lines that pyarrow cannot take, so that these cost few others its speed."""
 
 
 class CsvTable(Table):
@@ -45,7 +49,7 @@ class CsvTable(Table):
 
     def __init__(
         self,
-        path: Path,
+        path: File,
         text_columns: tuple[str, ...],
         chunk_rows: int,
         chunk_bytes: int,
@@ -54,12 +58,13 @@ class CsvTable(Table):
         super().__init__(path, text_columns, chunk_rows, chunk_bytes)
         csv.field_size_limit(max(csv.field_size_limit(), ROW_SIZE))
         self._encoding = reading.encoding
-        self._dialect = _Dialect.of(path, reading)
+        self._dialect = Dialect.of(path, reading)
         self._told: set[str] = set()
         with self._bytes(0) as file:
-            self._first = Place(len(codecs.BOM_UTF8) if file.read(len(codecs.BOM_UTF8)) == codecs.BOM_UTF8 else 0)
-        with self._open(self._first) as text:
-            header = next(_records(text, self._dialect, self._first, str(path), tell=self._tell), None)
+            ahead = _Ahead(file, Place())
+            if ahead.look(len(codecs.BOM_UTF8)) == codecs.BOM_UTF8:
+                ahead.pass_to(Place(len(codecs.BOM_UTF8)))
+            header = next(self._records(ahead), None)
         if header is None:
             raise InputError(
                 f"{path} is empty; its first line must name the columns, {quoted(text_columns)} among them"
@@ -77,31 +82,80 @@ class CsvTable(Table):
         self._first = header.end
 
     def chunks(self, start: Place) -> Iterator[Chunk]:
-        width = len(self.schema)
-        texts_at = [self.schema.names.index(name) for name in self.text_columns]
-        end = start = max(start, self._first)
-        with self._open(start) as file:
-            records = _records(file, self._dialect, start, str(self.path), width, self._tell)
-            for run in grouped(records, self.chunk_rows, self.chunk_bytes):
-                columns: list[list[str | None]] = [[] for _ in range(width)]
-                errors: list[str | None] = []
-                lines: list[int] = []
-                for record in run:
-                    end = record.end
-                    errors.append(None if len(record.fields) == width else self._fit(record))
-                    lines.append(record.line)
-                    for column, value in zip(columns, record.fields, strict=True):
-                        column.append(value)
-                arrays = [self._array(column, lines, errors) for column in columns]
-                batch = pa.RecordBatch.from_arrays(arrays, schema=self.schema)
-                yield self._chunk(batch, [as_texts(arrays[index]) for index in texts_at], errors, end)
+        for run in _cut(self._runs(max(start, self._first)), self.chunk_rows, self.chunk_bytes):
+            yield self._chunk(run.batch, run.errors, run.end)
 
     def _bytes(self, at: int) -> BinaryIO:
         return open_bytes(self.path, at, self._encoding)
 
-    def _open(self, start: Place) -> TextIO:
-        # Bytes that are not UTF-8 become surrogates, which no valid file holds: so they can be told afterwards.
-        return io.TextIOWrapper(self._bytes(start.at), UTF8, errors="surrogateescape", newline="")
+    def _runs(self, place: Place) -> Iterator["_Run"]:
+        """Yield the records from a place on, as many together as can be read together."""
+        size, hard = _MOST_AT_ONCE, _LEAST_AT_ONCE // 16
+        with self._bytes(place.at) as file:
+            ahead = _Ahead(file, place)
+            while data := ahead.look(size):
+                before = ahead.place.at
+                run = self._together(ahead, data, is_last=len(data) < size)
+                if run is not None:
+                    gained = ahead.place.at - before
+                    size = min(max(2 * gained, _LEAST_AT_ONCE), _MOST_AT_ONCE)
+                    hard = _LEAST_AT_ONCE // 16 if gained >= hard else hard
+                    yield run
+                elif size > _LEAST_AT_ONCE:
+                    size = max(size // 4, _LEAST_AT_ONCE)
+                else:
+                    yield self._one_by_one(ahead, hard)
+                    hard = min(hard * 2, _MOST_AT_ONCE)  # where much is broken, trying costs more than it saves
+
+    def _together(self, ahead: "_Ahead", data: bytes, *, is_last: bool) -> "_Run | None":
+        """Read records by pyarrow, and pass them; None where it may read them otherwise than the csv module does."""
+        found = _Outline.of(data, self._dialect, is_last=is_last)
+        if found is None:
+            return None
+        try:
+            table = pyarrow.csv.open_csv(
+                pa.BufferReader(pa.py_buffer(data).slice(0, found.size)),
+                pyarrow.csv.ReadOptions(use_threads=False, block_size=found.size, column_names=self.schema.names),
+                pyarrow.csv.ParseOptions(
+                    delimiter=self._dialect.delimiter,
+                    quote_char='"' if found.has_quotes else False,
+                    newlines_in_values=found.has_quotes,
+                ),
+                pyarrow.csv.ConvertOptions(column_types=self.schema),
+            ).read_all()
+        except pa.ArrowInvalid:  # bytes that are not UTF-8, or a record that has not a field for each column
+            return None
+        if table.num_rows != len(found.ends):
+            return None
+        at, number = ahead.place
+        ahead.pass_to(Place(at + found.size, number + found.lines))
+        return _Run(joined(table), [None] * table.num_rows, found.sizes, found.ends + at, found.numbers + number)
+
+    def _one_by_one(self, ahead: "_Ahead", size: int) -> "_Run":
+        """Read records by the csv module until they take so many bytes, and pass them."""
+        columns: list[list[str | None]] = [[] for _ in self.schema]
+        errors: list[str | None] = []
+        lines: list[int] = []
+        told: list[int] = []  # flat: the garbage collector looks at every tuple
+        width, stop = len(columns), ahead.place.at + size
+        for record in self._records(ahead, width):
+            record_size, line, end, fields, _ = record
+            errors.append(None if len(fields) == width else self._fit(record))
+            lines.append(line)
+            told += (record_size, *end)
+            for column, value in zip(columns, fields, strict=True):
+                column.append(value)
+            if end.at >= stop:
+                ahead.pass_to(end)
+                break
+        else:
+            ahead.pass_to(None)
+        arrays = [self._array(column, lines, errors) for column in columns]
+        sizes, ends, numbers = np.array(told, np.int64).reshape(-1, 3).T
+        return _Run(pa.RecordBatch.from_arrays(arrays, schema=self.schema), errors, sizes, ends, numbers)
+
+    def _records(self, ahead: "_Ahead", width: int | None = None) -> Iterator[Record]:
+        return records(ahead.lines(), self._dialect, ahead.place, str(self.path), width, self._tell)
 
     def _tell(self, line: int, what: str) -> None:
         """Warn of what was made of a line's quotes, once for the file."""
@@ -121,7 +175,7 @@ class CsvTable(Table):
                     errors[row] = errors[row] or wrong
             return pa.array(column, pa.string())
 
-    def _fit(self, record: "_Record") -> str:
+    def _fit(self, record: Record) -> str:
         """Bring a record to one field per column; what was wrong with it."""
         fields, width = record.fields, len(self.schema)
         found, extra = len(fields), fields[width:]
@@ -132,168 +186,166 @@ class CsvTable(Table):
         return f"line {record.line} has {found} fields where the header has {width}{beyond}"
 
 
+class _Ahead(io.RawIOBase):
+    """A file's bytes that can be looked at, and read as lines, before they are passed."""
+
+    def __init__(self, file: BinaryIO, place: Place) -> None:
+        self.place = place
+        self._file, self._held, self._given = file, bytearray(), 0
+
+    def look(self, size: int) -> bytes:
+        """Return the next bytes; fewer only where the file ends."""
+        self._hold(size)
+        return bytes(self._held[:size])
+
+    def _hold(self, size: int) -> None:
+        while len(self._held) < size and (more := self._file.read(size - len(self._held))):
+            self._held += more
+
+    def pass_to(self, place: Place | None) -> None:
+        """Go on from a place; None: from the end of all that was looked at."""
+        del self._held[: None if place is None else place.at - self.place.at]
+        self.place = place or self.place
+
+    def lines(self) -> TextIO:
+        """Return what is not passed as text, line ends as they are. Of several, only the last one may be read."""
+        self._given = 0
+        # Bytes that are not UTF-8 become surrogates, which no valid file holds: so they can be told afterwards.
+        return io.TextIOWrapper(self, UTF8, errors="surrogateescape", newline="")  # type: ignore[type-var]
+
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, buffer: Any) -> int:
+        end = self._given + len(buffer)
+        self._hold(end)
+        data = self._held[self._given : end]
+        buffer[: len(data)] = data
+        self._given += len(data)
+        return len(data)
+
+    def close(self) -> None:
+        """Stay open when a reader of lines is given up, which would close it."""
+
+
+class _Run(NamedTuple):
+    """Consecutive records: their columns, what is wrong with each, its size, and the bytes and lines up to its end."""
+
+    batch: pa.RecordBatch
+    errors: list[str | None]
+    sizes: np.ndarray
+    ends: np.ndarray
+    numbers: np.ndarray
+
+    @property
+    def end(self) -> Place:
+        return Place(int(self.ends[-1]), int(self.numbers[-1]))
+
+    def rows(self, first: int, last: int) -> "_Run":
+        batch, errors, *others = self
+        return _Run(batch.slice(first, last - first), errors[first:last], *(column[first:last] for column in others))
+
+
+def _cut(runs: Iterator[_Run], most_rows: int, most_size: int) -> Iterator[_Run]:
+    """Cut and join runs to ones of at most so many records, whose sizes sum to at most so much; a larger one is alone.
+
+    How many records a run gets depends only on those from its first on, so that reading can begin at any run.
+    """
+    pieces: list[_Run] = []
+    rows = size = 0
+    for run in runs:
+        first = 0
+        while first < len(run.errors):
+            sizes = np.cumsum(run.sizes[first : first + most_rows - rows])
+            fit = int(np.searchsorted(sizes, most_size - size, "right")) or int(not rows)
+            if fit:
+                pieces.append(run.rows(first, first + fit))
+                first, rows, size = first + fit, rows + fit, size + int(sizes[fit - 1])
+            if first < len(run.errors):
+                yield _joined(pieces)
+                pieces, rows, size = [], 0, 0
+    if pieces:
+        yield _joined(pieces)
+
+
+def _joined(runs: list[_Run]) -> _Run:
+    batches, errors, *others = zip(*runs, strict=True)
+    batch = joined(pa.Table.from_batches(batches))
+    return _Run(batch, list(chain.from_iterable(errors)), *map(np.concatenate, others))
+
+
+class _Outline(NamedTuple):
+    """Whole records at the beginning of some bytes, which pyarrow reads as the csv module does, where they are UTF-8.
+
+    size        the bytes that they take
+    lines       the lines that they take
+    has_quotes  whether quotes mean anything
+    sizes       of each that is not blank
+    ends        where each ends
+    numbers     the lines up to each's end
+    """
+
+    size: int
+    lines: int
+    has_quotes: bool
+    sizes: np.ndarray
+    ends: np.ndarray
+    numbers: np.ndarray
+
+    @classmethod
+    def of(cls, data: bytes, dialect: Dialect, *, is_last: bool) -> "_Outline | None":
+        """Find the records; None where there may be none that both read alike.
+
+        They do where each quote opens a cell, closes it or is doubled in one, or where none stands at a cell's start,
+        so that all are characters. In a lenient dialect, a cell over several lines is the csv module's.
+
+        Args:
+            is_last: whether the file ends where the bytes do.
+        """
+        delimiter = dialect.delimiter.encode()
+        if len(delimiter) > 1 or delimiter == b"\0" or data.startswith(codecs.BOM_UTF8):
+            return None
+        if data.count(b"\r") != data.count(b"\r\n"):
+            return None
+        codes = np.frombuffer(data, np.uint8)
+        ends = np.flatnonzero(codes == _NEWLINE) + 1
+        if is_last and not data.endswith(b"\n"):
+            ends = np.append(ends, len(data))
+        numbers = np.arange(1, len(ends) + 1)
+
+        # Every other quote closes a cell; which a line's end is in one, so many quotes before it tell.
+        quotes = np.flatnonzero(codes == _QUOTE) if dialect.has_quotes else ends[:0]
+        padded = np.concatenate(([_NEWLINE], codes, [_NEWLINE]))
+        before, after = padded[quotes], padded[quotes + 2]
+        opens = (before == _NEWLINE) | (before == delimiter[0])
+        has_quotes = bool(opens.any())
+        if has_quotes:
+            is_whole = np.searchsorted(quotes, ends) % 2 == 0
+            if dialect.is_lenient and not is_whole.all():
+                return None
+            ends, numbers = ends[is_whole], numbers[is_whole]
+        if not len(ends):
+            return None
+        size, lines = int(ends[-1]), int(numbers[-1])
+        if size + LINE_SIZE * lines > ROW_SIZE:
+            return None
+        if has_quotes:
+            known = np.searchsorted(quotes, size)
+            quotes, opens, after = quotes[:known], opens[:known], after[:known]
+            closes = (after == delimiter[0]) | (after == _NEWLINE) | (after == _RETURN)
+            is_doubled = quotes[1:-1:2] + 1 == quotes[2::2]
+            opens[2::2] |= is_doubled
+            closes[1:-1:2] |= is_doubled
+            if not (opens[::2].all() and closes[1::2].all()):
+                return None
+
+        starts = np.concatenate(([0], ends[:-1]))
+        is_row = (codes[starts] != _NEWLINE) & (codes[starts] != _RETURN)
+        sizes = ends - starts + LINE_SIZE * np.diff(numbers, prepend=0)
+        return cls(size, lines, has_quotes, sizes[is_row], ends[is_row], numbers[is_row])
+
+
 def header_bytes(path: Path) -> int:
     """Return how many bytes the first record takes of a csv or tsv file that `tables_write` made."""
     with path.open(encoding=UTF8, newline="") as file:
-        return next(_records(file, _Dialect.of(path, Reading(quoting="minimal")), Place(), str(path))).end.at
-
-
-class _Dialect(NamedTuple):
-    """What stands between fields; whether quotes mean anything; and whether those that do not close are characters."""
-
-    delimiter: str
-    has_quotes: bool
-    is_lenient: bool
-
-    @classmethod
-    def of(cls, path: Path, reading: Reading) -> "_Dialect":
-        is_tsv = table_format(path) == "tsv"
-        delimiter = reading.delimiter or ("\t" if is_tsv else ",")
-        return cls(delimiter, reading.quoting != "none", is_tsv and reading.quoting == "auto")
-
-    def split(self, line: str) -> list[str]:
-        """Return a line's fields where quotes are characters as any other."""
-        return line.rstrip("\r\n").split(self.delimiter)
-
-    def is_cell(self, lines: list[str], fields: list[str], width: int) -> bool:
-        """Whether a record over several lines has lines within its cells, rather than being rows with stray quotes.
-
-        Rows are what each have as many fields as there are columns. But where every field is in quotes, as
-        `tables_write` puts them around lines, a program has written them.
-        """
-        if len(fields) != width:
-            return False
-        if any(len(self.split(line)) != width for line in lines):
-            return True
-        return width > 1 and "".join(lines).rstrip("\r\n") == all_quoted(fields, self.delimiter)
-
-
-def all_quoted(fields: Sequence[str | None], delimiter: str) -> str:
-    """Return a record, without its end, whose fields are all in quotes."""
-    return delimiter.join(f'"{(field or "").replace(chr(34), chr(34) * 2)}"' for field in fields)
-
-
-_ONE_CELL = "a cell in quotes spans several lines; if the quotes are part of the texts, give --quoting none"
-_ROWS = (
-    "a quote that is closed on a later line is read as a character, since the lines look like rows; if they are one "
-    "cell, give --quoting minimal"
-)
-_CHARACTER = (
-    "a quote that does not close a cell is read as a character; if quotes around whole texts are part of them too, "
-    "give --quoting none"
-)
-
-
-class _Record(NamedTuple):
-    """One csv record: its size, the line it begins on, where it ends, and its fields, none where it has an error."""
-
-    size: int
-    line: int
-    end: Place
-    fields: list[str | None]
-    error: str | None
-
-
-class _Lines:
-    """A file's lines for `csv.reader`, which can be given back after a record that did not parse."""
-
-    def __init__(self, file: TextIO, name: str, start: Place) -> None:
-        self._file, self._name = file, name
-        self._again: deque[str] = deque()
-        self._record: list[str] = []
-        self._size = 0
-        self.passed = start
-
-    def __iter__(self) -> Iterator[str]:
-        return self
-
-    def __next__(self) -> str:
-        line = self._again.popleft() if self._again else self._file.readline(ROW_SIZE)
-        if not line:
-            raise StopIteration
-        self._record.append(line)
-        self._size += len(line) + _STR_OVERHEAD
-        if self._size > ROW_SIZE:
-            if len(self._record) == 1:
-                raise InputError(
-                    f"{self._name}: line {self.passed.lines + 1} is longer than {ROW_SIZE} bytes; split it"
-                )
-            raise csv.Error("a quote is not closed")
-        return line
-
-    @property
-    def record(self) -> list[str]:
-        """The lines since the last record."""
-        return self._record
-
-    def settle(self) -> int:
-        """Count the record's lines as passed; their size."""
-        size = self._size
-        at, lines = self.passed
-        self.passed = Place(at + sum(map(_bytes, self._record)), lines + len(self._record))
-        self._record.clear()
-        self._size = 0
-        return size
-
-    def give_back(self) -> str:
-        """Keep only the first line of the record, and return it; the others will be read again."""
-        self._again.extendleft(reversed(self._record[1:]))
-        del self._record[1:]
-        self._size = len(self._record[0]) + _STR_OVERHEAD
-        return self._record[0]
-
-
-def _bytes(line: str) -> int:
-    """How many bytes of the file a line was read from."""
-    return len(line) if line.isascii() else len(line.encode("utf-8", "surrogateescape"))
-
-
-def _records(
-    file: TextIO,
-    dialect: _Dialect,
-    start: Place,
-    name: str,
-    width: int | None = None,
-    tell: Callable[[int, str], None] = lambda line, what: None,
-) -> Iterator[_Record]:
-    """The records of a csv file that was opened at `start`; `name` is its in messages.
-
-    One that does not parse gives only its first line to the error, or to be read without quotes where the dialect is
-    lenient. So a stray quote costs the row it is in, and not all rows up to the next quote; a line that is given back
-    is read a second time at most once per quote.
-
-    Args:
-        width: how many columns there are; None: as many as the first record has fields.
-        tell: told the line, and what was made of its quotes.
-    """
-    lines = _Lines(file, name, start)
-    reader = csv.reader(
-        lines,
-        delimiter=dialect.delimiter,
-        quoting=csv.QUOTE_MINIMAL if dialect.has_quotes else csv.QUOTE_NONE,
-        strict=True,
-    )
-    while True:
-        line = lines.passed.lines + 1
-        error = None
-        try:
-            fields = next(reader, None)
-        except csv.Error as failure:
-            first = lines.give_back()
-            if dialect.is_lenient:
-                fields = dialect.split(first)
-                tell(line, _CHARACTER)
-            else:
-                fields, error = [], f"line {line} is not valid csv: {failure}"
-        else:
-            if fields is None:
-                return
-            if dialect.is_lenient and len(lines.record) > 1:
-                if dialect.is_cell(lines.record, fields, width or len(fields)):
-                    tell(line, _ONE_CELL)
-                else:
-                    fields = dialect.split(lines.give_back())
-                    tell(line, _ROWS)
-        size = lines.settle()
-        if fields or error:
-            yield _Record(size, line, lines.passed, [*fields], error)
+        return next(records(file, Dialect.of(path, Reading(quoting="minimal")), Place(), str(path))).end.at

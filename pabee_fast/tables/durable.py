@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import BinaryIO
 
 from pabee_fast.errors import InputError
+from pabee_fast.tables.remote import refuse_url
 
 _TEMPORARY = ".pabee-fast-{}.tmp"
 _IS_TEMPORARY = re.compile(r"\.pabee-fast-[0-9a-f]{16}\.tmp")
@@ -26,6 +27,7 @@ def reached(point: str) -> None:
 def check_writable(place: Path) -> None:
     """Raises InputError where a file or directory could not be made at `place`, or could not be replaced: said before
     the work rather than after it."""
+    refuse_url(place)
     there = next(parent for parent in (place, *place.absolute().parents) if parent.exists())
     if there.is_file() and there != place:
         raise InputError(f"{place} cannot be written: {there} is a file")

@@ -9,7 +9,6 @@ import json
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from itertools import chain
-from pathlib import Path
 from types import NoneType
 from typing import Any, NamedTuple
 
@@ -17,7 +16,8 @@ import pyarrow as pa
 
 from pabee_fast.errors import InputError
 from pabee_fast.tables.bytes import open_bytes
-from pabee_fast.tables.read import ROW_SIZE, Chunk, Place, Table, as_texts, grouped, replace_surrogates
+from pabee_fast.tables.read import ROW_SIZE, Chunk, Place, Table, grouped, replace_surrogates
+from pabee_fast.tables.remote import File
 
 # Bounds on what is remembered of a file's keys, so that data used as keys cannot fill the memory.
 _MOST_COLUMNS = 4096
@@ -55,7 +55,7 @@ class JsonScan:
     first_error: str | None = None
 
 
-def scan_json(paths: Sequence[Path], text_columns: Sequence[str], chunk_rows: int, chunk_bytes: int) -> JsonScan:
+def scan_json(paths: Sequence[File], text_columns: Sequence[str], chunk_rows: int, chunk_bytes: int) -> JsonScan:
     """Reads the files once, chunk by chunk.
 
     Raises:
@@ -88,7 +88,7 @@ class JsonTable(Table):
 
     def __init__(
         self,
-        path: Path,
+        path: File,
         text_columns: tuple[str, ...],
         chunk_rows: int,
         chunk_bytes: int,
@@ -124,10 +124,8 @@ class JsonTable(Table):
                 for row_index, value in enumerate(columns[name]):
                     if type(value) is not str and errors[row_index] is None:
                         errors[row_index] = not_text(name, value)
-            arrays = {name: self._array(name, values) for name, values in columns.items()}
-            batch = pa.RecordBatch.from_arrays(list(arrays.values()), schema=self.schema)
-            texts = [as_texts(arrays[name]) for name in self.text_columns]
-            yield self._chunk(batch, texts, errors, end, lines)
+            arrays = [self._array(name, values) for name, values in columns.items()]
+            yield self._chunk(pa.RecordBatch.from_arrays(arrays, schema=self.schema), errors, end, lines)
 
     def _array(self, name: str, values: list[Any]) -> pa.Array:
         kind = self.types[name]
@@ -154,7 +152,7 @@ class _Row(NamedTuple):
     error: str | None
 
 
-def _rows(path: Path, start: Place) -> Iterator[_Row]:
+def _rows(path: File, start: Place) -> Iterator[_Row]:
     with open_bytes(path, start.at) as file:
         at, number = start
         while raw := file.readline(ROW_SIZE):

@@ -22,6 +22,7 @@ from pabee_fast.tables.csv import CsvTable
 from pabee_fast.tables.jsonl import JsonTable
 from pabee_fast.tables.parquet import ArrowTable, ParquetTable
 from pabee_fast.tables.read import USUAL, Chunk, Reading, Table, table_format
+from pabee_fast.tables.remote import File, Remote, named
 from pabee_fast.tables.write import TableWriter, check_names, check_output, write_table
 
 __all__ = [
@@ -49,14 +50,14 @@ CHUNK_BYTES = 32 * 2**20
 
 
 def open_table(
-    path: str | os.PathLike[str],
+    path: str | os.PathLike[str] | Remote,
     text_columns: Sequence[str],
     *,
     chunk_rows: int = CHUNK_ROWS,
     chunk_bytes: int = CHUNK_BYTES,
     reading: Reading = USUAL,
 ) -> Table:
-    """Open a table for reading; its suffix names the format.
+    """Open a table for reading, at a path or a URL that fsspec knows; its suffix names the format.
 
     csv, tsv: every column is read as strings, so that nothing is reinterpreted: "NA", "null" and "007" stay as written
     and an empty field is an empty text. Quoting follows RFC 4180 (a field in double quotes may hold delimiters, line
@@ -79,7 +80,7 @@ def open_table(
 
     text_columns  one name, or two for pairs
     chunk_rows    most rows in a chunk
-    chunk_bytes   most bytes in a chunk, unless one row is larger (csv counts characters; parquet, what it decodes to)
+    chunk_bytes   most bytes in a chunk, unless one row is larger (of parquet, what it decodes to)
     reading       how csv and tsv are read; of other formats it must be the usual
 
     Raises InputError for an unknown suffix, a file that cannot be read, a missing text column, columns of one name.
@@ -88,13 +89,13 @@ def open_table(
         raise InputError(f"text_columns must be a list of one or two column names, not {text_columns!r}")
     if chunk_rows < 1 or chunk_bytes < 1:
         raise InputError(f"chunk_rows and chunk_bytes must be at least 1, not {chunk_rows} and {chunk_bytes}")
-    path = Path(path)
+    path = path if isinstance(path, Remote) else named(os.fspath(path))
     kind = check_file(path, reading)
     given = (path, tuple(text_columns), chunk_rows, chunk_bytes)
     return CsvTable(*given, reading) if kind in TEXT_FORMATS else _TABLES[kind](*given)
 
 
-def check_file(path: Path, reading: Reading = USUAL) -> str:
+def check_file(path: File, reading: Reading = USUAL) -> str:
     """Return the format of a file to read.
 
     Raises InputError where it is no file, cannot be read, is of no known format, or not of one that `reading` is about.
@@ -105,7 +106,7 @@ def check_file(path: Path, reading: Reading = USUAL) -> str:
     if kind not in TEXT_FORMATS and (given := reading.settings()):
         told = ", ".join(f"{name}={value}" for name, value in given.items())
         raise InputError(f"{told}: for csv and tsv, and {path} is {kind}; leave it out")
-    if path.exists() and not path.is_file():
+    if isinstance(path, Path) and path.exists() and not path.is_file():
         raise InputError(f"{path} is not a regular file; give a table file")
     try:
         with open_bytes(path) as file:

@@ -13,7 +13,8 @@ import pyarrow.parquet as pq
 
 from pabee_fast.errors import InputError
 from pabee_fast.tables.bytes import READ_BUFFER, open_file
-from pabee_fast.tables.read import Chunk, Place, Table, as_texts, is_text, table_format
+from pabee_fast.tables.read import Chunk, Place, Table, as_texts, is_text, joined, table_format
+from pabee_fast.tables.remote import File
 
 # What pyarrow raises of a damaged file; names that are not UTF-8 and numbers beyond all bounds are Python's own errors.
 _DAMAGE = (pa.ArrowException, OSError, UnicodeDecodeError, OverflowError)
@@ -29,8 +30,9 @@ class BatchTable(Table):
                 at += batch.num_rows
                 errors: list[str | None] = [None] * batch.num_rows
                 batch = _repaired(batch, errors)
-                columns = [_texts(name, batch.column(name), errors) for name in self.text_columns]
-                yield self._chunk(batch, columns, errors, Place(at))
+                for name in self.text_columns:
+                    _note_missing(name, batch.column(name), errors)
+                yield self._chunk(batch, errors, Place(at))
 
     def _most_rows(self) -> int:
         return self.chunk_rows
@@ -56,7 +58,7 @@ class BatchTable(Table):
 class ParquetTable(BatchTable):
     """A parquet file, decoded a few rows at a time; of the row groups before the first row only the sizes are read."""
 
-    def __init__(self, path: Path, text_columns: tuple[str, ...], chunk_rows: int, chunk_bytes: int) -> None:
+    def __init__(self, path: File, text_columns: tuple[str, ...], chunk_rows: int, chunk_bytes: int) -> None:
         super().__init__(path, text_columns, chunk_rows, chunk_bytes)
         with self._damage_told(), self._open() as file:
             self.schema = file.schema_arrow
@@ -88,14 +90,17 @@ class ParquetTable(BatchTable):
 class ArrowTable(BatchTable):
     """An Arrow IPC file or stream, a batch at a time."""
 
-    def __init__(self, path: Path, text_columns: tuple[str, ...], chunk_rows: int, chunk_bytes: int) -> None:
+    def __init__(self, path: File, text_columns: tuple[str, ...], chunk_rows: int, chunk_bytes: int) -> None:
         super().__init__(path, text_columns, chunk_rows, chunk_bytes)
-        # Mapped into memory, so that counting the rows does not read them.
-        with self._damage_told(), pa.memory_map(os.fsencode(path)) as source:
+        # Mapped into memory, so that counting the rows does not read them; of a remote file, they are not counted.
+        with self._damage_told(), self._mapped() as source:
             reader = _ipc_reader(source)
             self.schema = reader.schema
-            self.rows = sum(batch.num_rows for batch in _ipc_batches(reader))
+            self.rows = sum(batch.num_rows for batch in _ipc_batches(reader)) if isinstance(path, Path) else None
             self._require_columns()
+
+    def _mapped(self) -> pa.NativeFile:
+        return pa.memory_map(os.fsencode(self.path)) if isinstance(self.path, Path) else open_file(self.path)
 
     def _batches(self, first: int) -> Iterator[pa.RecordBatch]:
         with open_file(self.path) as source:  # a mapped file that is cut meanwhile would end the process
@@ -150,18 +155,13 @@ def _first(
     waiting: list[pa.RecordBatch], most_rows: int, most_bytes: int
 ) -> tuple[pa.RecordBatch, list[pa.RecordBatch]]:
     """The next batch of `_cut`, and what is left."""
-    joined = waiting[0] if waiting[0].num_rows >= most_rows else _joined(waiting)
-    rest = waiting[1:] if joined is waiting[0] else []
-    rows = min(most_rows, joined.num_rows)
-    while rows > 1 and sum(map(_size, joined.slice(0, rows).columns)) > most_bytes:
+    whole = waiting[0] if waiting[0].num_rows >= most_rows else joined(pa.Table.from_batches(waiting))
+    rest = waiting[1:] if whole is waiting[0] else []
+    rows = min(most_rows, whole.num_rows)
+    while rows > 1 and sum(map(_size, whole.slice(0, rows).columns)) > most_bytes:
         rows //= 2
-    left = joined.slice(rows)
-    return joined.slice(0, rows), [left, *rest] if left.num_rows else rest
-
-
-def _joined(batches: list[pa.RecordBatch]) -> pa.RecordBatch:
-    (batch,) = pa.Table.from_batches(batches).combine_chunks().to_batches()
-    return batch
+    left = whole.slice(rows)
+    return whole.slice(0, rows), [left, *rest] if left.num_rows else rest
 
 
 def _size(column: pa.Array) -> int:
@@ -230,12 +230,11 @@ def _decoded(value: pa.Scalar) -> str:
     return str(text.as_buffer().to_pybytes(), "utf-8", "replace")
 
 
-def _texts(name: str, column: pa.Array, errors: list[str | None]) -> pa.Array:
-    """The column's texts, with a note in `errors` for every row that has none."""
+def _note_missing(name: str, column: pa.Array, errors: list[str | None]) -> None:
+    """Note in `errors` every row that has no text in the column."""
     texts, reason = as_texts(column), f"column {name!r} is null"
     if not is_text(column.type) and not pa.types.is_null(column.type):
         reason = f"column {name!r} is of type {column.type}, not text; convert it to strings"
     if texts.null_count:
         for row in np.flatnonzero(texts.is_null().to_numpy(zero_copy_only=False)).tolist():
             errors[row] = errors[row] or reason
-    return texts

@@ -8,15 +8,16 @@ import os
 import re
 from abc import ABC, abstractmethod
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import NamedTuple, Protocol, TypeVar
+from typing import Any, NamedTuple, Protocol, TypeVar
 
 import pyarrow as pa
 
 from pabee_fast.errors import InputError
 from pabee_fast.tables.bytes import UTF8, check_encoding, compression
+from pabee_fast.tables.remote import File, Remote
 
 FORMATS = {
     ".csv": "csv",
@@ -134,7 +135,7 @@ class Table(ABC):
     untyped: frozenset[str] = frozenset()
     mixed: frozenset[str] = frozenset()
 
-    def __init__(self, path: Path, text_columns: tuple[str, ...], chunk_rows: int, chunk_bytes: int) -> None:
+    def __init__(self, path: File, text_columns: tuple[str, ...], chunk_rows: int, chunk_bytes: int) -> None:
         self.path = path
         self.opened = _state(path)
         self.text_columns = text_columns
@@ -157,6 +158,8 @@ class Table(ABC):
 
     def check_read(self, rows: int) -> None:
         """Raise InputError unless the file that was read is the one that was opened, and had so many rows then."""
+        if isinstance(self.path, Remote):
+            self.path.fs.invalidate_cache()
         if (now := _state(self.path)) != self.opened:
             told = "is gone" if now is None else "was written or replaced"
             raise InputError(f"{self.path} {told} while it was read; run again when nothing changes it")
@@ -179,17 +182,19 @@ class Table(ABC):
     def _chunk(
         self,
         batch: pa.RecordBatch,
-        columns: Sequence[pa.Array],
         errors: list[str | None],
         end: Place,
         lines: list[str | None] | None = None,
     ) -> Chunk:
+        columns = tuple(as_texts(batch.column(name)) for name in self.text_columns)
         refused = {row: error for row, error in enumerate(errors) if error is not None}
-        return Chunk(batch, tuple(columns), refused, end, lines)
+        return Chunk(batch, columns, refused, end, lines)
 
 
-def _state(path: Path) -> tuple[int, ...] | None:
+def _state(path: File) -> tuple[Any, ...] | None:
     """Return what changes with a file's content, as far as can be told without reading it."""
+    if isinstance(path, Remote):
+        return path.state()
     try:
         found = path.stat()
     except OSError:
@@ -197,10 +202,10 @@ def _state(path: Path) -> tuple[int, ...] | None:
     return found.st_size, found.st_mtime_ns, found.st_ino, found.st_dev
 
 
-def table_format(path: str | os.PathLike[str]) -> str:
+def table_format(path: str | os.PathLike[str] | File) -> str:
     """The format a path's suffix names, that of a compression left aside; raises InputError for any other suffix."""
-    path = Path(path)
-    suffix = path.with_suffix("").suffix if compression(path) else path.suffix
+    name = Path(str(path))
+    suffix = name.with_suffix("").suffix if compression(name) else name.suffix
     if suffix.lower() not in FORMATS:
         names = ", ".join(FORMATS)
         raise InputError(f"{path}: {suffix or 'no suffix'} names no table format; use one of {names}")
@@ -246,6 +251,12 @@ def as_texts(column: pa.Array) -> pa.Array:
         return pa.nulls(len(column), pa.large_string())
     decoded = column.dictionary_decode() if pa.types.is_dictionary(column.type) else column
     return decoded.cast(pa.large_string())
+
+
+def joined(table: pa.Table) -> pa.RecordBatch:
+    """Return a table as one batch."""
+    batches = table.combine_chunks().to_batches()
+    return batches[0] if batches else pa.RecordBatch.from_pylist([], table.schema)
 
 
 def replace_surrogates(text: str) -> str:

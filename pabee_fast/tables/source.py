@@ -8,6 +8,7 @@ import hashlib
 import os
 from collections.abc import Generator, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import takewhile
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,7 @@ from pabee_fast.tables.folders import InFolders
 from pabee_fast.tables.jsonl import JsonTable, scan_json
 from pabee_fast.tables.open import CHUNK_BYTES, CHUNK_ROWS, check_file, open_table
 from pabee_fast.tables.read import USUAL, Chunk, Place, Reading, Table
+from pabee_fast.tables.remote import File, Remote
 
 _SAMPLE = 64 * 2**10
 
@@ -58,7 +60,7 @@ class Source:
 
     def __init__(
         self,
-        paths: Sequence[Path] | Found,
+        paths: Sequence[File] | Found,
         text_columns: Sequence[str],
         scan: Any = None,
         reading: Reading = USUAL,
@@ -81,9 +83,7 @@ class Source:
                     f"{table.path} has the columns {_told(table.schema)}, and {self.tables[0].path} has "
                     f"{_told(self.schema)}: files that are read as one table must have the same"
                 )
-        whole = [path.absolute() for path in self.paths]
-        parent = os.path.commonpath([path.parent for path in whole])
-        self.names = [Path(os.path.relpath(path, parent)).as_posix() for path in whole]
+        self.names = _names(self.paths)
 
     @property
     def folder_columns(self) -> list[str]:
@@ -105,17 +105,9 @@ class Source:
         return {"columns": columns, "rows": [table.rows for table in self.tables]}
 
     def identity(self, directory: Path) -> list[dict[str, Any]]:
-        """What tells these inputs from others: paths relative to `directory`, sizes, a hash of three samples, and when
-        they were last written, since samples do not see all of a large file."""
-        return [
-            {
-                "path": Path(os.path.relpath(path.resolve(), directory.resolve())).as_posix(),
-                "size": path.stat().st_size,
-                "sample": _sample(path),
-                "modified": path.stat().st_mtime_ns,
-            }
-            for path in self.paths
-        ]
+        """What tells these inputs from others: what `outwardly` says, and a hash of samples, since the time of writing
+        may stay the same, and samples do not see all of a large file."""
+        return [{**outwardly(path, directory), "sample": _sample(path)} for path in self.paths]
 
     def parts(self, part_rows: int, part_bytes: int, done: Mapping[int, Part]) -> Parts:
         """The parts that are not done yet, each with its rows, in order.
@@ -147,7 +139,7 @@ class Source:
             table.check_read(row)
 
 
-def _open_json(paths: Sequence[Path], text_columns: Sequence[str], scan: Any) -> list[Table]:
+def _open_json(paths: Sequence[File], text_columns: Sequence[str], scan: Any) -> list[Table]:
     """JSON Lines files whose columns are those of all of them together."""
     if len(paths) == 1 and scan is None:
         return [open_table(paths[0], text_columns)]
@@ -164,14 +156,35 @@ def _open_json(paths: Sequence[Path], text_columns: Sequence[str], scan: Any) ->
     ]
 
 
-def _sample(path: Path) -> str:
-    """A hash over a file's beginning, middle and end."""
-    size, digest = path.stat().st_size, hashlib.sha256()
+def outwardly(path: File, directory: Path) -> dict[str, Any]:
+    """Return what tells a file from others without reading it, as JSON: its path relative to a directory, or its URL;
+    its size; when it was written, in nanoseconds, or the version that a remote file system tells, None where it
+    tells none."""
+    if isinstance(path, Remote):
+        size, version = path.state() or (None, "")
+        return {"path": str(path), "size": size, "modified": version or None}
+    found = path.stat()
+    relative = Path(os.path.relpath(path.resolve(), directory.resolve())).as_posix()
+    return {"path": relative, "size": found.st_size, "modified": found.st_mtime_ns}
+
+
+def _sample(path: File) -> str:
+    """A hash over a file's beginning, middle and end; of a remote one over its beginning, beside its version."""
+    digest = hashlib.sha256()
+    size = None if isinstance(path, Remote) else path.stat().st_size
     with path.open("rb") as file:
-        for start in (0, size // 2, max(size - _SAMPLE, 0)):
+        for start in (0,) if size is None else (0, size // 2, max(size - _SAMPLE, 0)):
             file.seek(start)
             digest.update(file.read(_SAMPLE))
     return digest.hexdigest()
+
+
+def _names(paths: Sequence[File]) -> list[str]:
+    """Return the files' names below the directory that all lie in."""
+    parts = [path.parts if isinstance(path, Remote) else Path(os.path.abspath(path)).parts for path in paths]
+    folders = zip(*(whole[:-1] for whole in parts), strict=False)
+    above = sum(1 for _ in takewhile(lambda names: len(set(names)) == 1, folders))
+    return ["/".join(whole[above:]) for whole in parts]
 
 
 def _told(schema: pa.Schema) -> str:

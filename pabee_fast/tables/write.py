@@ -21,10 +21,12 @@ import pyarrow.parquet as pq
 
 from pabee_fast.errors import InputError
 from pabee_fast.tables.bytes import READ_BUFFER, compression, open_file
-from pabee_fast.tables.csv import all_quoted, header_bytes
+from pabee_fast.tables.csv import header_bytes
 from pabee_fast.tables.durable import durable_file
 from pabee_fast.tables.jsonl import json_text
 from pabee_fast.tables.read import WRITTEN_FORMATS, Chunk, quoted, table_format
+from pabee_fast.tables.records import all_quoted
+from pabee_fast.tables.remote import refuse_url
 
 _GROUP_ROWS = 2**17
 _GROUP_BYTES = 64 * 2**20
@@ -60,6 +62,7 @@ def check_output(
     That is: its suffix names no format, it is `source` (through links, too), it exists and `overwrite` is False, it is
     not a regular file, or its directory does not exist.
     """
+    refuse_url(os.fspath(path))
     output_format(path)
     target = Path(os.path.realpath(path))
     if source is not None:

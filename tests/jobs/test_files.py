@@ -8,6 +8,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import fsspec
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
@@ -242,3 +243,19 @@ def test_examples_whose_table_changes_while_it_is_read_are_refused(
     monkeypatch.setattr(pq.ParquetFile, "iter_batches", touched)
     with pytest.raises(InputError, match="was written or replaced while it was read"):
         read_examples(path, ["text"], "label")
+
+
+@pytest.mark.parametrize("suffix", [".csv", ".jsonl"])
+def test_a_job_on_a_url_goes_on_only_where_the_file_is_the_same(suffix: str, local: Executor, tmp_path: Path) -> None:
+    memory = fsspec.filesystem("memory")
+    content = put(tmp_path / f"in{suffix}", [f"text {row}" for row in range(25)]).read_bytes()
+
+    def run() -> int:
+        job = Job([f"memory://job/in{suffix}"], f"{tmp_path}/out/", Columns(["text"]), JobOptions(part_rows=10))
+        return job.run(local).rows
+
+    memory.pipe_file(f"/job/in{suffix}", content)
+    assert (run(), run()) == (25, 0)
+    memory.pipe_file(f"/job/in{suffix}", content)
+    with pytest.raises(InputError, match=rf"the input memory:///job/in{suffix} has other content"):
+        run()
