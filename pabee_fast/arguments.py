@@ -1,7 +1,9 @@
 """Checks of arguments that several functions take."""
 
 import numbers
+import re
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 from pabee_fast.errors import InputError
@@ -57,3 +59,9 @@ def require_dtype(name: str) -> None:
     """Raise InputError unless it is auto or the name of a precision that layers run in."""
     if name not in ("auto", *DTYPE_NAMES):
         raise InputError(f"dtype={name!r}: give auto, {', '.join(DTYPE_NAMES)}")
+
+
+def require_model(name: str) -> None:
+    """Raise InputError for a model that is no directory here, nor can be on the hub: MODEL or OWNER/MODEL."""
+    if not Path(name).exists() and not re.fullmatch(r"\w[\w.-]*(/\w[\w.-]*)?", name):
+        raise InputError(f"{name} cannot be loaded: there is no such directory")

@@ -5,6 +5,7 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
+from pabee_fast.cli.loading import loading
 from pabee_fast.cli.options import takes
 from pabee_fast.cli.show import progress_bar, quieten_transformers
 from pabee_fast.shown import plain
@@ -14,7 +15,8 @@ from pabee_fast.training.settings import FitSettings
 @takes(FitSettings)
 def fit_command(settings: FitSettings) -> None:
     """Give a fine-tuned classifier exits by texts alone; its backbone and its full-depth answers stay as they are."""
-    from pabee_fast.training.fit_table import fit_table
+    with loading():
+        from pabee_fast.training.fit_table import fit_table
 
     quieten_transformers()
     with progress_bar(Console(stderr=True)) as bar:

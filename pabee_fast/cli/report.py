@@ -1,5 +1,6 @@
 """`pabee-fast report`."""
 
+from pabee_fast.cli.loading import loading
 from pabee_fast.cli.options import takes
 from pabee_fast.cli.show import quieten_transformers
 from pabee_fast.report.settings import ReportSettings
@@ -9,7 +10,8 @@ from pabee_fast.shown import plain
 @takes(ReportSettings)
 def report_command(settings: ReportSettings) -> None:
     """Write one HTML page: what every head, rule and truncated model is worth, what it saves, and how sure that is."""
-    from pabee_fast.report.make import make_report
+    with loading():
+        from pabee_fast.report.make import make_report
 
     quieten_transformers()
     make_report(settings)

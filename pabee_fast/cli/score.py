@@ -6,7 +6,8 @@ from typing import Annotated, Any
 
 import typer
 
-from pabee_fast.arguments import require_between
+from pabee_fast.arguments import require_between, require_model
+from pabee_fast.cli.loading import loading
 from pabee_fast.cli.options import takes
 from pabee_fast.cli.watch import Watch, choose_watch
 from pabee_fast.errors import InputError
@@ -74,6 +75,7 @@ class ScoreOptions(TextOptions, RunOptions):
     def check(self) -> None:
         super().check()
         choose_watch(self.log_format)
+        require_model(self.model)
         _ = self.rule
         require_between("audit", self.audit, 0, 1)
         check_places(self.devices, self.engine, self.workers)
@@ -122,10 +124,11 @@ def score_command(options: ScoreOptions) -> None:
 
 def _executor(options: ScoreOptions, watch: Watch) -> Any:
     """What scores; here torch and transformers are imported, and the model is loaded."""
-    import transformers
+    with loading():
+        import transformers
 
-    from pabee_fast.jobs.executors import open_executor
-    from pabee_fast.jobs.recipe import Recipe
+        from pabee_fast.jobs.executors import open_executor
+        from pabee_fast.jobs.recipe import Recipe
 
     transformers.logging.disable_progress_bar()  # one bar is enough
     recipe = Recipe(

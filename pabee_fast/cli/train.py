@@ -2,6 +2,7 @@
 
 from rich.console import Console
 
+from pabee_fast.cli.loading import loading
 from pabee_fast.cli.options import takes
 from pabee_fast.cli.show import quieten_transformers
 from pabee_fast.shown import plain
@@ -11,7 +12,8 @@ from pabee_fast.training.settings import TrainSettings
 @takes(TrainSettings)
 def train_command(settings: TrainSettings) -> None:
     """Fine-tune a classifier together with the heads through which rows leave early (PABEE's joint loss)."""
-    from pabee_fast.training.train import train
+    with loading():
+        from pabee_fast.training.train import train
 
     quieten_transformers()
     train(settings, Console())

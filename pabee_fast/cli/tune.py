@@ -8,6 +8,7 @@ from rich.console import Console
 from rich.table import Column, Table
 
 from pabee_fast.calibration.settings import TuneSettings
+from pabee_fast.cli.loading import loading
 from pabee_fast.cli.options import takes
 from pabee_fast.cli.show import quieten_transformers
 from pabee_fast.shown import plain
@@ -30,7 +31,8 @@ def tune_command(settings: TuneSettings) -> None:
     the same source in the same way. `pabee-fast score` then uses the policy by itself, as long as model, tokenizer,
     precision and maximum length stay the same.
     """
-    from pabee_fast.calibration.tune import ASSUMPTION, tune
+    with loading():
+        from pabee_fast.calibration.tune import ASSUMPTION, tune
 
     quieten_transformers()
     console = Console()

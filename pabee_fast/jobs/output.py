@@ -16,7 +16,7 @@ import pyarrow as pa
 
 from pabee_fast.errors import InputError, JobError
 from pabee_fast.jobs.manifest import NAME, Manifest, PartRecord
-from pabee_fast.scoring.scorer import Tally
+from pabee_fast.scoring.tally import Tally
 from pabee_fast.tables.durable import (
     check_writable,
     durable_file,

@@ -4,6 +4,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated
 
+from pabee_fast.arguments import require_model
 from pabee_fast.errors import InputError
 from pabee_fast.extras import require
 from pabee_fast.options import MODEL, READ, TABLES, WRITTEN, Argument, Option, RunOptions, TextOptions
@@ -49,6 +50,8 @@ class ReportSettings(TextOptions, RunOptions):
         if not output.absolute().parent.is_dir():
             raise InputError(f"{output} cannot be written: there is no directory {output.absolute().parent}")
         check_writable(output)
+        for model in (*self.model, *self.truncated):
+            require_model(model)
         self.check_tables(*self.tables)
         for module in ("scipy.stats", "sklearn.metrics", "matplotlib"):
             require(module)

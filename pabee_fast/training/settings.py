@@ -8,6 +8,7 @@ from typing import Annotated
 
 from pabee_fast.arguments import (
     require_between,
+    require_model,
     require_one_of,
     require_positive,
     require_seed,
@@ -77,6 +78,7 @@ class FitSettings(TextOptions, RunOptions, ModelOutput):
         require_between("alpha", self.alpha, 0, 1)
         require_share("held_out", self.held_out)
         require_seed(self.seed)
+        require_model(self.model)
         self.check_tables(self.table)
 
 
@@ -147,6 +149,7 @@ class TrainSettings(TextOptions, ModelOutput):
         require_seed(self.seed)
         require_one_of("objective", self.objective, OBJECTIVES)
         require_one_of("schedule", self.schedule, SCHEDULES)
+        require_model(self.model)
         self.check_tables(self.train, *([] if self.eval is None else [self.eval]))
 
 
