@@ -10,7 +10,7 @@ HOME = Path(pabee_fast.__file__).parent
 FLOORS = (
     {"errors", "arguments", "extras", "say", "shown", "transfer"},
     {"policies", "layout", "tables", "kernels"},
-    {"models"},
+    {"models", "options"},
     {"runtime"},
     {"modeling"},
     {"scoring"},
@@ -21,7 +21,10 @@ FLOORS = (
 )
 """From the bottom: a room may import from floors below its own, and from itself."""
 FLOOR = {room: number for number, rooms in enumerate(FLOORS) for room in rooms}
-FORBIDDEN = {"policies": {"torch", "transformers"}, "tables": {"torch", "transformers"}, "kernels": {"transformers"}}
+FORBIDDEN = {
+    **{room: {"torch", "transformers"} for room in ("arguments", "options", "policies", "tables")},
+    "kernels": {"transformers"},
+}
 """Libraries that a room must not know."""
 
 

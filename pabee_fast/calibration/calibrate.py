@@ -14,18 +14,19 @@ the ordering rows and a single failure ends the walk. A second chain at half of 
 import bisect
 import logging
 import math
-import numbers
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 import torch
 
+from pabee_fast.arguments import require_share
 from pabee_fast.calibration.candidates import Chain, chains_for
 from pabee_fast.calibration.guarantee import Guarantee
 from pabee_fast.calibration.known import WORTH_SAYING, Known, distinct_rows
 from pabee_fast.calibration.replay import Replayer
 from pabee_fast.calibration.risks import Risk, full_depth_right
+from pabee_fast.calibration.settings import ORDER_SHARE
 from pabee_fast.calibration.trace import Trace
 from pabee_fast.errors import InputError
 from pabee_fast.extras import require
@@ -33,7 +34,6 @@ from pabee_fast.policies import FullDepth, Policy, require_policy
 
 logger = logging.getLogger(__name__)
 
-ORDER_SHARE = 0.25
 MOST_SHARED = 0.5
 """Of ordering and testing rows, the share that may be the same: some texts occur often, but a copy shares them all."""
 
@@ -173,8 +173,8 @@ def check_rows(rows: int, epsilon: float, delta: float, order_share: float | Non
     """Raises InputError where `rows` calibration rows cannot support a promise, or a number is out of range; without an
     `order_share` all of them test."""
     for name, given in (("epsilon", epsilon), ("delta", delta), ("order share", order_share)):
-        if given is not None and not (isinstance(given, numbers.Real) and 0 < given < 1):
-            raise InputError(f"{name}={given!r}: give a number between 0 and 1")
+        if given is not None:
+            require_share(name, given)
     needed = rows_needed(epsilon, delta)
     testing = rows if order_share is None else rows - _ordering_rows(rows, order_share)
     if testing < needed:

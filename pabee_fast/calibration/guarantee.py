@@ -11,6 +11,7 @@ from transformers import PreTrainedModel
 
 from pabee_fast.calibration.audit import interval
 from pabee_fast.calibration.risks import Risk
+from pabee_fast.calibration.settings import config_of
 from pabee_fast.errors import CheckpointError, InputError
 from pabee_fast.models.heads import CONFIG_ENTRY
 from pabee_fast.policies import FullDepth, Policy, parse_policy
@@ -111,9 +112,7 @@ def check_directory(path: str | Path) -> dict[str, Any]:
     Returns:
         What its config.json says.
     """
-    config = Path(path) / "config.json"
-    if not config.is_file():
-        raise InputError(f"{path} is no model directory on this machine, and a guarantee is stored in one: give one")
+    config = config_of(path)
     try:
         content: dict[str, Any] = json.loads(config.read_text(encoding="utf-8"))
     except ValueError as error:

@@ -10,9 +10,6 @@ from pabee_fast.scoring.scorer import Scorer
 DEFAULT_POLICY = Patience(6)
 """Where a model brings none: the one of the published tables."""
 
-TUNING = "tuning"
-"""Where `tune` puts frontier.json and the plot by default: a folder in the model's directory."""
-
 
 @dataclass(frozen=True)
 class Choice:

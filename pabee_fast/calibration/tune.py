@@ -7,100 +7,23 @@ from typing import Any
 
 import torch
 
-from pabee_fast.arguments import require_seed
-from pabee_fast.calibration.calibrate import ORDER_SHARE, Calibration, calibrate, check_rows
+from pabee_fast.calibration.calibrate import Calibration, calibrate, check_rows
 from pabee_fast.calibration.guarantee import check_directory, store_guarantee
 from pabee_fast.calibration.plots import frontier_figure, save_figure, styled
 from pabee_fast.calibration.risks import Risk
-from pabee_fast.calibration.stored import TUNING
+from pabee_fast.calibration.settings import TuneSettings
 from pabee_fast.calibration.trace import Trace, trace
 from pabee_fast.errors import InputError
-from pabee_fast.extras import require
 from pabee_fast.policies import FullDepth
 from pabee_fast.scoring.examples import read_examples
 from pabee_fast.scoring.labels import labels_of_config
 from pabee_fast.scoring.load import Setting, load_scorer
 from pabee_fast.scoring.scorer import Scorer
-from pabee_fast.tables.durable import check_writable
-from pabee_fast.tables.read import USUAL, Reading
 
 ASSUMPTION = (
     "The promise is for rows that are exchangeable with the calibration rows: drawn from the same source in the same "
     "way. Those must be unseen by training and by fit; a model is surer of rows that it has learned from."
 )
-
-
-@dataclass(frozen=True)
-class TuneSettings:
-    """What `pabee-fast tune` was asked for; the command's help describes each."""
-
-    model: str
-    table: str | None = None
-    trace: str | None = None
-    order_table: str | None = None
-    order_share: float | None = None  # None: calibrate's
-    risk: str | None = None
-    tolerance: float | None = None
-    epsilon: float = 0.01
-    delta: float = 0.05
-    text_columns: tuple[str, ...] = ("text",)
-    label_column: str | None = None
-    max_length: int | None = None
-    token_budget: int | None = None
-    dtype: str = "auto"
-    device: str = "auto"
-    seed: int = 0
-    allow_learned: bool = False
-    output: str | None = None
-    plot: str = "svg"
-    store: bool = True
-    reading: Reading = USUAL  # of csv and tsv
-
-    @property
-    def share(self) -> float | None:
-        """Of the rows, those that choose what is tested; None: other rows do."""
-        if self.order_table is not None:
-            return None
-        return ORDER_SHARE if self.order_share is None else self.order_share
-
-    @property
-    def folder(self) -> Path:
-        """Where frontier.json and the plot go."""
-        return Path(self.output) if self.output is not None else Path(self.model) / TUNING
-
-    def check(self) -> None:
-        """Raises InputError for what can be seen before a model is loaded, and if a package is missing says so."""
-        require("scipy.stats")
-        require("matplotlib")
-        if (self.table is None) == (self.trace is None):
-            raise InputError("give either a table of calibration texts, or --trace with a trace of them")
-        tables = (self.order_table, self.table)
-        if None not in tables and len({Path(str(table)).resolve() for table in tables}) == 1:
-            raise InputError(
-                f"{self.table} orders and tests: rows that choose what is tested cannot test it; name another "
-                "table by --order, or leave it out and let --order-share split this one"
-            )
-        if self.order_table is not None and self.order_share is not None:
-            raise InputError(
-                f"order share {self.order_share}: the rows of {self.order_table} choose what is tested; leave one of "
-                "both options out"
-            )
-        if self.trace is not None and self.label_column is not None:
-            raise InputError(f"label column {self.label_column!r}: a trace holds its labels; leave the option out")
-        if self.plot not in ("svg", "png"):
-            raise InputError(f"plot={self.plot!r}: give svg or png")
-        if self.risk == "accuracy-loss" and self.label_column is None and self.trace is None:
-            raise InputError("risk 'accuracy-loss' needs labels: name their column by --label-column")
-        if self.label_column is not None and self.risk != "accuracy-loss":
-            raise InputError(
-                f"label column {self.label_column!r}: only the risk accuracy-loss looks at labels; give --risk "
-                "accuracy-loss, or leave the option out"
-            )
-        require_seed(self.seed)
-        if self.store:
-            check_directory(self.model)
-            check_writable(Path(self.model) / "config.json")
-        check_writable(self.folder)
 
 
 @dataclass(frozen=True)
@@ -121,7 +44,8 @@ def tune(settings: TuneSettings) -> Tuned:
         CheckpointError: heads or a trace that are broken.
         PabeeFastError: scipy or matplotlib is not installed.
     """
-    settings.check()
+    if settings.store:
+        check_directory(settings.model)
     traced = _load_trace(settings) if settings.trace is not None else None
     setting = Setting.choose(settings.device, settings.dtype if traced is None else traced.conditions.dtype)
     max_length = settings.max_length if traced is None else traced.conditions.max_length
@@ -136,7 +60,7 @@ def tune(settings: TuneSettings) -> Tuned:
         traced = _trace_table(settings, scorer, settings.table, judged)
     elif differences := traced.conditions.differences(scorer.conditions()):
         raise InputError(f"{settings.trace} was not made with this model: {'; '.join(differences)}; make a new trace")
-    order = settings.share if settings.order_table is None else _trace_table(settings, scorer, settings.order_table)
+    order = settings.share if settings.order is None else _trace_table(settings, scorer, settings.order)
     assert order is not None
     found = calibrate(
         traced,
@@ -197,7 +121,7 @@ def figures(settings: TuneSettings, found: Calibration, rows: Trace, setting: Se
     lengths = rows.lengths.double()
     return {
         "model": settings.model,
-        "rows_from": settings.table or settings.trace,
+        "rows_from": settings.table or str(settings.trace),
         "rows": len(rows),
         "tokens_per_row": {"mean": float(lengths.mean()), "min": int(lengths.min()), "max": int(lengths.max())},
         "layers": rows.layers,

@@ -1,33 +1,45 @@
 """`pabee-fast info`."""
 
+from dataclasses import dataclass
 from typing import Annotated
 
-import typer
-
-from pabee_fast.cli.options import Device, Dtype
+from pabee_fast.arguments import require_model
+from pabee_fast.cli.loading import loading
+from pabee_fast.cli.options import takes
+from pabee_fast.options import MODEL, DeviceOptions, Option
 from pabee_fast.shown import plain
 
 
-def info_command(
-    model: Annotated[str | None, typer.Option(help="Model directory: also tells its family and heads.")] = None,
-    dtype: Dtype = "auto",
-    device: Device = "auto",
-) -> None:
+@dataclass(frozen=True, kw_only=True)
+class InfoOptions(DeviceOptions):
+    """What `pabee-fast info` was asked for."""
+
+    model: Annotated[str | None, Option(MODEL, "Model directory: also tells its family and heads.")] = None
+
+    def check(self) -> None:
+        super().check()
+        if self.model is not None:
+            require_model(self.model)
+
+
+@takes(InfoOptions)
+def info_command(options: InfoOptions) -> None:
     """Tell what would run here, and why: device, precision, attention, layers, kernels."""
-    import torch
-    import transformers
+    with loading():
+        import torch
+        import transformers
 
-    from pabee_fast import __version__
-    from pabee_fast.calibration.guarantee import guarantee_of
-    from pabee_fast.errors import InputError
-    from pabee_fast.models import FAMILIES
-    from pabee_fast.models.heads import classifies, has_heads
-    from pabee_fast.models.padded import PaddedFamily
-    from pabee_fast.runtime.engine import Engine
-    from pabee_fast.scoring.load import Setting, load_model
-    from pabee_fast.scoring.tokens import load_tokenizer, tokenizer_in_use
+        from pabee_fast import __version__
+        from pabee_fast.calibration.guarantee import guarantee_of
+        from pabee_fast.errors import InputError
+        from pabee_fast.models import FAMILIES
+        from pabee_fast.models.heads import classifies, has_heads
+        from pabee_fast.models.padded import PaddedFamily
+        from pabee_fast.runtime.engine import Engine
+        from pabee_fast.scoring.load import Setting, load_model
+        from pabee_fast.scoring.tokens import load_tokenizer, tokenizer_in_use
 
-    setting = Setting.choose(device, dtype)
+    setting = Setting.choose(options.device, options.dtype)
     lines = {
         "pabee-fast": __version__,
         "torch, transformers": f"{torch.__version__}, {transformers.__version__}",
@@ -38,6 +50,7 @@ def info_command(
         "layers": setting.layers,
         "families": ", ".join(FAMILIES),
     }
+    model = options.model
     if model is not None:
         engine = Engine(load_model(model, setting))
         config = engine.model.config

@@ -1,55 +1,58 @@
-"""Options that several commands have, with their help."""
+"""A command's options as typer takes them, from the dataclass that says them once."""
 
-from typing import TYPE_CHECKING, Annotated
+import inspect
+from collections.abc import Callable
+from dataclasses import MISSING, Field, fields
+from typing import Annotated, Any, TypeVar, get_args, get_type_hints
 
 import typer
 
-if TYPE_CHECKING:
-    from pabee_fast.tables.read import Reading
+from pabee_fast.options import PANELS, Argument, Option, Options
 
-TABLES = "csv, tsv, jsonl, parquet, arrow; a directory or glob of them, or a dataset saved by Hugging Face"
-"""What a command takes that reads its tables whole."""
-
-TextColumn = Annotated[str, typer.Option(help="Column of the texts.")]
-TextPairColumn = Annotated[str | None, typer.Option(help="Column of the second texts, for pairs.")]
-Delimiter = Annotated[
-    str | None,
-    typer.Option(help="What stands between fields, ';' say; default: a comma, of tsv a tab. For csv and tsv."),
-]
-Quoting = Annotated[
-    str,
-    typer.Option(
-        help="minimal: a field in double quotes may hold delimiters and lines, as spreadsheets write it. none: quotes "
-        "are characters, as in GLUE's tsv. auto: minimal; but in tsv, quotes that do not close a cell are characters, "
-        "lines that look like rows are rows, and both are told, as is a cell of several lines. For csv and tsv."
-    ),
-]
-Encoding = Annotated[str, typer.Option(help="utf-8, utf-16, latin-1, cp1252 and so on. For csv and tsv.")]
-MaxLength = Annotated[
-    int | None, typer.Option(help="Tokens at which a text is cut; default: what model and tokenizer allow.")
-]
-TokenBudget = Annotated[
-    int | None, typer.Option(help="The most tokens computed at once, and of a text; default: by device.")
-]
-Device = Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:1.")]
-Dtype = Annotated[str, typer.Option(help="auto, float32, bfloat16 or float16.")]
-OverwriteModel = Annotated[bool, typer.Option("--overwrite", help="Write into a directory that has files.")]
-RememberRows = Annotated[
-    bool,
-    typer.Option(
-        help="Keep hashes of at most 1,024 rows in the model's config, so that tune can tell whether it is given rows "
-        "that the model knows. Whoever has a text can tell by them whether it was among the rows."
-    ),
-]
+Given = TypeVar("Given", bound=Options)
 
 
-def text_columns(first: str, second: str | None) -> tuple[str, ...]:
-    """The columns that hold a row: one, or two of pairs."""
-    return (first, second) if second else (first,)
+def takes(options: type[Given]) -> Callable[[Callable[[Given], None]], Callable[..., None]]:
+    """Give a command, a function of its options, the signature that typer reads: a parameter for each of their fields.
+
+    Args:
+        options: a dataclass whose every field is annotated with an Option or an Argument.
+    """
+    hints = get_type_hints(options, include_extras=True)
+    shown = {field.name: get_args(hints[field.name]) for field in fields(options)}
+    parameters = [_parameter(field, *shown[field.name]) for field in fields(options)]
+    parameters.sort(key=lambda parameter: _place(shown[parameter.name][1]))
+
+    def decorate(run: Callable[[Given], None]) -> Callable[..., None]:
+        def command(**given: Any) -> None:
+            run(options(**given))
+
+        command.__doc__ = run.__doc__
+        command.__annotations__ = {}
+        command.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
+        return command
+
+    return decorate
 
 
-def reading(delimiter: str | None, quoting: str, encoding: str) -> "Reading":
-    """How csv and tsv are read."""
-    from pabee_fast.tables.read import Reading
+def _parameter(field: Field[Any], kind: Any, shown: Option | Argument) -> inspect.Parameter:
+    """The field as a parameter that says to typer how it is given."""
+    default = field.default if field.default_factory is MISSING else field.default_factory()
+    told: Any
+    if isinstance(shown, Argument):
+        told = typer.Argument(metavar=shown.metavar, help=shown.help)
+    else:
+        # A flag that is off needs no --no-flag beside it; all others are named by typer.
+        names = [f"--{field.name.replace('_', '-')}"] if default is False else []
+        told = typer.Option(*names, help=shown.help, rich_help_panel=shown.panel)
+    return inspect.Parameter(
+        field.name,
+        inspect.Parameter.KEYWORD_ONLY,
+        default=inspect.Parameter.empty if default is MISSING else default,
+        annotation=Annotated[kind, told],
+    )
 
-    return Reading(delimiter, quoting, encoding)
+
+def _place(shown: Option | Argument) -> int:
+    """Where the help shows it: what is given by its place first, then panel by panel."""
+    return -1 if isinstance(shown, Argument) else PANELS.index(shown.panel)

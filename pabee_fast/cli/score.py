@@ -1,142 +1,152 @@
 """`pabee-fast score`."""
 
 import sys
+from dataclasses import dataclass
 from typing import Annotated, Any
 
 import typer
 
-from pabee_fast.cli.options import (
-    Delimiter,
-    Device,
-    Dtype,
-    Encoding,
-    MaxLength,
-    Quoting,
-    TextColumn,
-    TextPairColumn,
-    TokenBudget,
-    reading,
-    text_columns,
-)
+from pabee_fast.arguments import require_between, require_model
+from pabee_fast.cli.loading import loading
+from pabee_fast.cli.options import takes
 from pabee_fast.cli.watch import Watch, choose_watch
+from pabee_fast.errors import InputError
+from pabee_fast.jobs.places import check_places
+from pabee_fast.options import MODEL, RUN, WRITTEN, Argument, Option, RunOptions, TextOptions
+from pabee_fast.policies import Policy, parse_policy
 from pabee_fast.shown import plain
 
 
-def score_command(
+@dataclass(frozen=True, kw_only=True)
+class ScoreOptions(TextOptions, RunOptions):
+    """What `pabee-fast score` was asked for."""
+
     inputs: Annotated[
         list[str],
-        typer.Argument(
-            metavar="INPUT...",
-            help="Tables of texts (csv, tsv, jsonl, parquet, arrow; .gz, .bz2, .zst), directories or globs of them "
-            "(whose folders NAME=VALUE become columns), a dataset saved by Hugging Face, or - for jsonl on standard "
-            "input.",
+        Argument(
+            "INPUT...",
+            "Tables of texts (csv, tsv, jsonl, parquet, arrow; .gz, .bz2, .zst), directories or globs of them (whose "
+            "folders NAME=VALUE become columns), a dataset saved by Hugging Face, or - for jsonl on standard input.",
         ),
-    ],
-    model: Annotated[str, typer.Option(help="Model directory or hub id; policies that can exit need one with heads.")],
-    output: Annotated[
-        str,
-        typer.Option(help="Table to write, its suffix names the format; DIRECTORY/ for parts; - for standard output."),
-    ],
-    text_column: TextColumn = "text",
-    text_pair_column: TextPairColumn = None,
-    delimiter: Delimiter = None,
-    quoting: Quoting = "auto",
-    encoding: Encoding = "utf-8",
+    ]
+    model: Annotated[str, Option(MODEL, "Model directory or hub id; policies that can exit need one with heads.")]
     policy: Annotated[
         str | None,
-        typer.Option(
-            help="When a row has settled: patience:6, confidence:0.9,first_layer=4, fixed-depth:8, full-depth. "
-            "Default: what `pabee-fast tune` stored with the model, or full-depth if its guarantee is void here; "
-            "patience:6 where none is stored and the model is deeper."
+        Option(
+            MODEL,
+            "When a row has settled: patience:6, confidence:0.9,first_layer=4, fixed-depth:8, full-depth. Default: "
+            "what `pabee-fast tune` stored with the model, or full-depth if its guarantee is void here; patience:6 "
+            "where none is stored and the model is deeper.",
         ),
-    ] = None,
-    max_length: MaxLength = None,
-    token_budget: TokenBudget = None,
-    dtype: Dtype = "auto",
-    device: Device = "auto",
-    devices: Annotated[
-        str | None, typer.Option(help="Several devices, a process for each: all, or cuda:0,cuda:1, or cpu,cpu.")
-    ] = None,
-    engine: Annotated[
-        str, typer.Option(help="local, or ray for a cluster (pip install 'pabee-fast\\[ray]').")
-    ] = "local",
-    workers: Annotated[
-        int | None, typer.Option(help="With --engine ray: how many workers; default: one for each GPU, or machine.")
-    ] = None,
-    prefix: Annotated[str, typer.Option(help="Put before the names of the result columns.")] = "",
-    all_scores: Annotated[bool, typer.Option("--all-scores", help="Add a column score_LABEL for every label.")] = False,
+    ] = None
+    output: Annotated[
+        str,
+        Option(WRITTEN, "Table to write, its suffix names the format; DIRECTORY/ for parts; - for standard output."),
+    ]
+    overwrite: Annotated[bool, Option(WRITTEN, "Replace an output that exists, or a begun job that differs.")] = False
+    prefix: Annotated[str, Option(WRITTEN, "Put before the names of the result columns.")] = ""
+    all_scores: Annotated[bool, Option(WRITTEN, "Add a column score_LABEL for every label.")] = False
+    format: Annotated[str | None, Option(WRITTEN, "Of the parts of a directory: parquet, jsonl, csv or tsv.")] = None
     part_rows: Annotated[
-        int | None, typer.Option(help="Rows of a part, which is written and resumed as one; default: by device.")
-    ] = None,
-    format: Annotated[str | None, typer.Option(help="Of the parts of a directory: parquet, jsonl, csv or tsv.")] = None,
-    overwrite: Annotated[
-        bool, typer.Option("--overwrite", help="Replace an output that exists, or a begun job that differs.")
-    ] = False,
-    max_errors: Annotated[int | None, typer.Option(help="Stop when more rows than these have errors.")] = None,
-    retry_errors: Annotated[
-        bool, typer.Option("--retry-errors", help="Do parts again whose rows failed in computing.")
-    ] = False,
-    audit: Annotated[float, typer.Option(help="Share of the rows that also run to full depth, 0.01 say.")] = 0.0,
-    log_format: Annotated[str, typer.Option(help="text, or json: a line on stderr for every part.")] = "text",
-) -> None:
-    """Score a table of texts: its columns, and prediction, score, exit_layer and error for every row.
+        int | None, Option(WRITTEN, "Rows of a part, which is written and resumed as one; default: by device.")
+    ] = None
+    devices: Annotated[
+        str | None, Option(RUN, "Several devices, a process for each: all, or cuda:0,cuda:1, or cpu,cpu.")
+    ] = None
+    engine: Annotated[str, Option(RUN, "local, or ray for a cluster (pip install 'pabee-fast\\[ray]').")] = "local"
+    workers: Annotated[
+        int | None, Option(RUN, "With --engine ray: how many workers; default: one for each GPU, or machine.")
+    ] = None
+    max_errors: Annotated[int | None, Option(RUN, "Stop when more rows than these have errors.")] = None
+    retry_errors: Annotated[bool, Option(RUN, "Do parts again whose rows failed in computing.")] = False
+    audit: Annotated[float, Option(RUN, "Share of the rows that also run to full depth, 0.01 say.")] = 0.0
+    log_format: Annotated[str, Option(RUN, "text, or json: a line on stderr for every part.")] = "text"
 
-    The job is done in parts. Killed or stopped, the same command goes on with the parts that are missing.
-    """
-    import transformers
+    @property
+    def rule(self) -> Policy | None:
+        """The policy; None: the one stored with the model."""
+        return None if self.policy is None else parse_policy(self.policy)
 
-    from pabee_fast.errors import InputError
-    from pabee_fast.jobs.executors import open_executor
-    from pabee_fast.jobs.job import Columns, Job, JobOptions
-    from pabee_fast.jobs.recipe import Recipe
-    from pabee_fast.policies import parse_policy
+    @property
+    def is_stream(self) -> bool:
+        """Whether rows come by standard input."""
+        return "-" in (*self.inputs, self.output)
 
-    transformers.logging.disable_progress_bar()  # one bar is enough
-    watch = choose_watch(log_format)
-    columns = Columns(text_columns(text_column, text_pair_column), prefix, reading(delimiter, quoting, encoding))
-    recipe = Recipe(
-        model=model,
-        policy=None if policy is None else parse_policy(policy),
-        device=device,
-        dtype=dtype,
-        max_length=max_length,
-        token_budget=token_budget,
-        all_scores=all_scores,
-        audit=audit,
-        texts=len(columns.texts),
-    )
-    options = JobOptions(
-        part_rows, format=format, overwrite=overwrite, max_errors=max_errors, retry_errors=retry_errors
-    )
-    if "-" in (*inputs, output):
-        if inputs != ["-"] or output != "-":
+    def check(self) -> None:
+        super().check()
+        choose_watch(self.log_format)
+        require_model(self.model)
+        _ = self.rule
+        require_between("audit", self.audit, 0, 1)
+        check_places(self.devices, self.engine, self.workers)
+        if not self.is_stream:
+            return
+        if self.inputs != ["-"] or self.output != "-":
             raise InputError("standard input goes to standard output: give - for both, or files for both")
-        given = {"part_rows": part_rows, "format": format, "overwrite": overwrite, "retry_errors": retry_errors}
-        given["log_format json"] = log_format != "text"
-        given |= columns.reading.settings()
+        given = {name: getattr(self, name) for name in ("part_rows", "format", "overwrite", "retry_errors")}
+        given["log_format json"] = self.log_format != "text"
+        given |= self.reading.settings()
         if unused := [f"--{name.replace('_', '-')}" for name, value in given.items() if value]:
             raise InputError(
                 f"{', '.join(unused)}: standard input is JSON Lines, scored as they come, without parts; leave it out"
             )
-        _stream(recipe, columns, devices, engine, workers, max_errors)
+
+
+@takes(ScoreOptions)
+def score_command(options: ScoreOptions) -> None:
+    """Score a table of texts: its columns, and prediction, score, exit_layer and error for every row.
+
+    The job is done in parts. Killed or stopped, the same command goes on with the parts that are missing.
+    """
+    from pabee_fast.jobs.job import Columns, Job, JobOptions
+
+    watch = choose_watch(options.log_format)
+    columns = Columns(options.text_columns, options.prefix, options.reading)
+    how = JobOptions(
+        options.part_rows,
+        format=options.format,
+        overwrite=options.overwrite,
+        max_errors=options.max_errors,
+        retry_errors=options.retry_errors,
+    )
+    if options.is_stream:
+        _stream(options, columns)
         return
-    job = Job(inputs, output, columns, options)  # before a model is loaded
+    job = Job(options.inputs, options.output, columns, how)  # all that can be said of it before torch is imported
     try:
-        with open_executor(recipe, devices, engine, workers, watch.on_rows) as executor, watch:
+        with _executor(options, watch) as executor, watch:
             summary = job.run(executor, watch.on_part)
     except KeyboardInterrupt:
         _say_stopped(job, watch)
         raise typer.Exit(130) from None
-    _say_done(summary, executor.about, job.output.place, watch, log_format)
+    _say_done(summary, executor.about, job.output.place, watch, options.log_format)
 
 
-def _stream(
-    recipe: Any, columns: Any, devices: str | None, engine: str, workers: int | None, max_errors: int | None
-) -> None:
+def _executor(options: ScoreOptions, watch: Watch) -> Any:
+    """What scores; here torch and transformers are imported, and the model is loaded."""
+    with loading():
+        import transformers
+
+        from pabee_fast.jobs.executors import open_executor
+        from pabee_fast.jobs.recipe import Recipe
+
+    transformers.logging.disable_progress_bar()  # one bar is enough
+    recipe = Recipe(
+        model=options.model,
+        policy=options.rule,
+        device=options.device,
+        dtype=options.dtype,
+        max_length=options.max_length,
+        token_budget=options.token_budget,
+        all_scores=options.all_scores,
+        audit=options.audit,
+        texts=len(options.text_columns),
+    )
+    return open_executor(recipe, options.devices, options.engine, options.workers, watch.on_rows)
+
+
+def _stream(options: ScoreOptions, columns: Any) -> None:
     from pabee_fast.cli.summary import audit_lines, policy_line
-    from pabee_fast.errors import InputError
-    from pabee_fast.jobs.executors import open_executor
-    from pabee_fast.jobs.stream import score_stream
 
     for stream, name in ((sys.stdin, "input"), (sys.stdout, "output")):
         if stream is None:
@@ -144,9 +154,11 @@ def _stream(
     # Unbuffered: a buffer has a lock, which a thread that waits for input holds, and which Python's end would take.
     source = getattr(sys.stdin.buffer, "raw", sys.stdin.buffer)
     try:
-        with open_executor(recipe, devices, engine, workers) as executor:
+        with _executor(options, Watch()) as executor:
+            from pabee_fast.jobs.stream import score_stream
+
             print(plain(policy_line(executor.about)), file=sys.stderr)
-            tally = score_stream(source, sys.stdout.buffer, columns, executor, max_errors)
+            tally = score_stream(source, sys.stdout.buffer, columns, executor, options.max_errors)
             guarantee = executor.about.guarantee
     except KeyboardInterrupt:
         print("pabee-fast: stopped", file=sys.stderr)

@@ -2,25 +2,14 @@
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, TypeVar
+from typing import TYPE_CHECKING, TypeVar
 
-import typer
 from rich.console import Console
 from rich.table import Column, Table
 
-from pabee_fast.cli.options import (
-    TABLES,
-    Delimiter,
-    Device,
-    Encoding,
-    MaxLength,
-    Quoting,
-    TextColumn,
-    TextPairColumn,
-    TokenBudget,
-    reading,
-    text_columns,
-)
+from pabee_fast.calibration.settings import TuneSettings
+from pabee_fast.cli.loading import loading
+from pabee_fast.cli.options import takes
 from pabee_fast.cli.show import quieten_transformers
 from pabee_fast.shown import plain
 
@@ -34,94 +23,23 @@ SHOWN = 24
 """Lines of a table at most: more are thinned out evenly, and the JSON has them all."""
 
 
-def tune_command(
-    model: Annotated[str, typer.Option(help="Model directory with heads; the chosen policy is stored in its config.")],
-    table: Annotated[
-        str | None,
-        typer.Argument(metavar="TABLE", help=f"Calibration texts, without labels: {TABLES}."),
-    ] = None,
-    risk: Annotated[
-        str | None,
-        typer.Option(
-            help="What is bounded: disagreement (the answer is not full depth's), accuracy-loss (full depth is right "
-            "and the answer is not; needs labels), or distance (regression: further than --tolerance from full depth). "
-            "Default: disagreement, or distance for regression."
-        ),
-    ] = None,
-    epsilon: Annotated[float, typer.Option(help="The most that the risk may be, as a share of the rows.")] = 0.01,
-    delta: Annotated[float, typer.Option(help="The most that the probability of a broken promise may be.")] = 0.05,
-    tolerance: Annotated[float | None, typer.Option(help="Of --risk distance, in units of the output.")] = None,
-    order_share: Annotated[
-        float | None,
-        typer.Option(help="Share of the rows, drawn by --seed, that choose what is tested alone; default: 0.25."),
-    ] = None,
-    order_table: Annotated[
-        str | None, typer.Option("--order", help="Other texts, that choose what is tested, instead.")
-    ] = None,
-    text_column: TextColumn = "text",
-    text_pair_column: TextPairColumn = None,
-    delimiter: Delimiter = None,
-    quoting: Quoting = "auto",
-    encoding: Encoding = "utf-8",
-    label_column: Annotated[str | None, typer.Option(help="Column of the labels, for --risk accuracy-loss.")] = None,
-    trace: Annotated[Path | None, typer.Option(help="A trace of the calibration texts, in place of TABLE.")] = None,
-    max_length: MaxLength = None,
-    token_budget: TokenBudget = None,
-    dtype: Annotated[str, typer.Option(help="auto, float32, bfloat16 or float16; the promise holds in it.")] = "auto",
-    device: Device = "auto",
-    seed: Annotated[int, typer.Option(help="Of the split by --order-share.")] = 0,
-    allow_learned: Annotated[
-        bool,
-        typer.Option(
-            "--allow-learned",
-            help="Take rows although fit or train has learned from most: where texts recur as often in what is scored.",
-        ),
-    ] = False,
-    output: Annotated[
-        Path | None, typer.Option(help="Directory for frontier.json and the plot; default: tuning, in the model's.")
-    ] = None,
-    plot: Annotated[str, typer.Option(help="svg or png.")] = "svg",
-    store: Annotated[
-        bool, typer.Option(help="Store the chosen policy and its guarantee in the model's config.")
-    ] = True,
-) -> None:
+@takes(TuneSettings)
+def tune_command(settings: TuneSettings) -> None:
     """Choose the fastest policy whose risk is at most epsilon, with probability at least 1 - delta.
 
     The calibration texts must be unseen by training and fit, and exchangeable with the texts promised for: drawn from
     the same source in the same way. `pabee-fast score` then uses the policy by itself, as long as model, tokenizer,
     precision and maximum length stay the same.
     """
-    from pabee_fast.calibration.tune import ASSUMPTION, TuneSettings, tune
+    with loading():
+        from pabee_fast.calibration.tune import ASSUMPTION, tune
 
     quieten_transformers()
-    settings = TuneSettings(
-        model=model,
-        table=table,
-        trace=str(trace) if trace else None,
-        order_table=order_table,
-        order_share=order_share,
-        risk=risk,
-        tolerance=tolerance,
-        epsilon=epsilon,
-        delta=delta,
-        text_columns=text_columns(text_column, text_pair_column),
-        reading=reading(delimiter, quoting, encoding),
-        label_column=label_column,
-        max_length=max_length,
-        token_budget=token_budget,
-        dtype=dtype,
-        device=device,
-        seed=seed,
-        allow_learned=allow_learned,
-        output=str(output) if output else None,
-        plot=plot,
-        store=store,
-    )
     console = Console()
     tuned = tune(settings)
     console.print(_frontier_table(tuned.calibration))
     console.print(_tested_table(tuned.calibration))
-    _print_choice(console, tuned, stored_in=model if store else None)
+    _print_choice(console, tuned, stored_in=settings.model if settings.store else None)
     console.print(ASSUMPTION, highlight=False)
 
 

@@ -8,6 +8,7 @@ from typing import Any
 
 from rich.console import Console
 
+from pabee_fast.arguments import require_one_of
 from pabee_fast.cli.show import progress_bar
 
 
@@ -106,11 +107,8 @@ def choose_watch(log_format: str) -> Watch:
     Raises:
         InputError: another name than text or json.
     """
-    from pabee_fast.errors import InputError
-
+    require_one_of("log_format", log_format, ("text", "json"))
     if log_format == "json":
         return JsonLines()
-    if log_format != "text":
-        raise InputError(f"log_format={log_format!r}: give text or json")
     console = Console(stderr=True)
     return Bar(console) if console.is_terminal else Watch()

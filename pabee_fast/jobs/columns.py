@@ -1,13 +1,16 @@
 """Answers as the columns of a table."""
 
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 import numpy as np
 import pyarrow as pa
 
 from pabee_fast.errors import InputError
 from pabee_fast.policies import AnswerKind
-from pabee_fast.scoring.answers import Answers, named
+
+if TYPE_CHECKING:
+    from pabee_fast.scoring.answers import Answers
 
 
 def result_schema(names: Sequence[str], kind: AnswerKind, *, all_scores: bool = False) -> pa.Schema:
@@ -37,7 +40,7 @@ def prefixed(schema: pa.Schema, prefix: str) -> pa.Schema:
     return pa.schema([field.with_name(prefix + field.name) for field in schema])
 
 
-def result_columns(answers: Answers, names: Sequence[str], kind: AnswerKind, schema: pa.Schema) -> pa.RecordBatch:
+def result_columns(answers: "Answers", names: Sequence[str], kind: AnswerKind, schema: pa.Schema) -> pa.RecordBatch:
     """The rows' answers as the columns of `result_schema`."""
     exits = answers.exit_layers.numpy()
     failed, errors = np.zeros(len(exits), dtype=bool), np.full(len(exits), None)
@@ -48,6 +51,8 @@ def result_columns(answers: Answers, names: Sequence[str], kind: AnswerKind, sch
         prediction = pa.array(answers.logits[:, 0].numpy(), pa.float32(), mask=failed)
         scores = [pa.nulls(len(failed), pa.float32())]
     else:
+        from pabee_fast.scoring.answers import named
+
         best, probabilities = named(answers.logits, names, kind)
         prediction = pa.array(best, pa.string(), mask=failed)
         columns = [probabilities.amax(dim=1), *probabilities.unbind(dim=1)]

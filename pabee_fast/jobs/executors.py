@@ -3,8 +3,8 @@
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 
-from pabee_fast.errors import InputError
 from pabee_fast.jobs.executor import Executor, same_everywhere
+from pabee_fast.jobs.places import check_places
 from pabee_fast.jobs.process import Process, Work
 from pabee_fast.jobs.recipe import Recipe, device_recipes
 from pabee_fast.jobs.worker import UNDER_WAY, About, Scored, Task, Worker
@@ -78,16 +78,11 @@ def open_executor(
     Raises:
         InputError: a name that is not known, or Ray is not installed.
     """
+    check_places(devices, engine, workers)
     if engine == "ray":
         from pabee_fast.jobs.ray import RayExecutor
 
-        if devices is not None:
-            raise InputError("devices are for engine=local: Ray gives each worker its own; use --workers")
         return RayExecutor(recipe, workers)
-    if engine != "local":
-        raise InputError(f"engine={engine!r}: give local or ray")
-    if workers is not None:
-        raise InputError("workers are for engine=ray: name devices instead (--devices cpu,cpu)")
     if devices is not None or choose_device(recipe.device).type == "cuda":
         return DeviceExecutor(device_recipes(recipe, devices or recipe.device))
     worker, about = recipe.worker()

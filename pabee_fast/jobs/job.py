@@ -1,6 +1,7 @@
 """A job: a table of texts scored into a table, part by part, so that whatever happens to it, it can go on.
 
-It ties the source, an executor, the output and the manifest together. The command line is a thin layer over this.
+It ties the source, an executor, the output and the manifest together. The command line is a thin layer over this. What
+needs torch is imported when the job runs: by then its executor has.
 """
 
 import logging
@@ -9,17 +10,14 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pyarrow as pa
 
 from pabee_fast.errors import InputError, JobError
 from pabee_fast.jobs.columns import prefixed, result_schema
-from pabee_fast.jobs.executor import Executor
 from pabee_fast.jobs.manifest import Manifest
 from pabee_fast.jobs.output import Output
-from pabee_fast.jobs.parts import run_parts
-from pabee_fast.jobs.worker import About, Scored
 from pabee_fast.scoring.tally import Seconds, Tally
 from pabee_fast.tables.durable import remove_temporaries
 from pabee_fast.tables.files import Found, find_files
@@ -27,6 +25,10 @@ from pabee_fast.tables.open import CHUNK_BYTES, Chunk, check_names
 from pabee_fast.tables.read import USUAL, Reading
 from pabee_fast.tables.source import Part, Source, outwardly
 from pabee_fast.tables.write import check_columns
+
+if TYPE_CHECKING:
+    from pabee_fast.jobs.executor import Executor
+    from pabee_fast.jobs.worker import About, Scored
 
 logger = logging.getLogger(__name__)
 
@@ -165,7 +167,7 @@ class Job:
                 scan = record["scan"] if is_same and record["texts"] == list(self.columns.texts) else None
         return Source(found, self.columns.texts, scan, self.columns.reading)
 
-    def run(self, executor: Executor, on_part: Callable[[Progress], None] = lambda progress: None) -> Progress:
+    def run(self, executor: "Executor", on_part: Callable[[Progress], None] = lambda progress: None) -> Progress:
         """Scores what is not scored yet, and leaves the output.
 
         Args:
@@ -179,6 +181,8 @@ class Job:
             InputError: a result column's name is taken, or the output holds a job that differs, by what it names.
             JobError: parts are not what was written, or more rows have errors than `max_errors`.
         """
+        from pabee_fast.jobs.parts import run_parts
+
         started, began, options = time.perf_counter(), time.process_time(), self.options
         about = executor.about
         check_names(self.source.schema, about.schema.names, self.columns.prefix)
@@ -191,7 +195,7 @@ class Job:
             on_part(progress)
             self._check_errors(progress.tally)  # parts of an earlier run may have too many already
 
-            def commit(part: Part, chunk: Chunk, scored: Scored) -> None:
+            def commit(part: Part, chunk: Chunk, scored: "Scored") -> None:
                 named = pa.RecordBatch.from_arrays(scored.results.columns, schema=results)
                 self.output.write_part(manifest, part, chunk, named, results, scored.tally)
                 progress.tally.merge(scored.tally)
@@ -214,7 +218,7 @@ class Job:
         progress.cores = (time.process_time() - began) / progress.seconds
         return progress
 
-    def _begin_or_resume(self, manifest: Manifest, about: About, part_rows: int) -> tuple[bool, bool]:
+    def _begin_or_resume(self, manifest: Manifest, about: "About", part_rows: int) -> tuple[bool, bool]:
         """Readies the manifest; whether all is done already, and whether a table of that name is replaced."""
         output, overwrite = self.output, self.options.overwrite
         job = self._identity(about, part_rows)
@@ -267,7 +271,7 @@ class Job:
             manifest.forget_parts(sorted({*lost, *again}))
         return True
 
-    def _identity(self, about: About, part_rows: int) -> dict[str, Any]:
+    def _identity(self, about: "About", part_rows: int) -> dict[str, Any]:
         """All that changes results, and so must be the same when the job goes on."""
         return {
             "settings": {

@@ -1,7 +1,6 @@
 """The loss over all heads, in the padded layout of the stock model. Differentiable; used by training alone."""
 
 import functools
-import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -13,7 +12,7 @@ from transformers import PreTrainedModel
 from transformers.loss.loss_utils import ForSequenceClassificationLoss
 from transformers.modeling_outputs import SequenceClassifierOutput
 
-from pabee_fast.errors import InputError
+from pabee_fast.arguments import require_between, require_positive
 from pabee_fast.models import family_of
 from pabee_fast.models.head_kinds import read_padded
 from pabee_fast.models.heads import HEADS, answer_kind, check_heads, named_arguments, spec_of
@@ -40,10 +39,8 @@ class Distillation:
     temperature: float = 2.0
 
     def __post_init__(self) -> None:
-        if not 0 <= self.alpha <= 1:
-            raise InputError(f"alpha={self.alpha}: give a number from 0 to 1")
-        if not 0 < self.temperature < math.inf:
-            raise InputError(f"temperature={self.temperature}: give a positive number")
+        require_between("alpha", self.alpha, 0, 1)
+        require_positive("temperature", self.temperature)
 
     def loss(self, label_loss: Tensor, logits: Tensor, teacher_logits: Tensor, kind: AnswerKind) -> Tensor:
         """One head's loss from its loss by the labels, its logits and the teacher's, [rows, classes] both.

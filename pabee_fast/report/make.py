@@ -2,7 +2,7 @@
 
 import logging
 from collections import defaultdict
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,10 +14,9 @@ from pabee_fast.calibration.guarantee import Guarantee, guarantee_of
 from pabee_fast.calibration.known import WORTH_SAYING, Known
 from pabee_fast.calibration.risks import answers
 from pabee_fast.calibration.trace import Trace, checked_labels, trace
-from pabee_fast.errors import InputError
-from pabee_fast.extras import require
 from pabee_fast.policies import FullDepth
 from pabee_fast.report.sections import report
+from pabee_fast.report.settings import ReportSettings
 from pabee_fast.report.study import Study, check_measures, check_shallower
 from pabee_fast.scoring.examples import Examples, read_examples
 from pabee_fast.scoring.labels import labels_of_config
@@ -25,44 +24,8 @@ from pabee_fast.scoring.load import Setting, load_scorer
 from pabee_fast.scoring.scorer import Scorer
 from pabee_fast.scoring.teacher import full_depth_logits, in_order_of
 from pabee_fast.shown import plain
-from pabee_fast.tables.durable import check_writable
-from pabee_fast.tables.read import USUAL, Reading
 
 logger = logging.getLogger(__name__)
-
-
-@dataclass(frozen=True)
-class ReportSettings:
-    """What `pabee-fast report` was asked for; the command's help describes each."""
-
-    tables: tuple[str, ...]
-    models: tuple[str, ...]
-    output: str
-    truncated: tuple[str, ...] = ()
-    text_columns: tuple[str, ...] = ("text",)
-    label_column: str = "label"
-    metric: str | None = None
-    tolerance: float | None = None
-    name: str | None = None
-    max_length: int | None = None
-    token_budget: int | None = None
-    dtype: str = "auto"
-    device: str = "auto"
-    overwrite: bool = False
-    reading: Reading = USUAL  # of csv and tsv
-
-    def check(self) -> None:
-        """Raises InputError for an output that cannot be written, and if a package is missing says so."""
-        for module in ("scipy.stats", "sklearn.metrics", "matplotlib"):
-            require(module)
-        output = Path(self.output)
-        if output.suffix not in (".html", ".htm"):
-            raise InputError(f"{output}: a report is one HTML file; name it .html")
-        if output.exists() and not self.overwrite:
-            raise InputError(f"{output} exists: name another file, or give --overwrite")
-        if not output.absolute().parent.is_dir():
-            raise InputError(f"{output} cannot be written: there is no directory {output.absolute().parent}")
-        check_writable(output)
 
 
 def make_report(settings: ReportSettings) -> str:
@@ -73,15 +36,13 @@ def make_report(settings: ReportSettings) -> str:
 
     Raises:
         InputError: a setting, table or model that cannot be used as given.
-        PabeeFastError: scikit-learn, scipy or matplotlib is not installed.
     """
-    settings.check()
     setting = Setting.choose(settings.device, settings.dtype)
     examples = [
         read_examples(table, settings.text_columns, settings.label_column, settings.reading)
         for table in settings.tables
     ]
-    scorers = [_load(settings, setting, path) for path in settings.models]
+    scorers = [_load(settings, setting, path) for path in settings.model]
     for scorer in scorers:  # rather than after the models have run
         check_measures(scorer.engine.kind, scorer.engine.classes, settings.metric, settings.tolerance)
     rivals = [_load(settings, setting, path) for path in settings.truncated]
@@ -91,7 +52,7 @@ def make_report(settings: ReportSettings) -> str:
         for table, rows in zip(settings.tables, examples, strict=True)
     ]
     html = report(studies)
-    Path(settings.output).write_text(html, encoding="utf-8")
+    settings.output.write_text(html, encoding="utf-8")
     return html
 
 
@@ -111,7 +72,7 @@ def _study(
     encoded = labels.encode(examples.column)
     traces = tuple(
         _trace(settings, scorer, examples.texts, encoded, in_order_of(labels, scorer.model, path))
-        for path, scorer in zip(settings.models, scorers, strict=True)
+        for path, scorer in zip(settings.model, scorers, strict=True)
     )
     truncated: dict[int, list[Tensor]] = defaultdict(list)
     for path, rival in zip(settings.truncated, rivals, strict=True):
@@ -119,18 +80,18 @@ def _study(
         ordered = logits[:, in_order_of(labels, rival.model, path)]
         truncated[len(rival.engine.layers)].append(answers(ordered, traces[0].kind))
     guarantee, known = guarantee_of(scorers[0].model), [Known.of(trace) for trace in traces]
-    for path, of_model in zip(settings.models, known, strict=True):
+    for path, of_model in zip(settings.model, known, strict=True):
         if of_model.is_more_than(WORTH_SAYING):
             logger.warning("%s: of %s, %s; its figures flatter the model", table, path, of_model)
     return Study(
-        model=plain(settings.name or Path(settings.models[0]).name),
+        model=plain(settings.name or Path(settings.model[0]).name),
         data=plain(Path(table).name),
         texts=examples.texts,
         traces=traces,
         truncated={depth: tuple(found) for depth, found in truncated.items()},
         label_names=labels.names,
         facts={
-            "models": plain(", ".join(settings.models)),
+            "models": plain(", ".join(settings.model)),
             "hardware": setting.device_name,
             "dtype": f"{setting.dtype_name} ({setting.dtype_reason})",
             "rows cut at": f"{scorers[0].max_length} tokens",

@@ -2,9 +2,10 @@
 
 import torch
 
+from pabee_fast.arguments import DTYPE_NAMES, require_device, require_dtype
 from pabee_fast.errors import InputError
 
-DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+DTYPES = {name: getattr(torch, name) for name in DTYPE_NAMES}
 
 
 def choose_device(name: str = "auto") -> torch.device:
@@ -13,9 +14,8 @@ def choose_device(name: str = "auto") -> torch.device:
     Raises:
         InputError: another name, or a CUDA device that is not there.
     """
+    require_device(name)
     kind, _, index = name.partition(":")
-    if name not in ("auto", "cpu", "cuda") and not (kind == "cuda" and index.isdecimal()):
-        raise InputError(f"device={name!r}: give auto, cpu or cuda (cuda:1 for the second one)")
     has_cuda = torch.cuda.is_available()
     if kind == "cuda" and not has_cuda:
         raise InputError(f"device={name!r}: torch sees no CUDA device here; give cpu, or install torch's CUDA build")
@@ -34,10 +34,9 @@ def choose_dtype(name: str, device: torch.device) -> tuple[torch.dtype, str]:
     Raises:
         InputError: another name than auto, float32, bfloat16, float16.
     """
+    require_dtype(name)
     if name in DTYPES:
         return DTYPES[name], "asked for"
-    if name != "auto":
-        raise InputError(f"dtype={name!r}: give auto, {', '.join(DTYPES)}")
     if device.type == "cuda":
         if torch.cuda.get_device_capability(device) >= (8, 0):
             return torch.bfloat16, "this GPU multiplies bfloat16 in hardware"

@@ -1,13 +1,14 @@
-"""What was done with rows, and what it took."""
+"""What was done with rows, and what it took. Knows no torch, so that a job can be looked at before a model is loaded."""
 
 from collections import Counter, defaultdict
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from pabee_fast.scoring.answers import Answers
+if TYPE_CHECKING:
+    from pabee_fast.scoring.answers import Answers
 
 STAGES = ("read", "tokenise", "compute", "audit", "write")
 """Where a job's time goes."""
@@ -57,7 +58,7 @@ class Tally:
         rows = self.exits.total()
         return sum(layer * count for layer, count in self.exits.items()) / rows if rows else float("nan")
 
-    def add(self, answers: Answers) -> None:
+    def add(self, answers: "Answers") -> None:
         """Count the answers of rows."""
         exits = np.bincount(answers.exit_layers.numpy()).tolist()
         self.exits.update({layer: count for layer, count in enumerate(exits) if layer and count})

@@ -10,28 +10,10 @@ from typing import Any
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from pabee_fast.calibration.stored import TUNING
-from pabee_fast.errors import InputError
+from pabee_fast.calibration.settings import TUNING
 from pabee_fast.modeling.directory import read_config
 from pabee_fast.modeling.load import load_classifier
 from pabee_fast.scoring.tokens import load_tokenizer
-from pabee_fast.tables.durable import check_writable
-from pabee_fast.tables.read import SURROGATES
-
-
-def check_model_output(path: str | Path, *, overwrite: bool) -> None:
-    """Raise InputError for an output directory that is a file, or has files and may not be overwritten.
-
-    So it is for a name that is not UTF-8: safetensors and tokenizers cannot write there.
-    """
-    output = Path(path)
-    if SURROGATES.search(str(output.absolute())):
-        raise InputError(f"{output}: the name is not UTF-8, as files of a model must have it; name another directory")
-    if output.is_file():
-        raise InputError(f"{output} is a file: name a directory for the model")
-    check_writable(output)
-    if output.is_dir() and any(output.iterdir()) and not overwrite:
-        raise InputError(f"{output} exists and is not empty: name another directory, or give --overwrite")
 
 
 def load_config_and_tokenizer(path: str) -> tuple[Any, PreTrainedTokenizerBase]:

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.nn.functional import linear
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from pabee_fast.arguments import require_seed
+from pabee_fast.arguments import require_between, require_seed, require_share
 from pabee_fast.calibration.learned_rows import LearnedRows, remember
 from pabee_fast.errors import InputError
 from pabee_fast.kernels.checks import Pooler
@@ -87,9 +87,8 @@ def fit(
         UnsupportedError: no supported family.
     """
     spec, kind = HeadSpec.of(model, head, pooling, first_layer), answer_kind(model)
-    for name, share in (("alpha", alpha), ("held_out", held_out)):
-        if not 0 <= share <= 1 or (name == "held_out" and share in (0, 1)):
-            raise InputError(f"{name}={share!r}: give a number between 0 and 1")
+    require_between("alpha", alpha, 0, 1)
+    require_share("held_out", held_out)
     require_seed(seed)
     known = None if labels is None else _as_targets(labels, model.config.num_labels, kind)
     target = model if onto is None else onto

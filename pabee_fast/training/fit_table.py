@@ -4,7 +4,6 @@ import copy
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 from transformers import PreTrainedModel
@@ -14,33 +13,9 @@ from pabee_fast.models.heads import CONFIG_ENTRY, FIT, classifies
 from pabee_fast.scoring.examples import Scorable, labels_where_given, open_tables
 from pabee_fast.scoring.labels import labels_of_config
 from pabee_fast.scoring.load import Setting
-from pabee_fast.tables.read import USUAL, Reading
-from pabee_fast.training.directory import check_model_output, load_config_and_tokenizer, load_model, save
+from pabee_fast.training.directory import load_config_and_tokenizer, load_model, save
 from pabee_fast.training.fit import fit
-
-
-@dataclass(frozen=True)
-class FitSettings:
-    """What `pabee-fast fit` was asked for; the command's help describes each."""
-
-    table: str
-    model: str
-    output: str
-    text_columns: tuple[str, ...] = ("text",)
-    label_column: str | None = None
-    head: str = "linear"
-    pooling: str | None = "mean"
-    first_layer: int = 1
-    alpha: float = 0.5
-    held_out: float = 0.1
-    max_length: int | None = None
-    token_budget: int | None = None
-    device: str = "auto"
-    dtype: str = "auto"
-    seed: int = 0
-    remember_rows: bool = True
-    overwrite: bool = False
-    reading: Reading = USUAL  # of csv and tsv
+from pabee_fast.training.settings import FitSettings
 
 
 @dataclass(frozen=True)
@@ -68,8 +43,6 @@ def fit_table(
     Raises:
         InputError: a setting, table or model directory that cannot be used as given.
     """
-    output = Path(settings.output)
-    check_model_output(output, overwrite=settings.overwrite)
     setting = Setting.choose(settings.device, settings.dtype)
     tables = open_tables(settings.table, settings.text_columns, settings.reading)
     config, tokenizer = load_config_and_tokenizer(settings.model)
@@ -83,7 +56,7 @@ def fit_table(
         column = labels_where_given(settings.table, tables, settings.label_column)
         labels = labels_of_config(config).encode(column)
     stored = load_model(settings.model, "auto")
-    output.parent.mkdir(parents=True, exist_ok=True)  # the features lie beside the model meanwhile
+    settings.output.parent.mkdir(parents=True, exist_ok=True)  # the features lie beside the model meanwhile
     running = copy.deepcopy(stored).to(setting.device, setting.dtype)
     texts, started = Scorable(tables), time.perf_counter()
     passed = started
@@ -106,7 +79,7 @@ def fit_table(
         seed=settings.seed,
         max_length=settings.max_length,
         token_budget=settings.token_budget,
-        folder=output.parent,
+        folder=settings.output.parent,
         remember_rows=settings.remember_rows,
         onto=stored,
         on_window=on_pass,
@@ -114,5 +87,5 @@ def fit_table(
     )
     ended = time.perf_counter()
     record = getattr(stored.config, CONFIG_ENTRY)[FIT]
-    save(stored, tokenizer, output, {})
+    save(stored, tokenizer, settings.output, {})
     return Fitted(stored, setting, record, texts.left_out, passed - started, ended - passed)

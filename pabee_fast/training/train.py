@@ -1,6 +1,5 @@
 """Joint fine-tuning of a model and its heads with transformers' Trainer, from tables to a model directory."""
 
-import importlib.util
 import json
 import math
 import sys
@@ -23,7 +22,6 @@ from transformers import (
     set_seed,
 )
 
-from pabee_fast.arguments import require_seed, require_whole
 from pabee_fast.calibration.learned_rows import LearnedRows, remember
 from pabee_fast.errors import InputError, PabeeFastError
 from pabee_fast.modeling.early_exit import attach_heads
@@ -35,74 +33,12 @@ from pabee_fast.scoring.labels import Labels, labels_of_column, labels_of_config
 from pabee_fast.scoring.teacher import full_depth_logits, in_order_of
 from pabee_fast.scoring.tokens import embedded_ids
 from pabee_fast.shown import plain
-from pabee_fast.tables.read import USUAL, Reading
-from pabee_fast.training.directory import check_model_output, load_config_and_tokenizer, load_model, save
+from pabee_fast.training.directory import load_config_and_tokenizer, load_model, save
 from pabee_fast.training.evaluate import LayerScores, as_table, evaluate_layers
+from pabee_fast.training.settings import TrainSettings
 
 LOGGING_STEPS = 50
 RECORD = "training.json"
-OBJECTIVES = {"pabee": None, "self-distillation": SELF_DISTILLATION}
-"""How the heads learn from the last one, beside labels and teacher."""
-
-
-@dataclass(frozen=True)
-class TrainSettings:
-    """What `pabee-fast train` was asked for; the command's help describes each."""
-
-    train: str
-    model: str
-    output: str
-    eval: str | None = None
-    text_columns: tuple[str, ...] = ("text",)
-    label_column: str = "label"
-    problem_type: str | None = None
-    head: str | None = None
-    pooling: str | None = None
-    first_layer: int | None = None
-    objective: str = "pabee"
-    teacher: str | None = None
-    alpha: float | None = None
-    temperature: float | None = None
-    epochs: int = 5
-    batch_size: int = 32
-    accumulate: int = 1
-    learning_rate: float = 2e-5
-    schedule: str = "linear"
-    warmup: float = 0.06
-    weight_decay: float = 0.01
-    max_length: int = 128
-    bf16: bool = False
-    seed: int = 0
-    remember_rows: bool = True
-    overwrite: bool = False
-    reading: Reading = USUAL  # of csv and tsv
-
-    def distillation(self) -> Distillation:
-        """How a teacher's answers are learned."""
-        given = {"alpha": self.alpha, "temperature": self.temperature}
-        return Distillation(**{name: value for name, value in given.items() if value is not None})
-
-    def check(self) -> None:
-        """Raises InputError for a value that cannot be used, and for an output that is there already."""
-        for name in ("epochs", "batch_size", "accumulate", "max_length"):
-            require_whole(name, getattr(self, name), at_least=1)
-        for name in ("alpha", "temperature"):
-            if self.teacher is None and (given := getattr(self, name)) is not None:
-                raise InputError(f"{name}={given}: it is about a teacher's answers; name the teacher by --teacher")
-        for name, low, high in (("warmup", 0, 1), ("weight_decay", 0, math.inf)):
-            if not low <= getattr(self, name) <= high:
-                raise InputError(f"{name}={getattr(self, name)}: give a number from {low} to {high}")
-        if not 0 < self.learning_rate < math.inf:
-            raise InputError(f"learning_rate={self.learning_rate}: give a positive number")
-        self.distillation()
-        require_seed(self.seed)
-        if self.bf16 and torch.cuda.is_available() and not torch.cuda.is_bf16_supported():
-            raise InputError("bf16: this GPU has no bfloat16; leave --bf16 out")
-        if self.objective not in OBJECTIVES:
-            raise InputError(f"objective={self.objective!r}: give {' or '.join(OBJECTIVES)}")
-        if self.schedule not in ("linear", "cosine", "constant"):
-            raise InputError(f"schedule={self.schedule!r}: give linear, cosine or constant")
-        check_model_output(self.output, overwrite=self.overwrite)
 
 
 @dataclass
@@ -114,7 +50,7 @@ class Record:
 
     def as_json(self) -> str:
         """The settings, and for each epoch its number, training loss, seconds so far and metrics by layer."""
-        return json.dumps({"settings": asdict(self.settings), "epochs": self.epochs}, indent=2) + "\n"
+        return json.dumps({"settings": asdict(self.settings), "epochs": self.epochs}, indent=2, default=str) + "\n"
 
 
 def train(settings: TrainSettings, console: Console) -> PreTrainedModel:
@@ -128,11 +64,9 @@ def train(settings: TrainSettings, console: Console) -> PreTrainedModel:
 
     Raises:
         InputError: a setting, table or model directory that cannot be used as given.
-        PabeeFastError: accelerate is not installed.
     """
-    if importlib.util.find_spec("accelerate") is None:
-        raise PabeeFastError("training needs accelerate: pip install 'pabee-fast[train]'")
-    settings.check()
+    if settings.bf16 and torch.cuda.is_available() and not torch.cuda.is_bf16_supported():
+        raise InputError("bf16: this GPU has no bfloat16; leave --bf16 out")
     examples = read_examples(settings.train, settings.text_columns, settings.label_column, settings.reading)
     held_out = None
     if settings.eval is not None:
@@ -154,8 +88,8 @@ def train(settings: TrainSettings, console: Console) -> PreTrainedModel:
         _arguments(settings, steps=_steps(settings, len(features))),
         train_dataset=features,
         data_collator=DataCollatorWithPadding(tokenizer),
-        distillation=settings.distillation(),
-        self_distillation=OBJECTIVES[settings.objective],
+        distillation=_distillation(settings),
+        self_distillation=SELF_DISTILLATION if settings.objective == "self-distillation" else None,
     )
     trainer.remove_callback(PrinterCallback)
     trainer.add_callback(_Epochs(settings, tokenizer, eval_features, console))
@@ -216,7 +150,7 @@ class _Epochs(TrainerCallback):
             evaluated = escape(plain(Path(self.settings.eval or "").resolve().name))
             self.console.print(as_table(f"{evaluated} after epoch {epoch} of {self.settings.epochs}", scores))
         self.record.epochs.append(result)
-        save(model, self.tokenizer, Path(self.settings.output), {RECORD: self.record.as_json()})
+        save(model, self.tokenizer, self.settings.output, {RECORD: self.record.as_json()})
 
 
 def _load(settings: TrainSettings, examples: Examples) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
@@ -297,6 +231,12 @@ def _add_teacher(
         row["teacher_logits"] = values
 
 
+def _distillation(settings: TrainSettings) -> Distillation:
+    """How a teacher's answers are learned."""
+    given = {"alpha": settings.alpha, "temperature": settings.temperature}
+    return Distillation(**{name: value for name, value in given.items() if value is not None})
+
+
 def _steps(settings: TrainSettings, rows: int) -> int:
     """Optimizer steps of the whole run."""
     return math.ceil(math.ceil(rows / settings.batch_size) / settings.accumulate) * settings.epochs
@@ -304,7 +244,7 @@ def _steps(settings: TrainSettings, rows: int) -> int:
 
 def _arguments(settings: TrainSettings, *, steps: int) -> TrainingArguments:
     return TrainingArguments(
-        settings.output,
+        str(settings.output),
         num_train_epochs=settings.epochs,
         per_device_train_batch_size=settings.batch_size,
         gradient_accumulation_steps=settings.accumulate,

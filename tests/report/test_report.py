@@ -21,10 +21,11 @@ from pabee_fast.calibration.risks import answers
 from pabee_fast.cli import app
 from pabee_fast.models.heads import BACKBONE
 from pabee_fast.report.claims import claims
-from pabee_fast.report.make import ReportSettings, make_report
+from pabee_fast.report.make import make_report
 from pabee_fast.report.metrics import METRICS
 from pabee_fast.report.page import tag, text
 from pabee_fast.report.sections import report
+from pabee_fast.report.settings import ReportSettings
 from pabee_fast.report.study import Candidates, Study, looks_at_rows
 from tests.calibration.traces import CONDITIONS, made_up
 from tests.conftest import tiny_model, tiny_stock
@@ -270,8 +271,13 @@ def test_seeds_that_number_their_labels_otherwise_are_read_by_name(folder: Path,
     table = tmp_path / "named.jsonl"
     lines = [json.dumps({"text": row["text"], "label": names[row["label"]]}) + "\n" for row in rows]
     table.write_text("".join(lines))
-    models = (str(tmp_path / "one"), str(tmp_path / "other"))
-    settings = ReportSettings((str(table),), models, str(tmp_path / "report.html"), dtype="float32", device="cpu")
+    settings = ReportSettings(
+        tables=[str(table)],
+        model=[str(tmp_path / "one"), str(tmp_path / "other")],
+        output=tmp_path / "report.html",
+        dtype="float32",
+        device="cpu",
+    )
     said = " ".join(read(make_report(settings)).words)
     assert said.count("±") == 1, "one model twice: nothing differs, and only the legend has the sign"
 

@@ -1,0 +1,125 @@
+"""What `pabee-fast tune` takes. Knows no torch."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated
+
+from pabee_fast.arguments import require_one_of, require_seed, require_share
+from pabee_fast.errors import InputError
+from pabee_fast.extras import require
+from pabee_fast.options import GUARANTEED, MODEL, READ, RUN, TABLES, WRITTEN, Argument, Option, RunOptions, TextOptions
+
+ORDER_SHARE = 0.25
+"""Of the calibration rows, those that choose what is tested, where nothing else is asked for."""
+TUNING = "tuning"
+"""Where `tune` puts frontier.json and the plot by default: a folder in the model's directory."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class TuneSettings(TextOptions, RunOptions):
+    """What `pabee-fast tune` was asked for."""
+
+    table: Annotated[str | None, Argument("TABLE", f"Calibration texts, without labels: {TABLES}.")] = None
+    model: Annotated[str, Option(MODEL, "Model directory with heads; the chosen policy is stored in its config.")]
+    label_column: Annotated[str | None, Option(READ, "Column of the labels, for --risk accuracy-loss.")] = None
+    trace: Annotated[Path | None, Option(READ, "A trace of the calibration texts, in place of TABLE.")] = None
+    epsilon: Annotated[float, Option(GUARANTEED, "The most that the risk may be, as a share of the rows.")] = 0.01
+    delta: Annotated[float, Option(GUARANTEED, "The most that the probability of a broken promise may be.")] = 0.05
+    risk: Annotated[
+        str | None,
+        Option(
+            GUARANTEED,
+            "What is bounded: disagreement (the answer is not full depth's), accuracy-loss (full depth is right and "
+            "the answer is not; needs labels), or distance (regression: further than --tolerance from full depth). "
+            "Default: disagreement, or distance for regression.",
+        ),
+    ] = None
+    tolerance: Annotated[float | None, Option(GUARANTEED, "Of --risk distance, in units of the output.")] = None
+    order_share: Annotated[
+        float | None,
+        Option(GUARANTEED, "Share of the rows, drawn by --seed, that choose what is tested alone; default: 0.25."),
+    ] = None
+    order: Annotated[str | None, Option(GUARANTEED, "Other texts, that choose what is tested, instead.")] = None
+    seed: Annotated[int, Option(GUARANTEED, "Of the split by --order-share.")] = 0
+    allow_learned: Annotated[
+        bool,
+        Option(
+            GUARANTEED,
+            "Take rows although fit or train has learned from most: where texts recur as often in what is scored.",
+        ),
+    ] = False
+    dtype: Annotated[str, Option(RUN, "auto, float32, bfloat16 or float16; the promise holds in it.")] = "auto"
+    output: Annotated[
+        Path | None,
+        Option(WRITTEN, "Directory for frontier.json and the plot; default: tuning, in the model's."),
+    ] = None
+    plot: Annotated[str, Option(WRITTEN, "svg or png.")] = "svg"
+    store: Annotated[bool, Option(WRITTEN, "Store the chosen policy and its guarantee in the model's config.")] = True
+
+    @property
+    def share(self) -> float | None:
+        """Of the rows, those that choose what is tested; None: other rows do."""
+        if self.order is not None:
+            return None
+        return ORDER_SHARE if self.order_share is None else self.order_share
+
+    @property
+    def folder(self) -> Path:
+        """Where frontier.json and the plot go."""
+        return self.output if self.output is not None else Path(self.model) / TUNING
+
+    def check(self) -> None:
+        """Raise InputError for what can be seen before a model is loaded, and if a package is missing say so."""
+        from pabee_fast.tables.durable import check_writable
+
+        super().check()
+        self._check_rows()
+        require_one_of("plot", self.plot, ("svg", "png"))
+        if self.risk == "accuracy-loss" and self.label_column is None and self.trace is None:
+            raise InputError("risk 'accuracy-loss' needs labels: name their column by --label-column")
+        if self.label_column is not None and self.risk != "accuracy-loss":
+            raise InputError(
+                f"label column {self.label_column!r}: only the risk accuracy-loss looks at labels; give --risk "
+                "accuracy-loss, or leave the option out"
+            )
+        for name in ("epsilon", "delta"):
+            require_share(name, getattr(self, name))
+        if self.order_share is not None:
+            require_share("order share", self.order_share)
+        require_seed(self.seed)
+        if self.store:
+            check_writable(config_of(self.model))
+        check_writable(self.folder)
+        self.check_tables(*(table for table in (self.table, self.order) if table is not None))
+        require("scipy.stats")
+        require("matplotlib")
+
+    def _check_rows(self) -> None:
+        """Raise InputError where what gives the rows is missing, or named twice."""
+        if (self.table is None) == (self.trace is None):
+            raise InputError("give either a table of calibration texts, or --trace with a trace of them")
+        tables = (self.order, self.table)
+        if None not in tables and len({Path(str(table)).resolve() for table in tables}) == 1:
+            raise InputError(
+                f"{self.table} orders and tests: rows that choose what is tested cannot test it; name another "
+                "table by --order, or leave it out and let --order-share split this one"
+            )
+        if self.order is not None and self.order_share is not None:
+            raise InputError(
+                f"order share {self.order_share}: the rows of {self.order} choose what is tested; leave one of "
+                "both options out"
+            )
+        if self.trace is not None and self.label_column is not None:
+            raise InputError(f"label column {self.label_column!r}: a trace holds its labels; leave the option out")
+
+
+def config_of(path: str | Path) -> Path:
+    """Return the config.json of a model directory, in which a guarantee is stored.
+
+    Raises:
+        InputError: there is none.
+    """
+    config = Path(path) / "config.json"
+    if not config.is_file():
+        raise InputError(f"{path} is no model directory on this machine, and a guarantee is stored in one: give one")
+    return config
