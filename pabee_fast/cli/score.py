@@ -6,7 +6,7 @@ from typing import Annotated, Any
 
 import typer
 
-from pabee_fast.arguments import require_between, require_model
+from pabee_fast.arguments import require_between, require_model, require_whole
 from pabee_fast.cli.loading import loading
 from pabee_fast.cli.options import takes
 from pabee_fast.cli.watch import Watch, choose_watch
@@ -53,6 +53,14 @@ class ScoreOptions(TextOptions, RunOptions):
     devices: Annotated[
         str | None, Option(RUN, "Several devices, a process for each: all, or cuda:0,cuda:1, or cpu,cpu.")
     ] = None
+    tokenizers: Annotated[
+        int | None,
+        Option(
+            RUN,
+            "Processes that tokenize for each device where only the model's own tokenizer can; default: up to 8 for a "
+            "GPU, by cores, and none for a CPU.",
+        ),
+    ] = None
     engine: Annotated[str, Option(RUN, "local, or ray for a cluster (pip install 'pabee-fast\\[ray]').")] = "local"
     workers: Annotated[
         int | None, Option(RUN, "With --engine ray: how many workers; default: one for each GPU, or machine.")
@@ -78,6 +86,8 @@ class ScoreOptions(TextOptions, RunOptions):
         require_model(self.model)
         _ = self.rule
         require_between("audit", self.audit, 0, 1)
+        if self.tokenizers is not None:
+            require_whole("tokenizers", self.tokenizers, at_least=0)
         check_places(self.devices, self.engine, self.workers)
         if not self.is_stream:
             return
@@ -138,6 +148,7 @@ def _executor(options: ScoreOptions, watch: Watch) -> Any:
         dtype=options.dtype,
         max_length=options.max_length,
         token_budget=options.token_budget,
+        tokenizers=options.tokenizers,
         all_scores=options.all_scores,
         audit=options.audit,
         texts=len(options.text_columns),

@@ -2,10 +2,9 @@
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from itertools import islice
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import pyarrow as pa
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
@@ -20,6 +19,9 @@ from pabee_fast.scoring.answers import Answers, RowResult, label_names, row_resu
 from pabee_fast.scoring.conditions import Conditions
 from pabee_fast.scoring.tally import Tally
 from pabee_fast.scoring.tokens import Encoder
+
+if TYPE_CHECKING:
+    import pyarrow as pa
 
 HALF_A_PAIR = "the text holds half of a surrogate pair, which is no character"
 
@@ -103,7 +105,7 @@ class Scorer:
             tally.add(answers)
             yield from row_results(answers, self.labels, self.engine.kind)
 
-    def plan(self, columns: Sequence[pa.Array], answers: Answers) -> Iterator[tuple[np.ndarray, PackedBatch]]:
+    def plan(self, columns: Sequence["pa.Array"], answers: Answers) -> Iterator[tuple[np.ndarray, PackedBatch]]:
         """Tokenize the rows that have no error, window by window.
 
         Args:
@@ -116,8 +118,7 @@ class Scorer:
         good = answers.scorable
         for start in range(0, len(good), self.window):
             rows = good[start : start + self.window]
-            taken = pa.array(rows)
-            encoded = self.encoder(*(column.take(taken).to_pylist() for column in columns))
+            encoded = self.encoder(*(column.take(rows).to_pylist() for column in columns))
             answers.truncated += encoded.truncated
             for error, refused in encoded.refused.items():
                 answers.refuse(rows[refused], error)
@@ -185,13 +186,15 @@ def on_host(results: Results) -> Answers:
     return Answers(results.logits.cpu(), results.exit_layers.cpu(), {})
 
 
-def readable(rows: Sequence[Row]) -> tuple[list[pa.Array], dict[int, str]]:
+def readable(rows: Sequence[Row]) -> tuple[list["pa.Array"], dict[int, str]]:
     """Return rows as columns, and by row why it cannot be scored.
 
     Returns:
         The texts, [rows] large strings, null where a row is refused; and where any row is a pair the second texts, null
         where a row is one text.
     """
+    import pyarrow as pa  # engines and traces are used where there is none
+
     refused = {place: error for place, row in enumerate(rows) if (error := _why_not(row))}
     texts: list[Any] = [
         () if place in refused else (row,) if isinstance(row, str) else row for place, row in enumerate(rows)

@@ -1,4 +1,4 @@
-"""What was done with rows, and what it took. Knows no torch, so that a job can be looked at before a model is loaded."""
+"""What was done with rows, and what it took. Knows no torch: a job is looked at before a model is loaded."""
 
 from collections import Counter, defaultdict
 from collections.abc import Mapping

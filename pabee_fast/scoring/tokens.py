@@ -3,7 +3,7 @@
 import logging
 import sys
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 from tokenizers import Tokenizer
@@ -13,7 +13,6 @@ from pabee_fast.errors import InputError
 from pabee_fast.modeling.directory import few_of, readable
 from pabee_fast.models import family_of
 from pabee_fast.runtime.pack import PackedBatch, pack_rows
-from pabee_fast.scoring.shards import Shards
 from pabee_fast.scoring.texts import OwnTokenizer, Texts, Tokens
 from pabee_fast.scoring.wordpiece import FastWordPiece
 
@@ -23,6 +22,9 @@ NO_EMBEDDING = "the text has a token that the model has no embedding for"
 
 CHECKED = 2_000
 """Rows that the model's own tokenizer and the one in its place both read, before that one is trusted."""
+
+if TYPE_CHECKING:
+    from pabee_fast.scoring.shards import Shards
 
 logger = logging.getLogger(__name__)
 
@@ -114,7 +116,11 @@ class Encoder:
         self._unchecked = CHECKED
         core.enable_truncation(max_length, direction=tokenizer.truncation_side)
         self._own = OwnTokenizer(core)
-        self._shards = Shards(core, processes) if processes and self._fast is None else None
+        self._shards: Shards | None = None
+        if processes and self._fast is None:
+            from pabee_fast.scoring import shards  # needs pyarrow
+
+            self._shards = shards.Shards(core, processes)
         self._model = model
         self._has_types = "token_type_ids" in tokenizer.model_input_names and (
             "token_type_ids" in family_of(model).inputs

@@ -1,15 +1,20 @@
 """However the command ends, it says why in a line: stopped as it starts, without standard streams, with nobody to read
 what it prints."""
 
+import json
 import os
+import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
+from transformers import PreTrainedTokenizerFast
 
-from tests.conftest import ROOT
+from tests.conftest import ROOT, tiny_model
 from tests.jobs.conftest import put_rows
+from tests.scoring.test_texts import tokenizer
 
 pytestmark = [pytest.mark.slow, pytest.mark.skipif(os.name != "posix", reason="signals and streams of other kinds")]
 
@@ -139,6 +144,59 @@ def test_a_pipe_that_fails_while_more_may_come_ends_with_a_line(
         assert job.wait(timeout=120) == status
         said = job.stderr.read().splitlines()
     assert said[0].startswith("policy") and says in said[1] and len(said) == 2
+
+
+@pytest.fixture(scope="module")
+def bpe_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A model whose tokenizer nothing faster takes the place of."""
+    folder = tmp_path_factory.mktemp("bpe-model")
+    core = tokenizer("bpe", "gpt2", limit=64)
+    tiny_model("bert", vocab_size=core.get_vocab_size()).save_pretrained(folder)
+    names = {"pad_token": "<s>", "unk_token": "<unk>", "model_max_length": 64}
+    PreTrainedTokenizerFast(tokenizer_object=core, **names).save_pretrained(folder)
+    return folder
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="asks /proc for children")
+@pytest.mark.parametrize(
+    ("stop", "devices"), [(None, []), (signal.SIGTERM, []), (signal.SIGKILL, ["--devices", "cpu,cpu"])]
+)
+def test_no_process_that_tokenizes_is_left(stop: signal.Signals | None, devices: list[str], bpe_model: Path) -> None:
+    command = [*COMMAND, "score", "-", "--model", str(bpe_model), "--output", "-", *FIXED, "--tokenizers", "2"]
+    pipe = subprocess.PIPE
+    with subprocess.Popen([*command, *devices], cwd=ROOT, env=QUIET, stdin=pipe, stdout=pipe, stderr=pipe) as job:
+        assert job.stdin is not None and job.stdout is not None
+        for _ in range(2):
+            job.stdin.write(b'{"text": "abc ab"}\n' * 4)
+            job.stdin.flush()
+            assert [json.loads(job.stdout.readline())["error"] for _ in range(4)] == [None] * 4
+        beneath = below(job.pid)
+        assert len(beneath) >= 2
+        job.stdin.close() if stop is None else job.send_signal(stop)
+        assert job.wait(timeout=60) == {None: 0, signal.SIGTERM: 130, signal.SIGKILL: -9}[stop]
+        left = [pid for pid in beneath if is_alive(pid, seconds=20)]
+    assert left == []
+
+
+def below(pid: int) -> list[int]:
+    """The processes that a process has started, and those that these have."""
+    children = [
+        int(child) for task in Path(f"/proc/{pid}/task").iterdir() for child in (task / "children").read_text().split()
+    ]
+    return [*children, *(one for child in children for one in below(child))]
+
+
+def is_alive(pid: int, seconds: float) -> bool:
+    """Whether a process is still there after so long."""
+    until = time.monotonic() + seconds
+    while time.monotonic() < until:
+        try:
+            if Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] == "Z":
+                return False
+        except OSError:
+            return False
+        time.sleep(0.05)
+    return True
 
 
 def test_workers_end_without_a_word(small_model: Path, tmp_path: Path) -> None:
