@@ -20,7 +20,7 @@ from pabee_fast.jobs.worker import Scored, Task
 from pabee_fast.scoring.tally import Tally
 from pabee_fast.tables.jsonl import not_text, parse_line
 from pabee_fast.tables.read import ROW_SIZE, quoted
-from pabee_fast.tables.write import json_bodies
+from pabee_fast.tables.texts import json_bodies
 
 ROWS = 1_024
 """Most rows that are scored together; fewer where no more come within `WAIT_SECONDS`."""

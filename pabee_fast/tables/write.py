@@ -3,16 +3,13 @@
 Knows files and columns; knows nothing of what the results mean.
 """
 
-import base64
-import csv
 import os
 import shutil
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
 from contextlib import closing, contextmanager
-from itertools import islice
+from functools import reduce
 from pathlib import Path
-from types import SimpleNamespace
 from typing import BinaryIO
 
 import pyarrow as pa
@@ -23,14 +20,12 @@ from pabee_fast.errors import InputError
 from pabee_fast.tables.bytes import READ_BUFFER, compression, open_file
 from pabee_fast.tables.csv import header_bytes
 from pabee_fast.tables.durable import durable_file
-from pabee_fast.tables.jsonl import json_text
 from pabee_fast.tables.read import WRITTEN_FORMATS, Chunk, quoted, table_format
-from pabee_fast.tables.records import all_quoted
 from pabee_fast.tables.remote import refuse_url
+from pabee_fast.tables.texts import TEXT, bytes_of, json_bodies, json_objects, side_by_side, text_values
 
 _GROUP_ROWS = 2**17
 _GROUP_BYTES = 64 * 2**20
-_NOT_JSON = frozenset(["nan", "-nan", "inf", "-inf"])
 
 
 def check_names(schema: pa.Schema, result_names: Sequence[str], prefix: str = "") -> list[str]:
@@ -181,53 +176,55 @@ class TableWriter(ABC):
 
 
 class _CsvWriter(TableWriter):
-    """Fields are quoted only where they need it."""
+    """Fields are quoted only where they need it, as Python's csv module does."""
 
     delimiter = ","
 
     def __init__(self, file: BinaryIO, schema: pa.Schema, results: pa.Schema) -> None:
         super().__init__(file, schema, results)
-        self._lines: list[str] = []
-        # "\r\n" makes the module quote fields with either character, as it must; it hands over one record a call, so
-        # the record's own end can be cut to "\n".
-        sink = SimpleNamespace(write=lambda record: self._lines.append(record[:-2] + "\n"))
-        self._csv = csv.writer(sink, delimiter=self.delimiter, lineterminator="\r\n")
-        self._write([(*schema.names, *results.names)])
+        self._write([pa.array([name], TEXT) for name in (*schema.names, *results.names)])
 
     def _append(self, chunk: Chunk, results: pa.RecordBatch) -> None:
-        columns = [_texts(column)[0] for column in (*chunk.batch.columns, *results.columns)]
-        self._write(list(zip(*columns, strict=True)))
+        columns = [text_values(column)[0] for column in (*chunk.batch.columns, *results.columns)]
+        self._write([column.fill_null("") for column in columns])
 
-    def _write(self, rows: Sequence[Sequence[str | None]]) -> None:
-        self._csv.writerows(rows)
-        self._check(rows)
-        self._file.write("".join(self._lines).encode())
-        self._lines.clear()
+    def _write(self, columns: list[pa.Array]) -> None:
+        in_quotes = [side_by_side('"', pc.replace_substring(column, '"', '""'), '"') for column in columns]
+        needed = [pc.match_substring_regex(column, f'["\r\n{self.delimiter}]') for column in columns]
+        if len(columns) == 1:  # an empty line would be none
+            needed = [pc.or_(needed[0], pc.equal(columns[0], ""))]
+        whole = self._must_be_quoted(columns)
+        if whole is not None:
+            needed = [pc.or_(one, whole) for one in needed]
+        fields = map(pc.if_else, needed, in_quotes, columns)
+        self._file.write(bytes_of(side_by_side(side_by_side(*fields, between=self.delimiter), "\n")))
 
-    def _check(self, rows: Sequence[Sequence[str | None]]) -> None:
-        """Make of the rows' lines what readers of the format understand."""
+    def _must_be_quoted(self, columns: list[pa.Array]) -> pa.Array | None:
+        """Whether all of a row's fields must be in quotes for readers of the format to understand it."""
+        return None
 
 
 class _TsvWriter(_CsvWriter):
     delimiter = "\t"
 
-    def _check(self, rows: Sequence[Sequence[str | None]]) -> None:
+    def _must_be_quoted(self, columns: list[pa.Array]) -> pa.Array | None:
         # All fields in quotes tell a reader that lines within one are no rows.
-        for row, line in enumerate(self._lines):
-            if "\n" in line[:-1] or "\r" in line:
-                self._lines[row] = all_quoted(rows[row], self.delimiter) + "\n"
+        return reduce(pc.or_, (pc.match_substring_regex(column, "[\r\n]") for column in columns))
 
 
 class _JsonWriter(TableWriter):
     def _append(self, chunk: Chunk, results: pa.RecordBatch) -> None:
         if chunk.lines is None:
-            bodies = json_bodies(chunk.batch)
+            bodies = json_objects(chunk.batch)
         else:
             without = [row for row, line in enumerate(chunk.lines) if line is None]
             others = iter(json_bodies(chunk.batch.take(pa.array(without, pa.int64()))))
-            bodies = [next(others) if line is None else line[1:-1].strip() for line in chunk.lines]
-        rows = zip(bodies, json_bodies(results), strict=True)
-        self._file.write("".join(f"{{{', '.join(filter(None, row))}}}\n" for row in rows).encode())
+            written = [next(others) if line is None else line[1:-1].strip() for line in chunk.lines]
+            bodies = pa.array(written, TEXT)
+        added = json_objects(results)
+        is_one_empty = pc.or_(pc.equal(bodies, ""), pc.equal(added, ""))
+        between = pc.if_else(is_one_empty, pa.scalar("", TEXT), pa.scalar(", ", TEXT))
+        self._file.write(bytes_of(side_by_side("{", bodies, between, added, "}\n")))
 
 
 class _GroupedParquet:
@@ -279,60 +276,3 @@ _WRITERS: dict[str, type[TableWriter]] = {
     "jsonl": _JsonWriter,
     "parquet": _ParquetWriter,
 }
-
-
-def json_bodies(batch: pa.RecordBatch) -> list[str]:
-    """Each row as a JSON object without its braces."""
-    columns = [
-        [f"{json_text(name)}: {value}" for value in _json_values(column)]
-        for name, column in zip(batch.schema.names, batch.columns, strict=True)
-    ]
-    return [", ".join(row) for row in zip(*columns, strict=True)] if columns else [""] * batch.num_rows
-
-
-def _json_values(column: pa.Array) -> list[str]:
-    """Each value as JSON."""
-    texts, is_string = _texts(column)
-    if is_string:
-        return ["null" if text is None else json_text(text) for text in texts]
-    return ["null" if text is None or text in _NOT_JSON else text for text in texts]
-
-
-def _texts(column: pa.Array) -> tuple[list[str | None], bool]:
-    """Each value as text, None for null; and whether JSON would quote it."""
-    kind = column.type
-    if isinstance(kind, pa.BaseExtensionType):
-        return _texts(column.storage)
-    if _is(kind, "dictionary"):
-        return _texts(column.dictionary_decode())
-    if _is(kind, "string", "large_string", "string_view"):
-        return column.to_pylist(), True
-    if _is(kind, "floating"):
-        texts = pc.cast(column, pa.string()).to_pylist()
-        # Arrow writes 1.0 as 1, which would be read back as an integer.
-        return [f"{text}.0" if text and text.lstrip("-").isdigit() else text for text in texts], False
-    if _is(kind, "boolean", "integer", "decimal", "duration"):
-        return pc.cast(column, pa.string()).to_pylist(), False
-    if _is(kind, "timestamp", "date", "time"):
-        return pc.cast(column, pa.string()).to_pylist(), True
-    if _is(kind, "list", "large_list", "fixed_size_list"):
-        items = iter(_json_values(column.flatten()))
-        lengths = pc.list_value_length(column).to_pylist()
-        return [None if length is None else f"[{', '.join(islice(items, length))}]" for length in lengths], False
-    if _is(kind, "struct"):
-        if not kind.num_fields:
-            return [None if value is None else "{}" for value in column.to_pylist()], False
-        bodies = json_bodies(pa.RecordBatch.from_arrays(column.flatten(), names=[field.name for field in kind]))
-        valid = column.is_valid().to_pylist()
-        return [f"{{{body}}}" if real else None for body, real in zip(bodies, valid, strict=True)], False
-    if _is(kind, "map"):
-        entries = pa.struct([("key", kind.key_type), ("value", kind.item_type)])
-        return _texts(column.cast(pa.list_(entries)))
-    values = column.to_pylist()
-    if _is(kind, "binary", "large_binary", "fixed_size_binary", "binary_view"):
-        return [None if value is None else base64.b64encode(value).decode() for value in values], True
-    return [None if value is None else json_text(value) for value in values], False
-
-
-def _is(kind: pa.DataType, *names: str) -> bool:
-    return any(getattr(pa.types, f"is_{name}")(kind) for name in names)
