@@ -31,12 +31,11 @@ from pabee_fast.tables.read import (
     quoted,
     replace_surrogates,
 )
-from pabee_fast.tables.records import LINE_SIZE, Dialect, Record, records
+from pabee_fast.tables.records import Dialect, Outline, Record, records
 from pabee_fast.tables.remote import File
 
 logger = logging.getLogger(__name__)
 
-_NEWLINE, _RETURN, _QUOTE = b'\n\r"'
 _MOST_AT_ONCE, _LEAST_AT_ONCE = 2**20, 2**15
 """Bytes that are read together: fewer after lines that pyarrow cannot take, so that these cost few others its speed."""
 
@@ -109,7 +108,7 @@ class CsvTable(Table):
 
     def _together(self, ahead: "_Ahead", data: bytes, *, is_last: bool) -> "_Run | None":
         """Read records by pyarrow, and pass them; None where it may read them otherwise than the csv module does."""
-        found = _Outline.of(data, self._dialect, is_last=is_last)
+        found = Outline.of(data, self._dialect, is_last=is_last)
         if found is None:
             return None
         try:
@@ -272,77 +271,6 @@ def _joined(runs: list[_Run]) -> _Run:
     batches, errors, *others = zip(*runs, strict=True)
     batch = joined(pa.Table.from_batches(batches))
     return _Run(batch, list(chain.from_iterable(errors)), *map(np.concatenate, others))
-
-
-class _Outline(NamedTuple):
-    """Whole records at the beginning of some bytes, which pyarrow reads as the csv module does, where they are UTF-8.
-
-    size        the bytes that they take
-    lines       the lines that they take
-    has_quotes  whether quotes mean anything
-    sizes       of each that is not blank
-    ends        where each ends
-    numbers     the lines up to each's end
-    """
-
-    size: int
-    lines: int
-    has_quotes: bool
-    sizes: np.ndarray
-    ends: np.ndarray
-    numbers: np.ndarray
-
-    @classmethod
-    def of(cls, data: bytes, dialect: Dialect, *, is_last: bool) -> "_Outline | None":
-        """Find the records; None where there may be none that both read alike.
-
-        They do where each quote opens a cell, closes it or is doubled in one, or where none stands at a cell's start,
-        so that all are characters. In a lenient dialect, a cell over several lines is the csv module's.
-
-        Args:
-            is_last: whether the file ends where the bytes do.
-        """
-        delimiter = dialect.delimiter.encode()
-        if len(delimiter) > 1 or delimiter == b"\0" or data.startswith(codecs.BOM_UTF8):
-            return None
-        if data.count(b"\r") != data.count(b"\r\n"):
-            return None
-        codes = np.frombuffer(data, np.uint8)
-        ends = np.flatnonzero(codes == _NEWLINE) + 1
-        if is_last and not data.endswith(b"\n"):
-            ends = np.append(ends, len(data))
-        numbers = np.arange(1, len(ends) + 1)
-
-        # Every other quote closes a cell; which a line's end is in one, so many quotes before it tell.
-        quotes = np.flatnonzero(codes == _QUOTE) if dialect.has_quotes else ends[:0]
-        padded = np.concatenate(([_NEWLINE], codes, [_NEWLINE]))
-        before, after = padded[quotes], padded[quotes + 2]
-        opens = (before == _NEWLINE) | (before == delimiter[0])
-        has_quotes = bool(opens.any())
-        if has_quotes:
-            is_whole = np.searchsorted(quotes, ends) % 2 == 0
-            if dialect.is_lenient and not is_whole.all():
-                return None
-            ends, numbers = ends[is_whole], numbers[is_whole]
-        if not len(ends):
-            return None
-        size, lines = int(ends[-1]), int(numbers[-1])
-        if size + LINE_SIZE * lines > ROW_SIZE:
-            return None
-        if has_quotes:
-            known = np.searchsorted(quotes, size)
-            quotes, opens, after = quotes[:known], opens[:known], after[:known]
-            closes = (after == delimiter[0]) | (after == _NEWLINE) | (after == _RETURN)
-            is_doubled = quotes[1:-1:2] + 1 == quotes[2::2]
-            opens[2::2] |= is_doubled
-            closes[1:-1:2] |= is_doubled
-            if not (opens[::2].all() and closes[1::2].all()):
-                return None
-
-        starts = np.concatenate(([0], ends[:-1]))
-        is_row = (codes[starts] != _NEWLINE) & (codes[starts] != _RETURN)
-        sizes = ends - starts + LINE_SIZE * np.diff(numbers, prepend=0)
-        return cls(size, lines, has_quotes, sizes[is_row], ends[is_row], numbers[is_row])
 
 
 def header_bytes(path: Path) -> int:

@@ -1,9 +1,13 @@
-"""Records of csv and tsv files, one by one by Python's csv module: one that does not parse costs its line alone."""
+"""Records of csv and tsv files: one by one by Python's csv module, where one that does not parse costs its line alone;
+and where they end, where another reader is known to read them alike."""
 
+import codecs
 import csv
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from typing import NamedTuple, TextIO
+
+import numpy as np
 
 from pabee_fast.errors import InputError
 from pabee_fast.tables.read import ROW_SIZE, Place, Reading, table_format
@@ -12,6 +16,7 @@ from pabee_fast.tables.remote import File
 LINE_SIZE = 64
 """What a line counts beyond its bytes, as a str takes it: a record of very many short lines must not outgrow ROW_SIZE
 by it."""
+_NEWLINE, _RETURN, _QUOTE = b'\n\r"'
 
 
 class Dialect(NamedTuple):
@@ -173,3 +178,74 @@ def records(
         size = lines.settle()
         if fields or error:
             yield Record(size, line, lines.passed, [*fields], error)
+
+
+class Outline(NamedTuple):
+    """Whole records at the beginning of some bytes, which pyarrow reads as the csv module does, where they are UTF-8.
+
+    size        the bytes that they take
+    lines       the lines that they take
+    has_quotes  whether quotes mean anything
+    sizes       of each that is not blank
+    ends        where each ends
+    numbers     the lines up to each's end
+    """
+
+    size: int
+    lines: int
+    has_quotes: bool
+    sizes: np.ndarray
+    ends: np.ndarray
+    numbers: np.ndarray
+
+    @classmethod
+    def of(cls, data: bytes, dialect: Dialect, *, is_last: bool) -> "Outline | None":
+        """Find the records; None where there may be none that both read alike.
+
+        They do where each quote opens a cell, closes it or is doubled in one, or where none stands at a cell's start,
+        so that all are characters. In a lenient dialect, a cell over several lines is the csv module's.
+
+        Args:
+            is_last: whether the file ends where the bytes do.
+        """
+        delimiter = dialect.delimiter.encode()
+        if len(delimiter) > 1 or delimiter == b"\0" or data.startswith(codecs.BOM_UTF8):
+            return None
+        if data.count(b"\r") != data.count(b"\r\n"):
+            return None
+        codes = np.frombuffer(data, np.uint8)
+        ends = np.flatnonzero(codes == _NEWLINE) + 1
+        if is_last and not data.endswith(b"\n"):
+            ends = np.append(ends, len(data))
+        numbers = np.arange(1, len(ends) + 1)
+
+        # Every other quote closes a cell; which a line's end is in one, so many quotes before it tell.
+        quotes = np.flatnonzero(codes == _QUOTE) if dialect.has_quotes else ends[:0]
+        padded = np.concatenate(([_NEWLINE], codes, [_NEWLINE]))
+        before, after = padded[quotes], padded[quotes + 2]
+        opens = (before == _NEWLINE) | (before == delimiter[0])
+        has_quotes = bool(opens.any())
+        if has_quotes:
+            is_whole = np.searchsorted(quotes, ends) % 2 == 0
+            if dialect.is_lenient and not is_whole.all():
+                return None
+            ends, numbers = ends[is_whole], numbers[is_whole]
+        if not len(ends):
+            return None
+        size, lines = int(ends[-1]), int(numbers[-1])
+        if size + LINE_SIZE * lines > ROW_SIZE:
+            return None
+        if has_quotes:
+            known = np.searchsorted(quotes, size)
+            quotes, opens, after = quotes[:known], opens[:known], after[:known]
+            closes = (after == delimiter[0]) | (after == _NEWLINE) | (after == _RETURN)
+            is_doubled = quotes[1:-1:2] + 1 == quotes[2::2]
+            opens[2::2] |= is_doubled
+            closes[1:-1:2] |= is_doubled
+            if not (opens[::2].all() and closes[1::2].all()):
+                return None
+
+        starts = np.concatenate(([0], ends[:-1]))
+        is_row = (codes[starts] != _NEWLINE) & (codes[starts] != _RETURN)
+        sizes = ends - starts + LINE_SIZE * np.diff(numbers, prepend=0)
+        return cls(size, lines, has_quotes, sizes[is_row], ends[is_row], numbers[is_row])
