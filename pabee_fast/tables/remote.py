@@ -1,5 +1,6 @@
 """Files at URLs, by fsspec: as much of pathlib's interface as finding and reading them asks for."""
 
+import io
 import os
 import posixpath
 import re
@@ -8,7 +9,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import groupby
 from pathlib import Path, PurePosixPath
-from typing import Any, BinaryIO
+from typing import Any
 
 from pabee_fast.errors import InputError
 
@@ -44,44 +45,46 @@ class Remote:
         return PurePosixPath(self.inside[len(root.inside) :].lstrip("/"))
 
     def is_file(self) -> bool:
-        with self._asked():
+        with self.asked():
             return bool(self.fs.isfile(self.inside))
 
     def is_dir(self) -> bool:
-        with self._asked():  # files first: to see that one is no directory, a web server would have to send it
-            return not self.fs.isfile(self.inside) and bool(self.fs.isdir(self.inside))
+        # To see that a file is no directory, a web server would have to send it whole.
+        looks_like_a_file = posixpath.splitext(self.inside)[1] != ""
+        with self.asked():
+            return not (looks_like_a_file and self.fs.isfile(self.inside)) and bool(self.fs.isdir(self.inside))
 
     def exists(self) -> bool:
-        with self._asked():
+        with self.asked():
             return bool(self.fs.exists(self.inside))
 
     def iterdir(self) -> Iterator["Remote"]:
-        with self._asked():
+        with self.asked():
             return iter([Remote(self.fs, path) for path in self.fs.ls(self.inside, detail=False)])
 
     def glob(self) -> list["Remote"]:
         """Return what the path names as a pattern, by name."""
-        with self._asked():
+        with self.asked():
             return [Remote(self.fs, path) for path in sorted(self.fs.glob(self.inside))]
 
     def walk(self) -> Iterator[tuple["Remote", list[str]]]:
         """Yield the directories below, each with the names of its files."""
-        with self._asked():
+        with self.asked():
             found = sorted(map(posixpath.split, self.fs.find(self.inside)))
         for folder, files in groupby(found, key=lambda file: file[0]):
             yield Remote(self.fs, folder), [name for _, name in files]
 
     def read_bytes(self) -> bytes:
-        with self._asked():
+        with self.asked():
             return bytes(self.fs.cat_file(self.inside))
 
-    def open(self, mode: str = "rb") -> BinaryIO:
-        with self._asked():
-            return self.fs.open(self.inside, mode)
+    def open(self, mode: str = "rb") -> "RemoteBytes":
+        with self.asked():
+            return RemoteBytes(self, self.fs.open(self.inside, mode))
 
     def state(self) -> tuple[int | None, str] | None:
         """Return the size and the version, as far as the file system tells them; None where there is no such file."""
-        with self._asked():
+        with self.asked():
             try:
                 info = self.fs.info(self.inside)
             except FileNotFoundError:
@@ -90,13 +93,41 @@ class Remote:
             return info.get("size"), told[0] if told else ""
 
     @contextmanager
-    def _asked(self) -> Iterator[None]:
+    def asked(self) -> Iterator[None]:
+        """Turn whatever a driver raises into an InputError."""
         try:
             yield
         except FileNotFoundError as error:
             raise InputError(f"{self} cannot be read: there is no such file") from error
         except Exception as error:  # every driver has errors of its own
             raise InputError(f"{self} cannot be read: {type(error).__name__}: {error}") from error
+
+
+class RemoteBytes(io.RawIOBase):
+    """A remote file's bytes."""
+
+    def __init__(self, place: Remote, file: Any) -> None:
+        self._place, self._file = place, file
+
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, buffer: Any) -> int:
+        with self._place.asked():
+            data = self._file.read(len(buffer))
+        buffer[: len(data)] = data
+        return len(data)
+
+    def seekable(self) -> bool:
+        return bool(self._file.seekable())
+
+    def seek(self, at: int, whence: int = os.SEEK_SET) -> int:
+        return int(self._file.seek(at, whence))
+
+    def close(self) -> None:
+        if not self.closed:
+            self._file.close()
+        super().close()
 
 
 File = Path | Remote

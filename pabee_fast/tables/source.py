@@ -19,7 +19,7 @@ from pabee_fast.tables.files import Found
 from pabee_fast.tables.folders import InFolders
 from pabee_fast.tables.jsonl import JsonTable, scan_json
 from pabee_fast.tables.open import CHUNK_BYTES, CHUNK_ROWS, check_file, open_table
-from pabee_fast.tables.read import USUAL, Chunk, Place, Reading, Table
+from pabee_fast.tables.read import USUAL, Chunk, Place, Reading, Table, table_format
 from pabee_fast.tables.remote import File, Remote
 
 _SAMPLE = 64 * 2**10
@@ -66,11 +66,11 @@ class Source:
         reading: Reading = USUAL,
     ) -> None:
         self.paths = list(paths)
-        kinds = {check_file(path, reading) for path in self.paths}
+        kinds = {table_format(path) for path in self.paths}
         if len(kinds) > 1:
             raise InputError(f"the input files are {', '.join(sorted(kinds))}: give files of one format")
         self._read = (
-            _open_json(self.paths, text_columns, scan)
+            _open_json(self.paths, text_columns, scan, reading)
             if kinds == {"jsonl"}
             else [open_table(path, text_columns, reading=reading) for path in self.paths]
         )
@@ -139,10 +139,12 @@ class Source:
             table.check_read(row)
 
 
-def _open_json(paths: Sequence[File], text_columns: Sequence[str], scan: Any) -> list[Table]:
+def _open_json(paths: Sequence[File], text_columns: Sequence[str], scan: Any, reading: Reading) -> list[Table]:
     """JSON Lines files whose columns are those of all of them together."""
     if len(paths) == 1 and scan is None:
-        return [open_table(paths[0], text_columns)]
+        return [open_table(paths[0], text_columns, reading=reading)]
+    for path in paths:
+        check_file(path, reading)
     if scan is not None:
         read = pa.ipc.read_schema(pa.py_buffer(base64.b64decode(scan["columns"])))
         columns = {field.name: None if pa.types.is_null(field.type) else field.type for field in read}

@@ -9,6 +9,7 @@ from typing import Any
 
 import fsspec
 import pytest
+from fsspec.implementations.memory import MemoryFile
 
 from pabee_fast.errors import InputError
 from pabee_fast.jobs.job import Columns, Job
@@ -148,13 +149,20 @@ def test_urls_that_cannot_be_read_are_told(url: str, told: str) -> None:
         find_files([url])
 
 
-def test_whatever_a_driver_raises_names_the_url(put: Put, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("suffix", [".csv", ".csv.gz", ".jsonl", ".parquet", ".arrow"])
+@pytest.mark.parametrize("method", ["open", "read"])
+def test_whatever_a_driver_raises_names_the_url(
+    method: str, suffix: str, put: Put, monkeypatch: pytest.MonkeyPatch
+) -> None:
     def refuse(*_: Any, **__: Any) -> None:
         raise RuntimeError("no credentials")
 
-    url = put("in.csv", ["a"])
-    monkeypatch.setattr(type(fsspec.filesystem("memory")), "_open", refuse)
-    with pytest.raises(InputError, match=r"memory:///in/in.csv cannot be read: RuntimeError: no credentials"):
+    url = put(f"in{suffix}", b"text\n")
+    if method == "open":
+        monkeypatch.setattr(type(fsspec.filesystem("memory")), "_open", refuse)
+    else:
+        monkeypatch.setattr(MemoryFile, "read", refuse, raising=False)
+    with pytest.raises(InputError, match=rf"memory:///in/in{suffix} cannot be read: RuntimeError: no credentials"):
         open_table(url, ["text"])
 
 
