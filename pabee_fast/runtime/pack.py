@@ -109,19 +109,25 @@ def pack(
     kept = family.kept(model, given.get("input_ids"), visible)
     if has_texts:
         kept = kept & _last_text(given["position_ids"], kept)
+    marks = [kept, visible]
     if shape[1] > family.max_length(model) and family.has_position_table(model):
-        _check_positions(model, given["position_ids"], kept)
-    if bool(kept.all()) and bool(visible.all()):
+        marks.append(given["position_ids"] >= model.config.max_position_embeddings)
+    # The host asks the device once, for all that it has to know.
+    is_kept, is_visible, *is_beyond = torch.stack(marks).cpu().numpy()
+    _check_rows(model, is_kept, is_visible, *is_beyond)
+    if is_kept.all() and is_visible.all():
         lengths = np.full(shape[0], shape[1], dtype=np.int64)
         return PackedBatch({name: tensor.flatten(0, 1).contiguous() for name, tensor in given.items()}, lengths)
-    where = kept.flatten().nonzero().flatten()
-    lengths = kept.sum(dim=1).cpu().numpy()
-    shown = visible.flatten()[where]
-    key_mask = None if bool(shown.all()) else shown
-    is_inside = kept.cumsum(dim=1) > 0
-    has_holes = bool((kept[:, 1:] & ~kept[:, :-1] & is_inside[:, :-1]).any())
-    positions = (where % shape[1]).int() if has_holes else None
-    return PackedBatch({name: t.flatten(0, 1)[where] for name, t in given.items()}, lengths, key_mask, positions)
+    row_of, column = np.nonzero(is_kept)
+    is_shown = is_visible[row_of, column]
+    has_holes = bool(((np.diff(column) != 1) & (np.diff(row_of) == 0)).any())
+    where, shown, places = to_device((row_of * shape[1] + column, is_shown, column.astype(np.int32)), main.device)
+    return PackedBatch(
+        {name: tensor.flatten(0, 1)[where] for name, tensor in given.items()},
+        is_kept.sum(axis=1),
+        None if is_shown.all() else shown,
+        places if has_holes else None,
+    )
 
 
 def pack_rows(model: PreTrainedModel, inputs: Mapping[str, np.ndarray], lengths: np.ndarray) -> PackedBatch:
@@ -195,15 +201,17 @@ def _last_text(position_ids: Tensor, kept: Tensor) -> Tensor:
     return texts == torch.where(kept, texts, 0).amax(dim=1, keepdim=True)
 
 
-def _check_positions(model: Any, position_ids: Tensor, kept: Tensor) -> None:
-    """Raises InputError for a position that the model's table lacks; on CUDA the look-up would end the process."""
-    places = model.config.max_position_embeddings
-    beyond = (kept & (position_ids >= places)).any(dim=1).nonzero().flatten().tolist()
-    if beyond:
-        tokens = int(kept[beyond[0]].sum())
+def _check_rows(model: Any, is_kept: np.ndarray, is_visible: np.ndarray, is_beyond: np.ndarray | None = None) -> None:
+    """Raise InputError for a row whose mask hides everything, or that has a position beyond the model's table, for
+    which a look-up on CUDA would end the process. All are [rows, length] bool."""
+    hidden = np.flatnonzero(~is_visible.any(axis=1))
+    if len(hidden):
+        raise InputError(f"attention_mask hides every token of row {hidden[0]}: drop such rows, or unmask one token")
+    if is_beyond is not None and len(beyond := np.flatnonzero((is_kept & is_beyond).any(axis=1))):
         raise InputError(
-            f"row {beyond[0]} has {tokens} tokens and positions above {places - 1}, the last that the model has: "
-            "truncate it (truncation=True, max_length=... for the tokenizer)"
+            f"row {beyond[0]} has {is_kept[beyond[0]].sum()} tokens and positions above "
+            f"{model.config.max_position_embeddings - 1}, the last that the model has: truncate it (truncation=True, "
+            "max_length=... for the tokenizer)"
         )
 
 
@@ -217,13 +225,7 @@ def _visible(attention_mask: Tensor | None, main: Tensor) -> Tensor:
             f"attention_mask is {list(attention_mask.shape)}: early exit takes [rows, length], here {list(shape)}; "
             "for masks of three or four dimensions restore the model first (pf.restore)"
         )
-    visible = attention_mask.to(main.device) != 0
-    hidden_rows = (~visible.any(dim=1)).nonzero().flatten().tolist()
-    if hidden_rows:
-        raise InputError(
-            f"attention_mask hides every token of row {hidden_rows[0]}: drop such rows, or unmask one token"
-        )
-    return visible
+    return attention_mask.to(main.device) != 0
 
 
 def _images(family: Any, model: Any, pixel_values: Tensor | None, attention_mask: Tensor | None) -> PackedBatch:

@@ -69,6 +69,22 @@ def test_every_policy_gives_the_cpus_exits(family: str, policy: pf.Policy) -> No
     assert got.exit_layers.tolist() == expected.exit_layers.tolist()
 
 
+@pytest.mark.parametrize("holes", [False, True])
+def test_packing_waits_for_the_device_once(holes: bool) -> None:
+    model = tiny_model("bert").to("cuda")
+    padded = {name: values.cuda() for name, values in padded_rows(LENGTHS).items()}
+    if holes:
+        padded["attention_mask"][3, 2] = 0
+    pack(model, **padded)
+    torch.cuda.set_sync_debug_mode("warn")
+    try:
+        with pytest.warns(UserWarning, match="synchronizing") as waits:
+            pack(model, **padded)
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+    assert len([warning for warning in waits if "synchronizing" in str(warning.message)]) == 1
+
+
 @pytest.mark.parametrize("under_way", [1, 2])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_the_loop_waits_for_nothing_but_the_counts_it_asked_for(under_way: int, dtype: torch.dtype) -> None:

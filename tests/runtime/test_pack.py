@@ -7,6 +7,7 @@ import pytest
 import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from torch.utils._python_dispatch import TorchDispatchMode
 
 import pabee_fast as pf
 from pabee_fast.runtime import pack as pack_module
@@ -61,6 +62,34 @@ def test_rows_with_padding_tokens_pass_through_the_padded_layout_a_few_at_a_time
     check(model, rows)
     masks = [given["attention_mask"] for given in calls if "attention_mask" in given]
     assert [len(mask) for mask in masks] == [2, 2, 2]
+
+
+class Asked(TorchDispatchMode):
+    """Counts what would make the host wait for a device: values read one by one, and sizes that depend on values."""
+
+    WAITS = ("_local_scalar_dense", "nonzero", "is_nonzero", "masked_select", "equal", "unique")
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.names: list[str] = []
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        self.names.append(func.overloadpacket.__name__)
+        indices = args[1] if self.names[-1] == "index" else ()
+        if any(index is not None and index.dtype in (torch.bool, torch.uint8) for index in indices):
+            self.names[-1] = "nonzero"
+        return func(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize("variant", TEXTS)
+@pytest.mark.parametrize("shown", [None, [[1, 1, 1, 1], [1, 1, 0, 0]], [[0, 1, 0, 1], [1, 0, 0, 1]]])
+def test_packing_reads_no_value_of_a_device_but_its_marks_together(variant: str, shown: Any) -> None:
+    model, ids = model_of(variant), torch.tensor([[5, 6, 7, 8], [9, 10, 11, 12]])
+    mask = None if shown is None else torch.tensor(shown)
+    pack(model, input_ids=ids, attention_mask=mask)
+    with Asked() as asked:
+        pack(model, input_ids=ids, attention_mask=mask)
+    assert not set(Asked.WAITS) & set(asked.names)
 
 
 def test_a_row_that_is_longer_than_the_model_has_positions_for_is_refused() -> None:
