@@ -3,6 +3,7 @@
 Needs torch alone, so that it imports where Triton is not installed.
 """
 
+import functools
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -10,6 +11,7 @@ import torch
 from torch import Tensor
 
 from .checks import BITS_PER_WORD, MAX_SHORT_ROW
+from .prepared import launch
 
 # More classes than this do not fit one program's registers.
 MAX_CLASSES = 1024
@@ -30,6 +32,10 @@ MAX_SHORT_HEAD = {torch.float32: 64, torch.float16: 128, torch.bfloat16: 128}
 # Queries, keys and warps of a program of `attention`, by the size of a head.
 _HALF_ATTENTION = {64: (64, 32, 4), 128: (64, 32, 8), 256: (32, 32, 4)}
 _FLOAT32_ATTENTION = {64: (32, 32, 4), 128: (32, 32, 8), 256: (16, 16, 8)}
+
+
+Sizes = tuple[dict[str, int], dict[str, Any]]
+"""Block sizes of a kernel and options of the compiler; made once for each key, and never changed."""
 
 
 class Plan(NamedTuple):
@@ -73,8 +79,7 @@ _TYPE_NAMES = {
 _ALIGNMENT = 16
 
 
-@dataclass(frozen=True)
-class Launch:
+class Launch(NamedTuple):
     """One launch of a Triton kernel, ready to run."""
 
     kernel: Any
@@ -84,15 +89,14 @@ class Launch:
 
     def run(self) -> None:
         """Launch on the device of the tensors among the arguments; what goes wrong names kernel and specialisation."""
-        first = next(value for value in self.arguments.values() if isinstance(value, Tensor))
         try:
-            with torch.cuda.device_of(first):  # does nothing for a tensor that is on no GPU
-                self.kernel[self.grid](**self.arguments, **self.options)
+            launch(*self)
         except Exception as error:
-            made = self.specialisation()
-            error.add_note(
-                f"{self.kernel.__name__}, specialised to {made.signature}, {made.constexprs}, {made.options}"
-            )
+            if hasattr(self.kernel, "params"):  # it was compiled
+                made = self.specialisation()
+                error.add_note(
+                    f"{self.kernel.__name__}, specialised to {made.signature}, {made.constexprs}, {made.options}"
+                )
             raise
 
     def specialisation(self) -> Specialisation:
@@ -114,9 +118,15 @@ class Launch:
         return Specialisation(self.kernel, signature, constexprs, attrs, self.options)
 
 
+def _options(warps: int, *, stages: int) -> dict[str, Any]:
+    """Return options of the compiler; fused multiply-adds are asked for, since Triton's default has changed."""
+    return {"num_warps": warps, "num_stages": stages, "enable_fp_fusion": True}
+
+
+@functools.cache
 def exit_step_blocks(
     hidden_size: int, classes: int, dtype: torch.dtype, *, kind: str, rule: str, pooling: str | None
-) -> tuple[dict[str, int], dict[str, int]]:
+) -> Sizes:
     """Return the block sizes and compile options of `exit_step`: keyed on what stays while a batch shrinks.
 
     Raises ValueError if there are more classes than one program can hold.
@@ -143,32 +153,34 @@ def exit_step_blocks(
         "BLOCK_ROWS": block_rows,
         "BLOCK_TOKENS": MEAN_TOKENS if pooling == "mean" else 1,
         "BLOCK_HIDDEN": block_hidden,
-        "BLOCK_WIDTH": MIN_DOT if dtype == torch.float32 else block_hidden,
         "BLOCK_CLASSES": block_classes,
     }
-    return blocks, {"num_warps": max(4, block_classes // 64), "num_stages": 2}
+    return blocks, _options(max(4, block_classes // 64), stages=2)
 
 
-def pool_blocks(hidden_size: int, dtype: torch.dtype, pooling: str) -> tuple[dict[str, int], dict[str, int]]:
+@functools.cache
+def pool_blocks(hidden_size: int, dtype: torch.dtype, pooling: str) -> Sizes:
     """Return the block sizes and compile options of `pool`."""
     block_hidden = min(next_power_of_2(hidden_size), 512 // dtype.itemsize)
     rows, tokens = (1, 4 * MEAN_TOKENS) if pooling == "mean" else (8, 1)
     blocks = {"BLOCK_ROWS": rows, "BLOCK_TOKENS": tokens, "BLOCK_HIDDEN": block_hidden}
-    return blocks, {"num_warps": 4, "num_stages": 1}
+    return blocks, _options(4, stages=1)
 
 
-def plan_blocks() -> tuple[dict[str, int], dict[str, int]]:
+@functools.cache
+def plan_blocks() -> Sizes:
     """Return the block size and compile options of `plan`."""
-    return {"BLOCK_ROWS": 1024}, {"num_warps": 8, "num_stages": 1}
+    return {"BLOCK_ROWS": 1024}, _options(8, stages=1)
 
 
-def gather_blocks(width: int, itemsize: int, words: int) -> tuple[dict[str, int], dict[str, int]]:
+@functools.cache
+def gather_blocks(width: int, itemsize: int, words: int) -> Sizes:
     """Return the block sizes and compile options of `gather` for tokens of `width` elements of `itemsize` bytes."""
     blocks = {
         "BLOCK": min(GATHER_BYTES // itemsize, next_power_of_2(width) * 128),
         "BLOCK_WORDS": next_power_of_2(words),
     }
-    return blocks, {"num_warps": 4, "num_stages": 1}
+    return blocks, _options(4, stages=1)
 
 
 def gather_grid(rows: int, longest: int, width: int, block: int) -> tuple[int, int]:
@@ -176,7 +188,8 @@ def gather_grid(rows: int, longest: int, width: int, block: int) -> tuple[int, i
     return rows, max(1, min(-(-longest * width // block), GATHER_PROGRAMS // rows))
 
 
-def add_norm_blocks(hidden_size: int) -> tuple[dict[str, int], dict[str, int]]:
+@functools.cache
+def add_norm_blocks(hidden_size: int) -> Sizes:
     """Return the block sizes and compile options of `add_norm`: 32 numbers to a thread, at least four warps.
 
     Raises ValueError if a token is wider than one program can hold.
@@ -189,17 +202,19 @@ def add_norm_blocks(hidden_size: int) -> tuple[dict[str, int], dict[str, int]]:
     block_hidden = next_power_of_2(hidden_size)
     num_warps = max(4, block_hidden // 1024)
     blocks = {"BLOCK_TOKENS": min(32, num_warps * 1024 // block_hidden), "BLOCK_HIDDEN": block_hidden}
-    return blocks, {"num_warps": num_warps, "num_stages": 1}
+    return blocks, _options(num_warps, stages=1)
 
 
-def bias_act_blocks(width: int) -> tuple[dict[str, int], dict[str, int]]:
+@functools.cache
+def bias_act_blocks(width: int) -> Sizes:
     """Return the block sizes and compile options of `bias_act`: 32 numbers to a thread, so that enough loads are under
     way to fill the memory's latency."""
     block_width = min(1024, next_power_of_2(width))
-    return {"BLOCK_TOKENS": 4096 // block_width, "BLOCK_WIDTH": block_width}, {"num_warps": 4, "num_stages": 1}
+    return {"BLOCK_TOKENS": 4096 // block_width, "BLOCK_WIDTH": block_width}, _options(4, stages=1)
 
 
-def attention_blocks(head_dim: int, value_dim: int, dtype: torch.dtype) -> tuple[dict[str, int], dict[str, int]]:
+@functools.cache
+def attention_blocks(head_dim: int, value_dim: int, dtype: torch.dtype) -> Sizes:
     """Return the block sizes and compile options of `attention`: keyed on a head's size, which no batch changes.
 
     The largest that spill nowhere, in 54 KiB of shared memory; every launch of float32 products is pure multiply-adds,
@@ -214,7 +229,7 @@ def attention_blocks(head_dim: int, value_dim: int, dtype: torch.dtype) -> tuple
         "BLOCK_HEAD": block_head,
         "BLOCK_VALUE": block_value,
     }
-    return blocks, {"num_warps": warps, "num_stages": 2}
+    return blocks, _options(warps, stages=2)
 
 
 def attention_tiles(rows: int, tokens: int, block_queries: int) -> int:
@@ -223,15 +238,15 @@ def attention_tiles(rows: int, tokens: int, block_queries: int) -> int:
     return tokens // block_queries + rows
 
 
-def short_attention_blocks(
-    head_dim: int, value_dim: int, dtype: torch.dtype, longest: int
-) -> tuple[dict[str, int], dict[str, int]]:
-    """Return the block sizes and compile options of `short_attention`: keyed on the tile that holds the longest row.
+@functools.cache
+def short_attention_blocks(head_dim: int, value_dim: int, dtype: torch.dtype, is_large: bool) -> Sizes:
+    """Return the block sizes and compile options of `short_attention`: keyed on the tile that holds the longest row,
+    the large one of MAX_SHORT_ROW tokens or one of half as many.
 
     A span of four tiles ends with one that is not full, so that of sst2's lengths 26 % of the places in tiles of 64 are
     empty; in a list of tiles without spans 22 % were, for which each wave would need a launch of its own.
     """
-    tile = MAX_SHORT_ROW if longest > MAX_SHORT_ROW // 2 else MAX_SHORT_ROW // 2
+    tile = MAX_SHORT_ROW if is_large else MAX_SHORT_ROW // 2
     blocks = {
         "SPAN": 4 * tile,
         "BLOCK_TOKENS": tile,
@@ -239,7 +254,7 @@ def short_attention_blocks(
         "BLOCK_VALUE": max(MIN_DOT, next_power_of_2(value_dim)),
     }
     # In half precision sixteen queries a warp, whose softmax then needs no other warp.
-    return blocks, {"num_warps": 8 if dtype == torch.float32 else tile // 16, "num_stages": 1}
+    return blocks, _options(8 if dtype == torch.float32 else tile // 16, stages=1)
 
 
 def next_power_of_2(number: int) -> int:
