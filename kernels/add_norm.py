@@ -7,7 +7,7 @@ import triton.language as tl
 from torch import Tensor
 
 from .checks import check_add_norm, check_on_device
-from .launch import Launch, add_norm_blocks
+from .launch import Launch, add_norm_constants
 
 
 @triton.jit(do_not_specialize=["tokens"])
@@ -82,7 +82,7 @@ def add_norm_launch(
 ) -> Launch:
     """Return the launch that `add_norm` runs on checked arguments."""
     tokens, hidden_size = product.shape
-    blocks, options = add_norm_blocks(hidden_size)
+    constants = add_norm_constants(hidden_size)
     arguments: dict[str, Any] = dict(
         product_ptr=product,
         bias_ptr=bias,
@@ -91,8 +91,5 @@ def add_norm_launch(
         shift_ptr=shift,
         tokens=tokens,
         eps=float(eps),
-        HIDDEN_SIZE=hidden_size,
-        **blocks,
     )
-    grid = (-(-tokens // blocks["BLOCK_TOKENS"]),)
-    return Launch(add_norm_kernel, grid, arguments, options)
+    return Launch(add_norm_kernel, (-(-tokens // constants.values["BLOCK_TOKENS"]),), arguments, constants)

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from .attend import attend_block
 from .checks import check_attention, check_on_device
-from .launch import MAX_HEAD_DIM, Launch, attention_blocks, attention_tiles
+from .launch import MAX_HEAD_DIM, Heads, Launch, attention_constants, attention_tiles
 
 # Strides follow from the number of tokens where a layer lays its heads out first, so that they change with it.
 NUMBERS = [
@@ -212,13 +212,10 @@ def attention_launch(
     query: Tensor, key: Tensor, value: Tensor, out: Tensor, cu_seqlens: Tensor, **options: Any
 ) -> Launch:
     """Return the launch that `attention` runs on checked arguments to fill `out`, not empty."""
-    tokens, heads, head_dim = query.shape
-    blocks, compiled = attention_blocks(head_dim, value.shape[2], query.dtype)
-    arguments, constants = attention_arguments(query, key, value, out, cu_seqlens, **options)
-    arguments |= constants | blocks
-    arguments["IS_INTERPRETED"] = not isinstance(attention_kernel, triton.JITFunction)
-    grid = (attention_tiles(cu_seqlens.shape[0] - 1, tokens, blocks["BLOCK_QUERIES"]) * heads,)
-    return Launch(attention_kernel, grid, arguments, compiled)
+    arguments, heads = attention_arguments(query, key, value, out, cu_seqlens, **options)
+    constants = attention_constants(heads, not isinstance(attention_kernel, triton.JITFunction))
+    tiles = attention_tiles(arguments["rows"], query.shape[0], constants.values["BLOCK_QUERIES"])
+    return Launch(attention_kernel, (tiles * heads.heads,), arguments, constants)
 
 
 def attention_arguments(
@@ -233,12 +230,14 @@ def attention_arguments(
     window: int | None = None,
     key_mask: Tensor | None = None,
     positions: Tensor | None = None,
-) -> tuple[dict[str, Any], dict[str, Any]]:
-    """Return the tensors and numbers that a kernel of attention is given, and its constants but for block sizes."""
-    heads, head_dim = query.shape[1:]
+) -> tuple[dict[str, Any], Heads]:
+    """Return the tensors and numbers that a kernel of attention is given, and what else it is compiled for."""
+    _, heads, head_dim = query.shape
+    _, kv_heads, value_dim = value.shape
     (query_token, query_head, _), (key_token, key_head, _) = query.stride(), key.stride()
     value_token, value_head, _ = value.stride()
-    unit = math.gcd(16 // query.dtype.itemsize, query_token, query_head, key_token, key_head, value_token, value_head)
+    dtype, has_window = query.dtype, window is not None
+    unit = math.gcd(16 // dtype.itemsize, query_token, query_head, key_token, key_head, value_token, value_head)
     arguments = dict(
         query_ptr=query,
         key_ptr=key,
@@ -246,7 +245,7 @@ def attention_arguments(
         out_ptr=out,
         cu_seqlens_ptr=cu_seqlens,
         key_mask_ptr=key_mask,
-        positions_ptr=positions if window is not None else None,
+        positions_ptr=positions if has_window else None,
         rows=cu_seqlens.shape[0] - 1,
         window=min(window or 0, _ANY_DISTANCE),
         scaling=(head_dim**-0.5 if scaling is None else scaling) * _LOG2_E,
@@ -257,13 +256,4 @@ def attention_arguments(
         value_token_stride=value_token // unit,
         value_head_stride=value_head // unit,
     )
-    constants = dict(
-        HEADS=heads,
-        GROUP=heads // key.shape[1],
-        HEAD_DIM=head_dim,
-        VALUE_DIM=value.shape[2],
-        IS_CAUSAL=is_causal,
-        HAS_WINDOW=window is not None,
-        STRIDE_UNIT=unit,
-    )
-    return arguments, constants
+    return arguments, Heads(heads, kv_heads, head_dim, value_dim, dtype, is_causal, has_window, unit)

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from .activation import activate
 from .checks import check_bias_act, check_on_device
-from .launch import Launch, bias_act_blocks
+from .launch import Launch, bias_act_constants
 
 
 @triton.jit(do_not_specialize=["tokens"])
@@ -62,14 +62,12 @@ def bias_act_unchecked(product: Tensor, bias: Tensor | None, *, activation: str)
 def bias_act_launch(product: Tensor, bias: Tensor | None, *, activation: str) -> Launch:
     """Return the launch that `bias_act` runs on checked arguments."""
     tokens, width = product.shape
-    blocks, options = bias_act_blocks(width)
+    constants = bias_act_constants(width, activation)
+    blocks = constants.values
     arguments: dict[str, Any] = dict(
         product_ptr=product,
         bias_ptr=bias,
         tokens=tokens,
-        WIDTH=width,
-        ACTIVATION=activation,
-        **blocks,
     )
     grid = (-(-tokens // blocks["BLOCK_TOKENS"]), -(-width // blocks["BLOCK_WIDTH"]))
-    return Launch(bias_act_kernel, grid, arguments, options)
+    return Launch(bias_act_kernel, grid, arguments, constants)

@@ -8,7 +8,7 @@ import triton.language as tl
 from torch import Tensor
 
 from .checks import check_gather, check_on_device, check_plan
-from .launch import Launch, Plan, gather_blocks, gather_grid, plan_blocks
+from .launch import PLAN_CONSTANTS, Launch, Plan, gather_constants, gather_grid
 
 _INTEGERS = {1: torch.int8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
 _STATE = ["keep_ptr", "cu_seqlens_ptr", "row_ids_ptr", "streak_ptr"]
@@ -117,7 +117,6 @@ def plan_unchecked(keep: Tensor, cu_seqlens: Tensor, row_ids: Tensor, streak: Te
 
 def plan_launch(keep: Tensor, cu_seqlens: Tensor, row_ids: Tensor, streak: Tensor, result: Plan) -> Launch:
     """Return the launch that `plan` runs on checked arguments to fill `result`."""
-    blocks, options = plan_blocks()
     arguments: dict[str, Any] = dict(
         keep_ptr=keep,
         cu_seqlens_ptr=cu_seqlens,
@@ -130,10 +129,9 @@ def plan_launch(keep: Tensor, cu_seqlens: Tensor, row_ids: Tensor, streak: Tenso
         starts_ptr=result.starts,
         counts_ptr=result.counts,
         rows=keep.shape[0],
-        **blocks,
     )
-    grid = (-(-keep.shape[0] // blocks["BLOCK_ROWS"]),)
-    return Launch(plan_kernel, grid, arguments, options)
+    grid = (-(-keep.shape[0] // PLAN_CONSTANTS.values["BLOCK_ROWS"]),)
+    return Launch(plan_kernel, grid, arguments, PLAN_CONSTANTS)
 
 
 @triton.jit(do_not_specialize_on_alignment=_PLACES)
@@ -247,7 +245,7 @@ def gather_launch(
     """Return the launch that `gather` runs on checked arguments to fill `out` and `new_memory`, not both empty."""
     width, itemsize = hidden.shape[1:].numel(), hidden.dtype.itemsize
     words = 0 if memory is None else memory.shape[1]
-    blocks, options = gather_blocks(width, itemsize, words)
+    constants = gather_constants(width, itemsize, words)
     arguments: dict[str, Any] = dict(
         # Bits are copied, so that dtypes of one size share a kernel.
         hidden_ptr=hidden.view(_INTEGERS[itemsize]),
@@ -257,9 +255,6 @@ def gather_launch(
         memory_ptr=memory if words else None,
         new_memory_ptr=new_memory if words else None,
         sources_ptr=sources if words else None,
-        WIDTH=width,
-        WORDS=words,
-        **blocks,
     )
-    grid = gather_grid(rows, longest, width, blocks["BLOCK"])
-    return Launch(gather_kernel, grid, arguments, options)
+    grid = gather_grid(rows, longest, width, constants.values["BLOCK"])
+    return Launch(gather_kernel, grid, arguments, constants)

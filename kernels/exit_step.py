@@ -6,9 +6,9 @@ import torch
 import triton
 import triton.language as tl
 
-from .checks import ExitHead, ExitRows, ExitRule, check_exit_step, check_on_device, memory_words
+from .checks import ExitHead, ExitRows, ExitRule, check_exit_step, check_on_device
 from .head import head_logits
-from .launch import Launch, exit_step_blocks
+from .launch import Launch, exit_step_constants
 from .pool import count_visible
 from .settle import settle
 
@@ -144,37 +144,27 @@ def exit_step_unchecked(rows: ExitRows, head: ExitHead, rule: ExitRule) -> None:
 
 def exit_step_launch(rows: ExitRows, head: ExitHead, rule: ExitRule) -> Launch:
     """Return the launch that `exit_step` runs on checked arguments."""
-    features, state, (classes, hidden_size) = rows.features, rows.state, head.weight.shape
-    words = memory_words(rule.kind, rule.name, classes)
-    blocks, options = exit_step_blocks(
-        hidden_size, classes, features.dtype, kind=rule.kind, rule=rule.name, pooling=rows.pooling
-    )
+    features, state, (weight, bias) = rows.features, rows.state, head
+    classes, hidden_size = weight.shape
+    constants = exit_step_constants(hidden_size, classes, features.dtype, rule.kind, rule.name, rows.pooling)
+    count = state.keep.shape[0]
     arguments: dict[str, Any] = dict(
         features_ptr=features,
-        weight_ptr=head.weight,
-        bias_ptr=head.bias,
+        weight_ptr=weight,
+        bias_ptr=bias,
         keep_ptr=state.keep,
         streak_ptr=state.streak,
-        memory_ptr=state.memory if words else None,
+        memory_ptr=state.memory if constants.values["WORDS"] else None,
         row_ids_ptr=state.row_ids,
         logits_ptr=rows.logits,
         exit_layers_ptr=rows.exit_layers,
         cu_seqlens_ptr=rows.cu_seqlens,
         key_mask_ptr=rows.key_mask,
         exit_at_ptr=rule.exit_at,
-        rows=state.keep.shape[0],
+        rows=count,
         layer=rule.layer,
         last=rule.last,
         patience=rule.patience,
         threshold=float(rule.threshold),
-        HIDDEN_SIZE=hidden_size,
-        CLASSES=classes,
-        WORDS=words,
-        KIND=rule.kind,
-        RULE=rule.name,
-        # A pooled feature is a row of one token.
-        POOLING=rows.pooling or "first",
-        **blocks,
     )
-    grid = (-(-state.keep.shape[0] // blocks["BLOCK_ROWS"]),)
-    return Launch(exit_step_kernel, grid, arguments, options)
+    return Launch(exit_step_kernel, (-(-count // constants.values["BLOCK_ROWS"]),), arguments, constants)

@@ -7,7 +7,7 @@ import triton.language as tl
 from torch import Tensor
 
 from .checks import check_on_device, check_pool
-from .launch import Launch, pool_blocks
+from .launch import Launch, pool_constants
 
 
 @triton.jit
@@ -149,16 +149,14 @@ def pool_unchecked(features: Tensor, cu_seqlens: Tensor, *, pooling: str, key_ma
 def pool_launch(features: Tensor, out: Tensor, cu_seqlens: Tensor, *, pooling: str, key_mask: Tensor | None) -> Launch:
     """Return the launch that `pool` runs on checked arguments to fill `out`."""
     rows, hidden_size = out.shape
-    blocks, options = pool_blocks(hidden_size, features.dtype, pooling)
+    constants = pool_constants(hidden_size, features.dtype, pooling)
+    blocks = constants.values
     arguments: dict[str, Any] = dict(
         features_ptr=features,
         out_ptr=out,
         cu_seqlens_ptr=cu_seqlens,
         key_mask_ptr=key_mask,
         rows=rows,
-        HIDDEN_SIZE=hidden_size,
-        POOLING=pooling,
-        **blocks,
     )
     grid = (-(-rows // blocks["BLOCK_ROWS"]), -(-hidden_size // blocks["BLOCK_HIDDEN"]))
-    return Launch(pool_kernel, grid, arguments, options)
+    return Launch(pool_kernel, grid, arguments, constants)

@@ -10,6 +10,7 @@ Needs torch alone until something is launched.
 import functools
 import logging
 import threading
+from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import torch
@@ -22,15 +23,24 @@ _prepared: dict[int, "Prepared"] = {}
 _binding = threading.Lock()
 
 
-def launch(kernel: Any, grid: tuple[int, ...], arguments: dict[str, Any], options: dict[str, Any]) -> None:
-    """Launch a kernel with arguments in the order of its parameters, and options of the compiler; an interpreted one as
-    Triton does."""
+@dataclass(frozen=True, eq=False)
+class Constants:
+    """What one kernel is compiled for. Made once for each kind of launch, and the same where it is one object."""
+
+    values: dict[str, Any]
+    """The parameters that are constants, in their order."""
+    options: dict[str, Any]
+    """Of the compiler."""
+
+
+def launch(kernel: Any, grid: tuple[int, ...], arguments: dict[str, Any], constants: Constants) -> None:
+    """Launch a kernel with tensors and numbers in the order of its parameters; an interpreted one as Triton does."""
     # What an owner compiles with a call of ours in it is traced, and has no addresses yet.
     prepared = None if torch.compiler.is_compiling() else _prepared.get(id(kernel)) or _prepare(kernel)
     if prepared is None:
-        kernel[grid](**arguments, **options)
+        kernel[grid](**arguments, **constants.values, **constants.options)
     else:
-        prepared.launch(grid, arguments, options)
+        prepared.launch(grid, arguments, constants)
 
 
 def _prepare(kernel: Any) -> "Prepared | None":
@@ -55,6 +65,7 @@ class _Bound(NamedTuple):
     run: Any
     function: Any
     metadata: Any
+    constants: tuple[Any, ...]
     compiled: Any
     """Held, since the function is unloaded with it."""
 
@@ -74,7 +85,6 @@ class Prepared:
         self._current_device, self._stream = driver.active.get_current_device, driver.active.get_current_stream
         self._names = [parameter.name for parameter in kernel.params]
         self._pointers = sum(name.endswith("_ptr") for name in self._names)
-        self._values = sum(not parameter.is_constexpr for parameter in kernel.params)
         self._aligned = [
             place
             for place, parameter in enumerate(kernel.params[: self._pointers])
@@ -82,28 +92,21 @@ class Prepared:
         ]
         self._bound: dict[tuple[Any, ...], _Bound | None] = {}
 
-    def launch(self, grid: tuple[int, ...], arguments: dict[str, Any], options: dict[str, Any]) -> None:
-        """Launch on the current stream of the tensors' device.
-
-        Args:
-            arguments: of the kernel, in the order of its parameters.
-            options: of the compiler.
-        """
+    def launch(self, grid: tuple[int, ...], arguments: dict[str, Any], constants: Constants) -> None:
+        """Launch on the current stream of the tensors' device."""
         values = [*arguments.values()]
-        tensors, constants = values[: self._pointers], values[self._values :]
-        numbers = values[self._pointers : self._values]
+        tensors, numbers = values[: self._pointers], values[self._pointers :]
         addresses = [0 if tensor is None else tensor.data_ptr() for tensor in tensors]
         bits = 0
         for place in self._aligned:
             bits |= addresses[place]
         device, hooks = tensors[0].get_device(), self._hooks
-        # All that Triton tells apart; numbers it does not, and those that do not fit are given to it below.
+        # All that Triton tells apart; numbers it does not, and those that do not fit are left to it below.
         key = (
+            constants,
             device,
             bits % _ALIGNMENT and tuple(addresses[place] % _ALIGNMENT == 0 for place in self._aligned),
             *[None if tensor is None else tensor.dtype for tensor in tensors],
-            *constants,
-            *options.values(),
         )
         bound = self._bound.get(key)
         if (
@@ -114,11 +117,11 @@ class Prepared:
             or getattr(hooks.launch_exit_hook, "calls", True)
             or self.kernel.pre_run_hooks
         ):
-            self._launch_by_triton(key, grid, arguments, options)
+            self._launch_by_triton(key, grid, arguments | constants.values, constants.options)
             return
+        run, function, metadata, constant, _ = bound
         x, y, z = (*grid, 1, 1)[:3]
-        run, function, metadata, _ = bound
-        run(x, y, z, self._stream(device), function, metadata, None, None, None, *addresses, *numbers, *constants)
+        run(x, y, z, self._stream(device), function, metadata, None, None, None, *addresses, *numbers, *constant)
 
     def _launch_by_triton(
         self, key: tuple[Any, ...], grid: tuple[int, ...], arguments: dict[str, Any], options: dict[str, Any]
@@ -138,7 +141,8 @@ class Prepared:
         assert [*arguments] == self._names, "arguments are not in the order of the kernel's parameters"
         compiled, seen = self.kernel.warmup(**arguments, grid=grid, **options), list[tuple[Any, ...]]()
         try:
-            bound = _Bound(compiled.run, compiled.function, compiled.packed_metadata, compiled)
+            constants = tuple(v for p, v in zip(self.kernel.params, arguments.values(), strict=True) if p.is_constexpr)
+            bound = _Bound(compiled.run, compiled.function, compiled.packed_metadata, constants, compiled)
             is_known = compiled._run is bound.run
         except AttributeError:
             is_known = False

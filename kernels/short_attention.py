@@ -9,7 +9,7 @@ from torch import Tensor
 
 from .attention import MARKS, NUMBERS, attention_arguments
 from .checks import MAX_SHORT_ROW, check_on_device, check_short_attention
-from .launch import MAX_SHORT_HEAD, Launch, short_attention_blocks
+from .launch import MAX_SHORT_HEAD, Launch, short_attention_constants
 
 
 @triton.jit
@@ -249,10 +249,8 @@ def short_attention_launch(
     query: Tensor, key: Tensor, value: Tensor, out: Tensor, cu_seqlens: Tensor, *, longest: int, **options: Any
 ) -> Launch:
     """Return the launch that `short_attention` runs on checked arguments to fill `out`, not empty."""
-    tokens, heads, head_dim = query.shape
-    blocks, compiled = short_attention_blocks(head_dim, value.shape[2], query.dtype, longest > MAX_SHORT_ROW // 2)
-    arguments, constants = attention_arguments(query, key, value, out, cu_seqlens, **options)
-    arguments["tokens"] = tokens
-    arguments |= constants | blocks
-    grid = (-(-tokens // blocks["SPAN"]) * heads,)
-    return Launch(short_attention_kernel, grid, arguments, compiled)
+    arguments, heads = attention_arguments(query, key, value, out, cu_seqlens, **options)
+    arguments["tokens"] = tokens = query.shape[0]
+    constants = short_attention_constants(heads, longest > MAX_SHORT_ROW // 2)
+    grid = (-(-tokens // constants.values["SPAN"]) * heads.heads,)
+    return Launch(short_attention_kernel, grid, arguments, constants)

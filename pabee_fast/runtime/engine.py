@@ -124,8 +124,9 @@ class Engine:
                 self.heads = []
                 heads = exit_heads_of(self.model)
                 self._linears = [ops.ExitHead(head.linear.weight, head.linear.bias) for head in heads]
-                for linear in self._linears:
-                    ops.check_head(linear, self.classes)
+                for head, linear in zip(heads, self._linears, strict=True):
+                    inputs = self.model.config.hidden_size if head.pooler is None and head.norm is None else None
+                    ops.check_head(linear, self.classes, inputs)
                 self.heads = heads
             yield
 

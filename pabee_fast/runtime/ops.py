@@ -96,15 +96,11 @@ def exit_step(
         if rows.cu_seqlens is not None and rows.pooling is not None:
             features = pool(features, rows.cu_seqlens, pooling=rows.pooling, key_mask=rows.key_mask, norm=norm)
         # Autocast and a head kept in another precision: the head's own is what its product runs in.
-        features = through_pooler(pooler, features).to(dtype)
+        features = through_pooler(pooler, features).to(dtype).contiguous()
         rows = ExitRows(features, rows.state, rows.logits, rows.exit_layers)
+        check_tensor("what a head reads", features, {"rows": len(rows.state.keep), "width": head.weight.shape[1]})
     elif features is not rows.features:
         rows = rows._replace(features=features)
-    if features.shape[1] != head.weight.shape[1]:
-        raise ValueError(
-            f"a head of {head.weight.shape[1]} inputs reads {features.shape[1]} numbers of a row; give it what its "
-            "pooler gives"
-        )
     if step is not reference.exit_step:
         step(rows, head, rule)
         return
@@ -112,15 +108,20 @@ def exit_step(
         step(rows, head, rule)
 
 
-def check_head(head: ExitHead, classes: int) -> None:
+def check_head(head: ExitHead, classes: int, inputs: int | None) -> None:
     """Raise ValueError, naming what is wrong, unless an exit step can ask this head: done when heads are bound, since
-    kernels are launched without checks."""
+    kernels are launched without checks.
+
+    Args:
+        inputs: what it reads of a row where nothing stands between; None: something does, which is checked as it comes.
+    """
     weight, bias = head
     if weight.dtype not in FEATURE_DTYPES:
         raise ValueError(
             f"a head's weight is {weight.dtype}; convert it to one of {', '.join(map(str, FEATURE_DTYPES))}"
         )
-    check_tensor("a head's weight", weight, {"classes": classes, "width": weight.shape[-1]})
+    width = weight.shape[-1] if inputs is None else inputs
+    check_tensor("a head's weight", weight, {"classes": classes, "width": width})
     if bias is not None:
         check_tensor("a head's bias", bias, {"classes": classes}, weight.dtype, weight.device)
 

@@ -22,6 +22,7 @@ from bench.specialisations import by_name  # noqa: E402
 from bench.traffic import Traffic  # noqa: E402
 from pabee_fast.kernels import table  # noqa: E402
 from pabee_fast.kernels.launch import Launch  # noqa: E402
+from pabee_fast.kernels.prepared import Constants  # noqa: E402
 
 KERNELS = Path(table.__file__).parent
 SOUND = Figures(
@@ -88,7 +89,8 @@ def too_wide_kernel(x_ptr, out_ptr, BLOCK: tl.constexpr):  # type: ignore[no-unt
 
 def wide_launch(block: int, **options: Any) -> Launch:
     x = torch.empty(1, device="meta")
-    return Launch(too_wide_kernel, (1,), {"x_ptr": x, "out_ptr": x, "BLOCK": block}, {"num_warps": 1, **options})
+    constants = Constants({"BLOCK": block}, {"num_warps": 1, **options})
+    return Launch(too_wide_kernel, (1,), {"x_ptr": x, "out_ptr": x}, constants)
 
 
 @pytest.mark.parametrize(("target", "too_wide"), [("sm_90", 16 * 1024), ("gfx942", 32 * 1024)])
@@ -104,7 +106,7 @@ def test_a_tile_that_does_not_fit_is_seen_to_spill(target: str, too_wide: int) -
 def test_a_launch_that_leaves_fp_fusion_to_triton_is_refused() -> None:
     with pytest.raises(ValueError, match="too_wide_kernel: options lack enable_fp_fusion"):
         compile_for(wide_launch(256), "sm_90")
-    assert all("enable_fp_fusion" in launch.options for launch in by_name().values())
+    assert all("enable_fp_fusion" in launch.constants.options for launch in by_name().values())
 
 
 def test_a_kernel_that_cannot_be_compiled_is_named() -> None:

@@ -112,9 +112,7 @@ def test_nothing_is_launched_for_no_rows(kernels: dict[str, ModuleType], monkeyp
 
 def test_a_head_too_wide_for_one_program_is_refused(kernels: dict[str, ModuleType]) -> None:
     with pytest.raises(ValueError, match=r"weight has 1025 classes; the kernel takes up to 1024"):
-        launch.exit_step_blocks(
-            HIDDEN_SIZE, launch.MAX_CLASSES + 1, torch.float32, kind="label", rule="agreement", pooling=None
-        )
+        launch.exit_step_constants(HIDDEN_SIZE, launch.MAX_CLASSES + 1, torch.float32, "label", "agreement", None)
 
 
 def test_heads_too_large_for_one_program_are_refused(

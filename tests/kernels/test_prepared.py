@@ -58,7 +58,7 @@ LAUNCHES: dict[str, Callable[[], Launch]] = {
 
 
 def by_triton(launch: Launch) -> None:
-    launch.kernel[launch.grid](**launch.arguments, **launch.options)
+    launch.kernel[launch.grid](**launch.arguments, **launch.constants.values, **launch.constants.options)
 
 
 def plainly(args: tuple[Any, ...]) -> list[Any]:

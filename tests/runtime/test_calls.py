@@ -176,7 +176,7 @@ def test_the_step_reads_tokens_itself_where_a_head_of_their_precision_has_no_poo
 
     monkeypatch.setattr(ops, "_kernel", lambda name, tensor: step if name == "exit_step" else real(name, tensor))
     square = None if pooler is None else Pooler(torch.eye(4, dtype=pooler), None, "tanh")
-    state = ops.RowState(*[torch.empty(0)] * 4)
+    state = ops.RowState(torch.ones(2, dtype=torch.int8), *[torch.empty(0)] * 3)
     rows = ops.ExitRows(tokens, state, torch.empty(0), torch.empty(0), ends, "first")
     rule = ops.ExitRule("label", "agreement", layer=1, last=2)
     ops.exit_step(rows, ops.ExitHead(torch.ones(3, 4, dtype=weight)), rule, pooler=square)
