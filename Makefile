@@ -5,6 +5,7 @@
 #   make test-all  run all of it
 #   make lint    check style and types
 #   make static  compile every kernel for GPUs that need not be here, and compare with the baseline
+#   make host    hold a layer's time on the host against transformers' layer, without a GPU
 #   make smoke   the small microbenchmarks, each checked before it is timed
 #   make bench   all microbenchmarks
 #   make clean   remove the environment and everything that was built
@@ -18,7 +19,7 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check
 INSTALL := $(PIP) install --quiet --constraint constraints.txt
 DESCRIPTION := pyproject.toml setup.py constraints.txt
 
-.PHONY: help demo test test-all lint static smoke bench clean
+.PHONY: help demo test test-all lint static host smoke bench clean
 
 help:
 	@sed -n 's/^#   make/make/p' Makefile
@@ -46,6 +47,9 @@ lint: $(VENV)/.test
 
 static: $(VENV)/.test
 	$(BIN)/python -m bench.static
+
+host: $(VENV)/.test
+	$(BIN)/python -m bench.host --at-most 1.0
 
 MICRO := -p no:cacheprovider --benchmark-columns=min,median,max,rounds bench/micro
 

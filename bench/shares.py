@@ -36,8 +36,9 @@ class _Spans:
         return event
 
     def around(self, name: str, call: Callable[..., Any]) -> Callable[..., Any]:
-        def timed(first: Tensor, *args: Any, **options: Any) -> Any:
-            if first.device.type != self.device.type:  # inputs on their way to the device
+        def timed(first: Tensor | ops.ExitRows, *args: Any, **options: Any) -> Any:
+            tensor = first if isinstance(first, Tensor) else first.features
+            if tensor.device.type != self.device.type:  # inputs on their way to the device
                 return call(first, *args, **options)
             begin = self.mark()
             out = call(first, *args, **options)

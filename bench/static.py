@@ -31,10 +31,10 @@ import triton
 
 from bench.compiled import TARGETS, Figures, compile_for
 from bench.occupancy import occupancy
+from bench.specialisations import by_name
 from bench.text import columns
 from bench.traffic import Traffic, count
 from bench.traffic import show as show_traffic
-from pabee_fast.kernels import table
 
 BASELINES = Path(__file__).parent / "static"
 WHOLE = "sm_90"
@@ -49,7 +49,7 @@ Measured = dict[str, Figures]
 
 def names(target: str, *, whole: bool = False) -> list[str]:
     """The specialisations that are compiled for `target`."""
-    every = [name for name, _ in table.specialisations()]
+    every = list(by_name())
     return every if whole or target == WHOLE else [name for name in every if "float16" not in name.split("-")]
 
 
@@ -64,7 +64,7 @@ def measure(targets: Iterable[str], *, whole: bool = False, jobs: int | None = N
 
 
 def _compile(target: str, name: str) -> Figures:
-    return compile_for(dict(table.specialisations())[name], target)
+    return compile_for(by_name()[name], target)
 
 
 def judge(figures: Figures, before: Figures | None) -> list[str]:

@@ -19,10 +19,7 @@ def activate(x, ACTIVATION: tl.constexpr):
         series = 0.7107068705 + t * (-0.7265760135 + t * 0.5307027145)
         series = t * (0.127414796 + t * (-0.142248368 + t * series))
         out = tl.where(x < 0, 0.0, x) - u * series * tl.exp2(-0.7213475204444817 * u * u)
-    elif ACTIVATION == "gelu_tanh":
-        # 0.5 (1 + tanh u) = sigmoid(2 u), with u = sqrt(2 / pi) (x + 0.044715 x^3).
-        out = x * tl.sigmoid(1.5957691216057308 * (x + 0.044715 * x * x * x))
     else:
-        # tanh: Triton has it only in a device library, which the interpreter lacks.
-        out = 2.0 * tl.sigmoid(2.0 * x) - 1.0
+        # gelu_tanh: 0.5 (1 + tanh u) = sigmoid(2 u), with u = sqrt(2 / pi) (x + 0.044715 x^3).
+        out = x * tl.sigmoid(1.5957691216057308 * (x + 0.044715 * x * x * x))
     return out

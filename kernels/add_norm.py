@@ -1,16 +1,13 @@
 """The end of a post-norm sublayer: bias, residual and layer norm over what the library's product left."""
 
-import itertools
-from collections.abc import Iterator
 from typing import Any
 
-import torch
 import triton
 import triton.language as tl
 from torch import Tensor
 
-from .checks import FEATURE_DTYPES, check_add_norm, check_on_device
-from .launch import MAX_HIDDEN_SIZE, Launch, add_norm_blocks
+from .checks import check_add_norm, check_on_device
+from .launch import Launch, add_norm_constants
 
 
 @triton.jit(do_not_specialize=["tokens"])
@@ -68,6 +65,13 @@ def add_norm(
     """
     check_add_norm(product, bias, residual, gain, shift)
     check_on_device("product", product, not isinstance(add_norm_kernel, triton.JITFunction))
+    return add_norm_unchecked(product, bias, residual, gain, shift, eps=eps)
+
+
+def add_norm_unchecked(
+    product: Tensor, bias: Tensor | None, residual: Tensor, gain: Tensor, shift: Tensor, *, eps: float
+) -> Tensor:
+    """Do what `add_norm` does, for arguments that were checked where they were made."""
     if product.numel():
         add_norm_launch(product, bias, residual, gain, shift, eps=eps).run()
     return product
@@ -78,7 +82,7 @@ def add_norm_launch(
 ) -> Launch:
     """Return the launch that `add_norm` runs on checked arguments."""
     tokens, hidden_size = product.shape
-    blocks, options = add_norm_blocks(hidden_size)
+    constants = add_norm_constants(hidden_size)
     arguments: dict[str, Any] = dict(
         product_ptr=product,
         bias_ptr=bias,
@@ -87,21 +91,5 @@ def add_norm_launch(
         shift_ptr=shift,
         tokens=tokens,
         eps=float(eps),
-        HIDDEN_SIZE=hidden_size,
-        **blocks,
     )
-    grid = (triton.cdiv(tokens, blocks["BLOCK_TOKENS"]),)
-    return Launch(add_norm_kernel, grid, arguments, {**options, "enable_fp_fusion": True})
-
-
-def specialisations() -> Iterator[tuple[str, Launch]]:
-    """Yield, by name, launches that stand for what `add_norm` makes Triton compile: BERT's sizes, and the largest.
-
-    Their tensors have no storage: a launch says what would be compiled, and cannot run.
-    """
-    cases = [*itertools.product((768, 1024), FEATURE_DTYPES), (MAX_HIDDEN_SIZE, torch.float32)]
-    with torch.device("meta"):
-        for hidden_size, dtype in cases:
-            tokens, weight = torch.empty(1, hidden_size, dtype=dtype), torch.empty(hidden_size, dtype=dtype)
-            name = f"add_norm-{hidden_size}-{str(dtype).removeprefix('torch.')}"
-            yield name, add_norm_launch(tokens, weight, tokens, weight, weight, eps=1e-12)
+    return Launch(add_norm_kernel, (-(-tokens // constants.values["BLOCK_TOKENS"]),), arguments, constants)

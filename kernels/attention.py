@@ -1,8 +1,6 @@
 """Attention within packed rows in one launch: softmax of the products as they come, never stored (FlashAttention)."""
 
-import itertools
 import math
-from collections.abc import Iterator
 from typing import Any
 
 import torch
@@ -11,8 +9,8 @@ import triton.language as tl
 from torch import Tensor
 
 from .attend import attend_block
-from .checks import FEATURE_DTYPES, check_attention, check_on_device
-from .launch import MAX_HEAD_DIM, Launch, attention_blocks, attention_tiles
+from .checks import check_attention, check_on_device
+from .launch import MAX_HEAD_DIM, Heads, Launch, attention_constants, attention_tiles
 
 # Strides follow from the number of tokens where a layer lays its heads out first, so that they change with it.
 NUMBERS = [
@@ -28,6 +26,7 @@ NUMBERS = [
 MARKS = ["cu_seqlens_ptr", "key_mask_ptr", "positions_ptr"]
 # Farther than any two tokens of a row, nearer than a hidden one, and small enough to be added to a place in int32.
 _ANY_DISTANCE = 1 << 30
+_LOG2_E = math.log2(math.e)
 
 
 @triton.jit
@@ -195,38 +194,28 @@ def attention(
             f"query is {list(query.shape)} and value {list(value.shape)}; the kernel takes heads of up to "
             f"{MAX_HEAD_DIM} numbers, so call pabee_fast.kernels.reference.attention"
         )
+    return attention_unchecked(
+        query, key, value, cu_seqlens, scaling=scaling, is_causal=is_causal, window=window, key_mask=key_mask,
+        positions=positions,
+    )  # fmt: skip
+
+
+def attention_unchecked(query: Tensor, key: Tensor, value: Tensor, cu_seqlens: Tensor, **options: Any) -> Tensor:
+    """Do what `attention` does, for arguments that were checked where they were made."""
     out = query.new_empty((*query.shape[:2], value.shape[2]))
     if out.numel():
-        attention_launch(
-            query, key, value, out, cu_seqlens, scaling=scaling, is_causal=is_causal, window=window, key_mask=key_mask,
-            positions=positions,
-        ).run()  # fmt: skip
+        attention_launch(query, key, value, out, cu_seqlens, **options).run()
     return out
 
 
 def attention_launch(
-    query: Tensor,
-    key: Tensor,
-    value: Tensor,
-    out: Tensor,
-    cu_seqlens: Tensor,
-    *,
-    scaling: float | None,
-    is_causal: bool,
-    window: int | None,
-    key_mask: Tensor | None,
-    positions: Tensor | None,
+    query: Tensor, key: Tensor, value: Tensor, out: Tensor, cu_seqlens: Tensor, **options: Any
 ) -> Launch:
     """Return the launch that `attention` runs on checked arguments to fill `out`, not empty."""
-    (tokens, heads, head_dim), rows = query.shape, cu_seqlens.shape[0] - 1
-    blocks, options = attention_blocks(head_dim, value.shape[2], query.dtype)
-    arguments = attention_arguments(
-        query, key, value, out, cu_seqlens, scaling=scaling, is_causal=is_causal, window=window, key_mask=key_mask,
-        positions=positions,
-    )  # fmt: skip
-    arguments |= {**blocks, "IS_INTERPRETED": not isinstance(attention_kernel, triton.JITFunction)}
-    grid = (attention_tiles(rows, tokens, blocks["BLOCK_QUERIES"]) * heads,)
-    return Launch(attention_kernel, grid, arguments, {**options, "enable_fp_fusion": True})
+    arguments, heads = attention_arguments(query, key, value, out, cu_seqlens, **options)
+    constants = attention_constants(heads, not isinstance(attention_kernel, triton.JITFunction))
+    tiles = attention_tiles(arguments["rows"], query.shape[0], constants.values["BLOCK_QUERIES"])
+    return Launch(attention_kernel, (tiles * heads.heads,), arguments, constants)
 
 
 def attention_arguments(
@@ -236,84 +225,35 @@ def attention_arguments(
     out: Tensor,
     cu_seqlens: Tensor,
     *,
-    scaling: float | None,
-    is_causal: bool,
-    window: int | None,
-    key_mask: Tensor | None,
-    positions: Tensor | None,
-) -> dict[str, Any]:
-    """Return what a kernel of attention is given beside its block sizes."""
-    heads, head_dim = query.shape[1:]
-    strides = {
-        f"{name}_{dimension}_stride": tensor.stride(place)
-        for name, tensor in (("query", query), ("key", key), ("value", value))
-        for place, dimension in enumerate(("token", "head"))
-    }
-    unit = math.gcd(16 // query.dtype.itemsize, *strides.values())
-    return dict(
+    scaling: float | None = None,
+    is_causal: bool = False,
+    window: int | None = None,
+    key_mask: Tensor | None = None,
+    positions: Tensor | None = None,
+) -> tuple[dict[str, Any], Heads]:
+    """Return the tensors and numbers that a kernel of attention is given, and what else it is compiled for."""
+    _, heads, head_dim = query.shape
+    _, kv_heads, value_dim = value.shape
+    (query_token, query_head, _), (key_token, key_head, _) = query.stride(), key.stride()
+    value_token, value_head, _ = value.stride()
+    dtype, has_window = query.dtype, window is not None
+    unit = math.gcd(16 // dtype.itemsize, query_token, query_head, key_token, key_head, value_token, value_head)
+    arguments = dict(
         query_ptr=query,
         key_ptr=key,
         value_ptr=value,
         out_ptr=out,
         cu_seqlens_ptr=cu_seqlens,
         key_mask_ptr=key_mask,
-        positions_ptr=positions if window is not None else None,
+        positions_ptr=positions if has_window else None,
         rows=cu_seqlens.shape[0] - 1,
         window=min(window or 0, _ANY_DISTANCE),
-        scaling=(head_dim**-0.5 if scaling is None else scaling) * math.log2(math.e),
-        **{name: stride // unit for name, stride in strides.items()},
-        HEADS=heads,
-        GROUP=heads // key.shape[1],
-        HEAD_DIM=head_dim,
-        VALUE_DIM=value.shape[2],
-        IS_CAUSAL=is_causal,
-        HAS_WINDOW=window is not None,
-        STRIDE_UNIT=unit,
+        scaling=(head_dim**-0.5 if scaling is None else scaling) * _LOG2_E,
+        query_token_stride=query_token // unit,
+        query_head_stride=query_head // unit,
+        key_token_stride=key_token // unit,
+        key_head_stride=key_head // unit,
+        value_token_stride=value_token // unit,
+        value_head_stride=value_head // unit,
     )
-
-
-def specialisations() -> Iterator[tuple[str, Launch]]:
-    """Yield, by name, launches that stand for what `attention` makes Triton compile: heads of every block size, one
-    that is odd, and from nothing that hides a key to everything.
-
-    Their tensors have no storage: a launch says what would be compiled, and cannot run.
-    """
-    everything: dict[str, Any] = {"is_causal": True, "window": 64, "is_masked": True, "has_holes": True}
-    for dtype, is_causal, is_masked in itertools.product(FEATURE_DTYPES, (False, True), (False, True)):
-        yield _specialisation(dtype, 64, is_causal=is_causal, is_masked=is_masked)
-        for has_holes in (False, True):
-            yield _specialisation(dtype, 64, is_causal=is_causal, window=64, is_masked=is_masked, has_holes=has_holes)
-    for dtype in (torch.float32, torch.bfloat16):
-        yield _specialisation(dtype, 20, window=64)
-        yield _specialisation(dtype, 128, kv_heads=4, is_causal=True)
-        yield _specialisation(dtype, 256, **everything)
-
-
-def _specialisation(
-    dtype: torch.dtype,
-    head_dim: int,
-    kv_heads: int = 12,
-    is_causal: bool = False,
-    window: int | None = None,
-    is_masked: bool = False,
-    has_holes: bool = False,
-) -> tuple[str, Launch]:
-    with torch.device("meta"):
-        query, key = (torch.empty(1, heads, head_dim, dtype=dtype) for heads in (12, kv_heads))
-        launch = attention_launch(
-            query,
-            key,
-            key,
-            query,
-            torch.empty(2, dtype=torch.int32),
-            scaling=None,
-            is_causal=is_causal,
-            window=window,
-            key_mask=torch.empty(1, dtype=torch.bool) if is_masked else None,
-            positions=torch.empty(1, dtype=torch.int32) if has_holes else None,
-        )
-    words = {
-        "grouped": kv_heads < 12, "causal": is_causal, "window": window, "masked": is_masked, "holes": has_holes
-    }  # fmt: skip
-    name = "-".join([str(head_dim), *(word for word, is_said in words.items() if is_said)])
-    return f"attention-{str(dtype).removeprefix('torch.')}-{name}", launch
+    return arguments, Heads(heads, kv_heads, head_dim, value_dim, dtype, is_causal, has_window, unit)

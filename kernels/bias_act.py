@@ -1,17 +1,14 @@
 """The middle of a feed-forward sublayer: bias and activation over what the library's product left."""
 
-import itertools
-from collections.abc import Iterator
 from typing import Any
 
-import torch
 import triton
 import triton.language as tl
 from torch import Tensor
 
 from .activation import activate
-from .checks import FEATURE_DTYPES, INNER_ACTIVATIONS, check_bias_act, check_on_device
-from .launch import Launch, bias_act_blocks
+from .checks import check_bias_act, check_on_device
+from .launch import Launch, bias_act_constants
 
 
 @triton.jit(do_not_specialize=["tokens"])
@@ -52,6 +49,11 @@ def bias_act(product: Tensor, bias: Tensor | None, *, activation: str) -> Tensor
     """
     check_bias_act(product, bias, activation=activation)
     check_on_device("product", product, not isinstance(bias_act_kernel, triton.JITFunction))
+    return bias_act_unchecked(product, bias, activation=activation)
+
+
+def bias_act_unchecked(product: Tensor, bias: Tensor | None, *, activation: str) -> Tensor:
+    """Do what `bias_act` does, for arguments that were checked where they were made."""
     if product.numel():
         bias_act_launch(product, bias, activation=activation).run()
     return product
@@ -60,26 +62,12 @@ def bias_act(product: Tensor, bias: Tensor | None, *, activation: str) -> Tensor
 def bias_act_launch(product: Tensor, bias: Tensor | None, *, activation: str) -> Launch:
     """Return the launch that `bias_act` runs on checked arguments."""
     tokens, width = product.shape
-    blocks, options = bias_act_blocks(width)
+    constants = bias_act_constants(width, activation)
+    blocks = constants.values
     arguments: dict[str, Any] = dict(
         product_ptr=product,
         bias_ptr=bias,
         tokens=tokens,
-        WIDTH=width,
-        ACTIVATION=activation,
-        **blocks,
     )
-    grid = (triton.cdiv(tokens, blocks["BLOCK_TOKENS"]), triton.cdiv(width, blocks["BLOCK_WIDTH"]))
-    return Launch(bias_act_kernel, grid, arguments, {**options, "enable_fp_fusion": True})
-
-
-def specialisations() -> Iterator[tuple[str, Launch]]:
-    """Yield, by name, launches that stand for what `bias_act` makes Triton compile at BERT-base's inner size.
-
-    Their tensors have no storage: a launch says what would be compiled, and cannot run.
-    """
-    with torch.device("meta"):
-        for dtype, activation in itertools.product(FEATURE_DTYPES, INNER_ACTIVATIONS):
-            product, bias = torch.empty(1, 3072, dtype=dtype), torch.empty(3072, dtype=dtype)
-            name = f"bias_act-{str(dtype).removeprefix('torch.')}-{activation}"
-            yield name, bias_act_launch(product, bias, activation=activation)
+    grid = (-(-tokens // blocks["BLOCK_TOKENS"]), -(-width // blocks["BLOCK_WIDTH"]))
+    return Launch(bias_act_kernel, grid, arguments, constants)

@@ -3,6 +3,7 @@
 Needs torch alone, so that it imports where Triton is not installed.
 """
 
+import functools
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
@@ -21,7 +22,7 @@ MAX_SHORT_ROW = 64
 
 
 class Pooler(NamedTuple):
-    """A dense layer and an activation between a row's pooled token and its head."""
+    """A dense layer and an activation between a row's pooled token and its head, computed before the exit step."""
 
     weight: Tensor
     """[width, hidden_size]."""
@@ -44,6 +45,56 @@ class RowState(NamedTuple):
     """[rows] int64: where the row's results go; no two rows share one."""
 
 
+class ExitRows(NamedTuple):
+    """What an exit step reads of the rows of a packed batch, and where it leaves what those answered that leave."""
+
+    features: Tensor
+    """[tokens, hidden_size] packed hidden states, with `cu_seqlens` and `pooling`; or [rows, hidden_size] pooled
+    features, with neither. float32, float16 or bfloat16; products are summed in float32."""
+    state: RowState
+    """Its keep, streak and memory are changed in place."""
+    logits: Tensor
+    """[results, classes] float32: written at `row_ids` for rows that leave now, and only for these."""
+    exit_layers: Tensor
+    """[results] int64: likewise."""
+    cu_seqlens: Tensor | None = None
+    """[rows + 1] int32: cumulative lengths in tokens."""
+    pooling: str | None = None
+    """Which token of a row its head reads: "first", "last", or the "mean" of all."""
+    key_mask: Tensor | None = None
+    """[tokens] bool: the tokens that count in a mean; None: all."""
+
+
+class ExitHead(NamedTuple):
+    """The head that an exit step asks: a linear layer over what it reads of a row."""
+
+    weight: Tensor
+    """[classes, hidden_size], dtype of the features."""
+    bias: Tensor | None = None
+    """[classes], dtype of the features; or None."""
+
+
+class ExitRule(NamedTuple):
+    """The rule by which rows leave at one layer; `reference.exit_step` says what each name means."""
+
+    kind: str
+    """What an answer is: "label", the argmax, lowest index on ties; "value", the one output; "label_set", the set of
+    logits above 0."""
+    name: str
+    """One of RULES. All but "agreement", "given" and "none" need kind "label"."""
+    layer: int
+    """1-based number of layers that the rows have been given."""
+    last: int
+    """The layer at which every row leaves."""
+    patience: int = 0
+    """Number of layers, or of votes by rule "vote"; at least 1 where the rule counts."""
+    threshold: float = 0.0
+    """See the rule; for kind "value", in units of the output: a change strictly below it keeps the answer."""
+    exit_at: Tensor | None = None
+    """[results] int64, number of layers; for rule "given" and only then."""
+
+
+@functools.cache
 def memory_words(kind: str, rule: str, classes: int) -> int:
     """Return how many int32 words an exit step keeps of one row from layer to layer, beside its streak.
 
@@ -56,110 +107,60 @@ def memory_words(kind: str, rule: str, classes: int) -> int:
     return classes if rule in ("divergence", "vote") else 0
 
 
-def check_exit_step(
-    features: Tensor,
-    weight: Tensor,
-    bias: Tensor | None,
-    state: RowState,
-    logits: Tensor,
-    exit_layers: Tensor,
-    *,
-    cu_seqlens: Tensor | None,
-    pooling: str | None,
-    key_mask: Tensor | None,
-    pooler: Pooler | None,
-    layer: int | Tensor,
-    last: int,
-    kind: str,
-    rule: str,
-    patience: int | Tensor,
-    threshold: float,
-    exit_at: Tensor | None,
-) -> None:
+def check_exit_step(rows: ExitRows, head: ExitHead, rule: ExitRule) -> None:
     """Raise ValueError, naming the argument, what was given and the fix, unless `exit_step` can take them all."""
+    features, state, logits = rows.features, rows.state, rows.logits
     check_ndim("features", features, "lines", "hidden_size")
     check_ndim("keep", state.keep, "rows")
     check_ndim("logits", logits, "results", "classes")
-    by_layer = {"depth": weight.shape[0]} if isinstance(layer, Tensor) else {}
-    check_ndim("weight", weight, *by_layer, "classes", "width")
+    check_ndim("weight", head.weight, "classes", "hidden_size")
     device, dtype = features.device, features.dtype
-    hidden_size, (classes, width) = features.shape[1], weight.shape[-2:]
-    rows, results = state.keep.shape[0], logits.shape[0]
+    hidden_size, classes = features.shape[1], head.weight.shape[0]
+    count, results = state.keep.shape[0], logits.shape[0]
     if dtype not in FEATURE_DTYPES:
         names = ", ".join(map(str, FEATURE_DTYPES))
         raise ValueError(f"features is {dtype}; convert it to one of {names}")
     if classes == 0 or hidden_size == 0:
-        raise ValueError(f"weight is {list(weight.shape)}; give the head at least one class and one input")
-    if pooler is None:
-        check_tensor("weight", weight, {**by_layer, "classes": classes, "hidden_size": hidden_size}, dtype, device)
-    else:
-        check_tensor("weight", weight, {**by_layer, "classes": classes, "width": width}, dtype, device)
-        _check_pooler(pooler, features, width, pooling, isinstance(layer, Tensor))
-    if bias is not None:
-        check_tensor("bias", bias, {**by_layer, "classes": classes}, dtype, device)
-    if pooling is None:
-        check_tensor("features", features, {"rows": rows, "hidden_size": hidden_size})
-        for name, unread in (("cu_seqlens", cu_seqlens), ("key_mask", key_mask)):
+        raise ValueError(f"weight is {list(head.weight.shape)}; give the head at least one class and one input")
+    check_tensor("weight", head.weight, {"classes": classes, "hidden_size": hidden_size}, dtype, device)
+    if head.bias is not None:
+        check_tensor("bias", head.bias, {"classes": classes}, dtype, device)
+    if rows.pooling is None:
+        check_tensor("features", features, {"rows": count, "hidden_size": hidden_size})
+        for name, unread in (("cu_seqlens", rows.cu_seqlens), ("key_mask", rows.key_mask)):
             if unread is not None:
                 raise ValueError(f"{name} is a tensor and pooling None; say which token of a row its head reads")
     else:
-        check_pool(features, cu_seqlens, rows=rows, pooling=pooling, key_mask=key_mask)
-    check_tensor("keep", state.keep, {"rows": rows}, torch.int8, device)
-    check_tensor("streak", state.streak, {"rows": rows}, torch.int32, device)
-    words = memory_words(kind, rule, classes)
-    check_tensor("memory", state.memory, {"rows": rows, "words": words}, torch.int32, device)
-    check_tensor("row_ids", state.row_ids, {"rows": rows}, torch.int64, device)
+        check_pool(features, rows.cu_seqlens, rows=count, pooling=rows.pooling, key_mask=rows.key_mask)
+    check_tensor("keep", state.keep, {"rows": count}, torch.int8, device)
+    check_tensor("streak", state.streak, {"rows": count}, torch.int32, device)
+    words = memory_words(rule.kind, rule.name, classes)
+    check_tensor("memory", state.memory, {"rows": count, "words": words}, torch.int32, device)
+    check_tensor("row_ids", state.row_ids, {"rows": count}, torch.int64, device)
     check_tensor("logits", logits, {"results": results, "classes": classes}, torch.float32, device)
-    check_tensor("exit_layers", exit_layers, {"results": results}, torch.int64, device)
-    if isinstance(layer, Tensor):
-        check_tensor("layer", layer, {"rows": rows}, torch.int32, device)
-    elif layer < 1:
-        raise ValueError(f"layer is {layer}; layers are counted from 1")
-    _check_rule(kind, rule, classes, patience, threshold, by_layer, device)
-    if (exit_at is not None) != (rule == "given"):
-        given = "None" if exit_at is None else "a tensor"
-        raise ValueError(f"exit_at is {given} and rule is {rule!r}; pass exit_at with rule 'given' and only then")
-    if exit_at is not None:
-        check_tensor("exit_at", exit_at, {"results": results}, torch.int64, device)
+    check_tensor("exit_layers", rows.exit_layers, {"results": results}, torch.int64, device)
+    if rule.exit_at is not None:
+        check_tensor("exit_at", rule.exit_at, {"results": results}, torch.int64, device)
+    _check_rule(rule, classes)
 
 
-def _check_pooler(pooler: Pooler, features: Tensor, width: int, pooling: str | None, is_mixed: bool) -> None:
-    shape = {"width": width, "hidden_size": features.shape[1]}
-    check_tensor("pooler.weight", pooler.weight, shape, features.dtype, features.device)
-    if pooler.bias is not None:
-        check_tensor("pooler.bias", pooler.bias, {"width": width}, features.dtype, features.device)
-    check_choice("pooler.activation", pooler.activation, ACTIVATIONS)
-    if pooling == "mean" or is_mixed:
-        what = "pooling is 'mean'" if pooling == "mean" else "layer is a tensor"
-        raise ValueError(
-            f"{what} and there is a pooler, whose weights would be read once more for each; call pool, multiply, and "
-            "pass pooled features"
-        )
-
-
-def _check_rule(
-    kind: str,
-    rule: str,
-    classes: int,
-    patience: int | Tensor,
-    threshold: float,
-    by_layer: dict[str, int],
-    device: torch.device,
-) -> None:
+def _check_rule(rule: ExitRule, classes: int) -> None:
+    kind, name = rule.kind, rule.name
+    if rule.layer < 1:
+        raise ValueError(f"layer is {rule.layer}; layers are counted from 1")
     if kind == "value" and classes != 1:
         raise ValueError(f"kind is 'value' and weight has {classes} classes; give a head with one output")
-    if kind != "label" and rule in ("confidence", "entropy", "divergence", "vote"):
-        raise ValueError(f"kind is {kind!r} and rule {rule!r}; only 'label' has classes that exclude one another")
-    if rule in ("given", "none"):
+    if kind != "label" and name in ("confidence", "entropy", "divergence", "vote"):
+        raise ValueError(f"kind is {kind!r} and rule {name!r}; only 'label' has classes that exclude one another")
+    if (rule.exit_at is not None) != (name == "given"):
+        given = "None" if rule.exit_at is None else "a tensor"
+        raise ValueError(f"exit_at is {given} and rule is {name!r}; pass exit_at with rule 'given' and only then")
+    if name in ("given", "none"):
         return
-    if (kind == "value" or rule in ("confidence", "entropy", "divergence")) and not threshold > 0:
-        raise ValueError(f"threshold is {threshold}; kind {kind!r} by rule {rule!r} needs one above 0")
-    if isinstance(patience, Tensor):
-        check_tensor("patience", patience, by_layer, torch.int32, device)
-    elif by_layer:
-        raise ValueError(f"patience is {patience} and layer a tensor; give one int32 for each layer, here {by_layer}")
-    elif patience < 1:
-        raise ValueError(f"patience is {patience}; rule {rule!r} needs at least 1")
+    if (kind == "value" or name in ("confidence", "entropy", "divergence")) and not rule.threshold > 0:
+        raise ValueError(f"threshold is {rule.threshold}; kind {kind!r} by rule {name!r} needs one above 0")
+    if rule.patience < 1:
+        raise ValueError(f"patience is {rule.patience}; rule {name!r} needs at least 1")
 
 
 def check_pool(

@@ -1,6 +1,5 @@
 """Compaction: plan lays the survivors of a packed batch end to end, gather copies their tokens there."""
 
-from collections.abc import Iterator
 from typing import Any
 
 import torch
@@ -9,14 +8,15 @@ import triton.language as tl
 from torch import Tensor
 
 from .checks import check_gather, check_on_device, check_plan
-from .launch import Launch, Plan, gather_blocks, gather_grid, plan_blocks
+from .launch import PLAN_CONSTANTS, Launch, Plan, gather_constants, gather_grid
 
 _INTEGERS = {1: torch.int8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
 _STATE = ["keep_ptr", "cu_seqlens_ptr", "row_ids_ptr", "streak_ptr"]
+_CUT = ["new_cu_seqlens_ptr", "new_streak_ptr", "sources_ptr", "starts_ptr", "counts_ptr"]
 _PLACES = ["starts_ptr", "cu_seqlens_ptr", "memory_ptr", "new_memory_ptr", "sources_ptr"]
 
 
-@triton.jit(do_not_specialize=["rows"], do_not_specialize_on_alignment=_STATE)
+@triton.jit(do_not_specialize=["rows"], do_not_specialize_on_alignment=[*_STATE, *_CUT])
 def plan_kernel(
     keep_ptr,
     cu_seqlens_ptr,
@@ -96,15 +96,18 @@ def plan(keep: Tensor, cu_seqlens: Tensor, row_ids: Tensor, streak: Tensor) -> P
     """
     check_plan(keep, cu_seqlens, row_ids, streak)
     check_on_device("keep", keep, not isinstance(plan_kernel, triton.JITFunction))
-    result = Plan(
-        cu_seqlens=torch.empty_like(cu_seqlens),
-        row_ids=torch.empty_like(row_ids),
-        streak=torch.empty_like(streak),
-        sources=torch.empty_like(streak),
-        starts=torch.empty_like(streak),
-        counts=torch.empty(3, dtype=torch.int32, device=keep.device),
+    return plan_unchecked(keep, cu_seqlens, row_ids, streak)
+
+
+def plan_unchecked(keep: Tensor, cu_seqlens: Tensor, row_ids: Tensor, streak: Tensor) -> Plan:
+    """Do what `plan` does, for arguments that were checked where they were made."""
+    rows = keep.shape[0]
+    # One allocation for all that is int32: each would take the host longer than to cut this one up.
+    new_cu_seqlens, new_streak, sources, starts, counts = streak.new_empty(4 * rows + 4).split_with_sizes(
+        (rows + 1, rows, rows, rows, 3)
     )
-    if len(keep):
+    result = Plan(new_cu_seqlens, torch.empty_like(row_ids), new_streak, sources, starts, counts)
+    if rows:
         plan_launch(keep, cu_seqlens, row_ids, streak, result).run()
     else:
         result.cu_seqlens.zero_()
@@ -114,7 +117,6 @@ def plan(keep: Tensor, cu_seqlens: Tensor, row_ids: Tensor, streak: Tensor) -> P
 
 def plan_launch(keep: Tensor, cu_seqlens: Tensor, row_ids: Tensor, streak: Tensor, result: Plan) -> Launch:
     """Return the launch that `plan` runs on checked arguments to fill `result`."""
-    blocks, options = plan_blocks()
     arguments: dict[str, Any] = dict(
         keep_ptr=keep,
         cu_seqlens_ptr=cu_seqlens,
@@ -127,10 +129,9 @@ def plan_launch(keep: Tensor, cu_seqlens: Tensor, row_ids: Tensor, streak: Tenso
         starts_ptr=result.starts,
         counts_ptr=result.counts,
         rows=keep.shape[0],
-        **blocks,
     )
-    grid = (triton.cdiv(keep.shape[0], blocks["BLOCK_ROWS"]),)
-    return Launch(plan_kernel, grid, arguments, {**options, "enable_fp_fusion": True})
+    grid = (-(-keep.shape[0] // PLAN_CONSTANTS.values["BLOCK_ROWS"]),)
+    return Launch(plan_kernel, grid, arguments, PLAN_CONSTANTS)
 
 
 @triton.jit(do_not_specialize_on_alignment=_PLACES)
@@ -202,6 +203,23 @@ def gather(
     check_on_device("hidden", hidden, not isinstance(gather_kernel, triton.JITFunction))
     if hidden.dtype.itemsize not in _INTEGERS:
         raise ValueError(f"hidden is {hidden.dtype}; gather its real and imaginary parts apart")
+    return gather_unchecked(
+        hidden, starts, cu_seqlens, rows=rows, tokens=tokens, longest=longest, memory=memory, sources=sources
+    )
+
+
+def gather_unchecked(
+    hidden: Tensor,
+    starts: Tensor,
+    cu_seqlens: Tensor,
+    *,
+    rows: int,
+    tokens: int,
+    longest: int,
+    memory: Tensor | None = None,
+    sources: Tensor | None = None,
+) -> tuple[Tensor, Tensor | None]:
+    """Do what `gather` does, for arguments that were checked where they were made."""
     out = hidden.new_empty((tokens, *hidden.shape[1:]))
     new_memory = None if memory is None else memory.new_empty((rows, memory.shape[1]))
     if out.numel() or (new_memory is not None and new_memory.numel()):
@@ -227,7 +245,7 @@ def gather_launch(
     """Return the launch that `gather` runs on checked arguments to fill `out` and `new_memory`, not both empty."""
     width, itemsize = hidden.shape[1:].numel(), hidden.dtype.itemsize
     words = 0 if memory is None else memory.shape[1]
-    blocks, options = gather_blocks(width, itemsize, words)
+    constants = gather_constants(width, itemsize, words)
     arguments: dict[str, Any] = dict(
         # Bits are copied, so that dtypes of one size share a kernel.
         hidden_ptr=hidden.view(_INTEGERS[itemsize]),
@@ -237,37 +255,6 @@ def gather_launch(
         memory_ptr=memory if words else None,
         new_memory_ptr=new_memory if words else None,
         sources_ptr=sources if words else None,
-        WIDTH=width,
-        WORDS=words,
-        **blocks,
     )
-    grid = gather_grid(rows, longest, width, blocks["BLOCK"])
-    return Launch(gather_kernel, grid, arguments, {**options, "enable_fp_fusion": True})
-
-
-def specialisations() -> Iterator[tuple[str, Launch]]:
-    """Yield, by name, launches that stand for what compaction makes Triton compile at BERT-base's hidden size.
-
-    Their tensors have no storage: a launch says what would be compiled, and cannot run.
-    """
-    with torch.device("meta"):
-        per_row, ends = torch.empty(1, dtype=torch.int32), torch.empty(2, dtype=torch.int32)
-        keep, row_ids = torch.empty(1, dtype=torch.int8), torch.empty(1, dtype=torch.int64)
-        result = Plan(ends, row_ids, per_row, per_row, per_row, torch.empty(3, dtype=torch.int32))
-        yield "plan", plan_launch(keep, ends, row_ids, per_row, result)
-        cases = [
-            *(((768,), torch.float32, words) for words in (0, 1)),
-            *(((768,), torch.bfloat16, words) for words in (0, 1, 3, 1000)),
-            # A call's token ids, and the flags of its keys.
-            *(((), dtype, 0) for dtype in (torch.int64, torch.bool)),
-        ]
-        for shape, dtype, words in cases:
-            hidden = torch.empty(1, *shape, dtype=dtype)
-            memory = torch.empty(1, words, dtype=torch.int32)
-            name = "-".join(["gather", *map(str, shape), str(dtype).removeprefix("torch."), str(words)])
-            yield (
-                name,
-                gather_launch(
-                    hidden, hidden, per_row, ends, rows=1, longest=1, memory=memory, new_memory=memory, sources=per_row
-                ),
-            )
+    grid = gather_grid(rows, longest, width, constants.values["BLOCK"])
+    return Launch(gather_kernel, grid, arguments, constants)

@@ -3,13 +3,15 @@
 Needs torch alone, so that it imports where Triton is not installed.
 """
 
+import functools
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
-from .checks import BITS_PER_WORD, MAX_SHORT_ROW
+from .checks import BITS_PER_WORD, MAX_SHORT_ROW, memory_words
+from .prepared import Constants, launch
 
 # More classes than this do not fit one program's registers.
 MAX_CLASSES = 1024
@@ -73,26 +75,25 @@ _TYPE_NAMES = {
 _ALIGNMENT = 16
 
 
-@dataclass(frozen=True)
-class Launch:
+class Launch(NamedTuple):
     """One launch of a Triton kernel, ready to run."""
 
     kernel: Any
     grid: tuple[int, ...]
     arguments: dict[str, Any]
-    options: dict[str, Any]
+    """Tensors and numbers, in the order of the parameters; the constants follow."""
+    constants: Constants
 
     def run(self) -> None:
         """Launch on the device of the tensors among the arguments; what goes wrong names kernel and specialisation."""
-        first = next(value for value in self.arguments.values() if isinstance(value, Tensor))
         try:
-            with torch.cuda.device_of(first):  # does nothing for a tensor that is on no GPU
-                self.kernel[self.grid](**self.arguments, **self.options)
+            launch(*self)
         except Exception as error:
-            made = self.specialisation()
-            error.add_note(
-                f"{self.kernel.__name__}, specialised to {made.signature}, {made.constexprs}, {made.options}"
-            )
+            if hasattr(self.kernel, "params"):  # it was compiled
+                made = self.specialisation()
+                error.add_note(
+                    f"{self.kernel.__name__}, specialised to {made.signature}, {made.constexprs}, {made.options}"
+                )
             raise
 
     def specialisation(self) -> Specialisation:
@@ -100,8 +101,9 @@ class Launch:
         signature: dict[str, str] = {}
         constexprs: dict[str, Any] = {}
         attrs: dict[tuple[int], list[list[Any]]] = {}
+        values = self.arguments | self.constants.values
         for position, parameter in enumerate(self.kernel.params):
-            value = self.arguments[parameter.name]
+            value = values[parameter.name]
             if parameter.is_constexpr or value is None:
                 signature[parameter.name] = "constexpr"
                 constexprs[parameter.name] = value
@@ -111,13 +113,19 @@ class Launch:
                     attrs[(position,)] = [["tt.divisibility", _ALIGNMENT]]
             else:
                 signature[parameter.name] = "fp32" if isinstance(value, float) else "i32"
-        return Specialisation(self.kernel, signature, constexprs, attrs, self.options)
+        return Specialisation(self.kernel, signature, constexprs, attrs, self.constants.options)
 
 
-def exit_step_blocks(
-    hidden_size: int, classes: int, dtype: torch.dtype, *, kind: str, rule: str, pooling: str | None
-) -> tuple[dict[str, int], dict[str, int]]:
-    """Return the block sizes and compile options of `exit_step`: keyed on what stays while a batch shrinks.
+def _constants(warps: int, stages: int, **values: Any) -> Constants:
+    # Fused multiply-adds are asked for, since Triton's default has changed.
+    return Constants(values, {"num_warps": warps, "num_stages": stages, "enable_fp_fusion": True})
+
+
+@functools.cache
+def exit_step_constants(
+    hidden_size: int, classes: int, dtype: torch.dtype, kind: str, rule: str, pooling: str | None
+) -> Constants:
+    """Return what `exit_step` is compiled for: keyed on what stays while a batch shrinks.
 
     Raises ValueError if there are more classes than one program can hold.
     """
@@ -138,37 +146,46 @@ def exit_step_blocks(
     block_hidden = max(MIN_DOT, min(64, fitting, next_power_of_2(hidden_size)))
     # Tensor cores take 16 rows; what else a program holds of them decides how many of 1024 classes spill.
     fitting = {"divergence": 4096, "vote": 8192}.get(rule, 8192 if dtype == torch.float32 else 16384)
-    block_rows = min(16, fitting // block_classes)
-    blocks = {
-        "BLOCK_ROWS": block_rows,
-        "BLOCK_TOKENS": MEAN_TOKENS if pooling == "mean" else 1,
-        "BLOCK_HIDDEN": block_hidden,
-        "BLOCK_WIDTH": MIN_DOT if dtype == torch.float32 else block_hidden,
-        "BLOCK_CLASSES": block_classes,
-    }
-    return blocks, {"num_warps": max(4, block_classes // 64), "num_stages": 2}
+    return _constants(
+        max(4, block_classes // 64),
+        2,
+        HIDDEN_SIZE=hidden_size,
+        CLASSES=classes,
+        WORDS=memory_words(kind, rule, classes),
+        KIND=kind,
+        RULE=rule,
+        POOLING=pooling or "first",  # a pooled feature is a row of one token
+        BLOCK_ROWS=min(16, fitting // block_classes),
+        BLOCK_TOKENS=MEAN_TOKENS if pooling == "mean" else 1,
+        BLOCK_HIDDEN=block_hidden,
+        BLOCK_CLASSES=block_classes,
+    )
 
 
-def pool_blocks(hidden_size: int, dtype: torch.dtype, pooling: str) -> tuple[dict[str, int], dict[str, int]]:
-    """Return the block sizes and compile options of `pool`."""
-    block_hidden = min(next_power_of_2(hidden_size), 512 // dtype.itemsize)
+@functools.cache
+def pool_constants(hidden_size: int, dtype: torch.dtype, pooling: str) -> Constants:
+    """Return what `pool` is compiled for."""
     rows, tokens = (1, 4 * MEAN_TOKENS) if pooling == "mean" else (8, 1)
-    blocks = {"BLOCK_ROWS": rows, "BLOCK_TOKENS": tokens, "BLOCK_HIDDEN": block_hidden}
-    return blocks, {"num_warps": 4, "num_stages": 1}
+    return _constants(
+        4,
+        1,
+        HIDDEN_SIZE=hidden_size,
+        POOLING=pooling,
+        BLOCK_ROWS=rows,
+        BLOCK_TOKENS=tokens,
+        BLOCK_HIDDEN=min(next_power_of_2(hidden_size), 512 // dtype.itemsize),
+    )
 
 
-def plan_blocks() -> tuple[dict[str, int], dict[str, int]]:
-    """Return the block size and compile options of `plan`."""
-    return {"BLOCK_ROWS": 1024}, {"num_warps": 8, "num_stages": 1}
+PLAN_CONSTANTS = _constants(8, 1, BLOCK_ROWS=1024)
+"""What `plan` is compiled for."""
 
 
-def gather_blocks(width: int, itemsize: int, words: int) -> tuple[dict[str, int], dict[str, int]]:
-    """Return the block sizes and compile options of `gather` for tokens of `width` elements of `itemsize` bytes."""
-    blocks = {
-        "BLOCK": min(GATHER_BYTES // itemsize, next_power_of_2(width) * 128),
-        "BLOCK_WORDS": next_power_of_2(words),
-    }
-    return blocks, {"num_warps": 4, "num_stages": 1}
+@functools.cache
+def gather_constants(width: int, itemsize: int, words: int) -> Constants:
+    """Return what `gather` is compiled for: tokens of `width` elements of `itemsize` bytes."""
+    block = min(GATHER_BYTES // itemsize, next_power_of_2(width) * 128)
+    return _constants(4, 1, WIDTH=width, WORDS=words, BLOCK=block, BLOCK_WORDS=next_power_of_2(words))
 
 
 def gather_grid(rows: int, longest: int, width: int, block: int) -> tuple[int, int]:
@@ -176,8 +193,9 @@ def gather_grid(rows: int, longest: int, width: int, block: int) -> tuple[int, i
     return rows, max(1, min(-(-longest * width // block), GATHER_PROGRAMS // rows))
 
 
-def add_norm_blocks(hidden_size: int) -> tuple[dict[str, int], dict[str, int]]:
-    """Return the block sizes and compile options of `add_norm`: 32 numbers to a thread, at least four warps.
+@functools.cache
+def add_norm_constants(hidden_size: int) -> Constants:
+    """Return what `add_norm` is compiled for: 32 numbers to a thread, at least four warps.
 
     Raises ValueError if a token is wider than one program can hold.
     """
@@ -187,34 +205,61 @@ def add_norm_blocks(hidden_size: int) -> tuple[dict[str, int], dict[str, int]]:
             "so call pabee_fast.kernels.reference.add_norm"
         )
     block_hidden = next_power_of_2(hidden_size)
-    num_warps = max(4, block_hidden // 1024)
-    blocks = {"BLOCK_TOKENS": min(32, num_warps * 1024 // block_hidden), "BLOCK_HIDDEN": block_hidden}
-    return blocks, {"num_warps": num_warps, "num_stages": 1}
+    warps = max(4, block_hidden // 1024)
+    block_tokens = min(32, warps * 1024 // block_hidden)
+    return _constants(warps, 1, HIDDEN_SIZE=hidden_size, BLOCK_TOKENS=block_tokens, BLOCK_HIDDEN=block_hidden)
 
 
-def bias_act_blocks(width: int) -> tuple[dict[str, int], dict[str, int]]:
-    """Return the block sizes and compile options of `bias_act`: 32 numbers to a thread, so that enough loads are under
-    way to fill the memory's latency."""
-    block_width = min(1024, next_power_of_2(width))
-    return {"BLOCK_TOKENS": 4096 // block_width, "BLOCK_WIDTH": block_width}, {"num_warps": 4, "num_stages": 1}
+@functools.cache
+def bias_act_constants(width: int, activation: str) -> Constants:
+    """Return what `bias_act` is compiled for: 32 numbers to a thread, so that enough loads are under way to fill the
+    memory's latency."""
+    block = min(1024, next_power_of_2(width))
+    return _constants(4, 1, WIDTH=width, ACTIVATION=activation, BLOCK_TOKENS=4096 // block, BLOCK_WIDTH=block)
 
 
-def attention_blocks(head_dim: int, value_dim: int, dtype: torch.dtype) -> tuple[dict[str, int], dict[str, int]]:
-    """Return the block sizes and compile options of `attention`: keyed on a head's size, which no batch changes.
+class Heads(NamedTuple):
+    """What a kernel of attention is compiled for, beside its blocks."""
 
-    The largest that spill nowhere, in 54 KiB of shared memory; every launch of float32 products is pure multiply-adds,
-    whose operands stay in registers, so that its blocks are smaller.
+    heads: int
+    kv_heads: int
+    head_dim: int
+    value_dim: int
+    dtype: torch.dtype
+    is_causal: bool
+    has_window: bool
+    stride_unit: int
+
+    def constants(self) -> dict[str, Any]:
+        """Return the kernels' constants of that."""
+        return dict(
+            HEADS=self.heads,
+            GROUP=self.heads // self.kv_heads,
+            HEAD_DIM=self.head_dim,
+            VALUE_DIM=self.value_dim,
+            IS_CAUSAL=self.is_causal,
+            HAS_WINDOW=self.has_window,
+            STRIDE_UNIT=self.stride_unit,
+        )
+
+    def blocks(self) -> dict[str, int]:
+        """Return the blocks of numbers that hold a head."""
+        head, value = (max(MIN_DOT, next_power_of_2(size)) for size in (self.head_dim, self.value_dim))
+        return {"BLOCK_HEAD": head, "BLOCK_VALUE": value}
+
+
+@functools.cache
+def attention_constants(heads: Heads, is_interpreted: bool) -> Constants:
+    """Return what `attention` is compiled for: keyed on heads, which no batch changes.
+
+    The largest blocks that spill nowhere, in 54 KiB of shared memory; every launch of float32 products is pure
+    multiply-adds, whose operands stay in registers, so that its blocks are smaller.
     """
-    block_head, block_value = (max(MIN_DOT, next_power_of_2(size)) for size in (head_dim, value_dim))
-    by_size = _FLOAT32_ATTENTION if dtype == torch.float32 else _HALF_ATTENTION
-    queries, keys, warps = by_size[max(64, block_head, block_value)]
-    blocks = {
-        "BLOCK_QUERIES": queries,
-        "BLOCK_KEYS": keys,
-        "BLOCK_HEAD": block_head,
-        "BLOCK_VALUE": block_value,
-    }
-    return blocks, {"num_warps": warps, "num_stages": 2}
+    blocks = heads.blocks()
+    by_size = _FLOAT32_ATTENTION if heads.dtype == torch.float32 else _HALF_ATTENTION
+    queries, keys, warps = by_size[max(64, *blocks.values())]
+    sizes = {"BLOCK_QUERIES": queries, "BLOCK_KEYS": keys, **blocks}
+    return _constants(warps, 2, **heads.constants(), **sizes, IS_INTERPRETED=is_interpreted)
 
 
 def attention_tiles(rows: int, tokens: int, block_queries: int) -> int:
@@ -223,23 +268,18 @@ def attention_tiles(rows: int, tokens: int, block_queries: int) -> int:
     return tokens // block_queries + rows
 
 
-def short_attention_blocks(
-    head_dim: int, value_dim: int, dtype: torch.dtype, longest: int
-) -> tuple[dict[str, int], dict[str, int]]:
-    """Return the block sizes and compile options of `short_attention`: keyed on the tile that holds the longest row.
+@functools.cache
+def short_attention_constants(heads: Heads, is_large: bool) -> Constants:
+    """Return what `short_attention` is compiled for: keyed on heads and the tile that holds the longest row, the large
+    one of MAX_SHORT_ROW tokens or one of half as many.
 
     A span of four tiles ends with one that is not full, so that of sst2's lengths 26 % of the places in tiles of 64 are
     empty; in a list of tiles without spans 22 % were, for which each wave would need a launch of its own.
     """
-    tile = MAX_SHORT_ROW if longest > MAX_SHORT_ROW // 2 else MAX_SHORT_ROW // 2
-    blocks = {
-        "SPAN": 4 * tile,
-        "BLOCK_TOKENS": tile,
-        "BLOCK_HEAD": max(MIN_DOT, next_power_of_2(head_dim)),
-        "BLOCK_VALUE": max(MIN_DOT, next_power_of_2(value_dim)),
-    }
+    tile = MAX_SHORT_ROW if is_large else MAX_SHORT_ROW // 2
     # In half precision sixteen queries a warp, whose softmax then needs no other warp.
-    return blocks, {"num_warps": 8 if dtype == torch.float32 else tile // 16, "num_stages": 1}
+    warps = 8 if heads.dtype == torch.float32 else tile // 16
+    return _constants(warps, 1, **heads.constants(), SPAN=4 * tile, BLOCK_TOKENS=tile, **heads.blocks())
 
 
 def next_power_of_2(number: int) -> int:

@@ -1,16 +1,13 @@
 """What heads read of a packed row: its first token, its last, or the mean of all."""
 
-import itertools
-from collections.abc import Iterator
 from typing import Any
 
-import torch
 import triton
 import triton.language as tl
 from torch import Tensor
 
-from .checks import FEATURE_DTYPES, POOLINGS, check_on_device, check_pool
-from .launch import Launch, pool_blocks
+from .checks import check_on_device, check_pool
+from .launch import Launch, pool_constants
 
 
 @triton.jit
@@ -136,10 +133,14 @@ def pool(features: Tensor, cu_seqlens: Tensor, *, pooling: str, key_mask: Tensor
     Raises:
         ValueError: a shape, dtype, device, layout or option does not fit.
     """
-    rows = cu_seqlens.shape[0] - 1
-    check_pool(features, cu_seqlens, rows=rows, pooling=pooling, key_mask=key_mask)
+    check_pool(features, cu_seqlens, rows=cu_seqlens.shape[0] - 1, pooling=pooling, key_mask=key_mask)
     check_on_device("features", features, not isinstance(pool_kernel, triton.JITFunction))
-    out = features.new_empty((rows, features.shape[1]))
+    return pool_unchecked(features, cu_seqlens, pooling=pooling, key_mask=key_mask)
+
+
+def pool_unchecked(features: Tensor, cu_seqlens: Tensor, *, pooling: str, key_mask: Tensor | None = None) -> Tensor:
+    """Do what `pool` does, for arguments that were checked where they were made."""
+    out = features.new_empty((cu_seqlens.shape[0] - 1, features.shape[1]))
     if out.numel():
         pool_launch(features, out, cu_seqlens, pooling=pooling, key_mask=key_mask).run()
     return out
@@ -148,31 +149,14 @@ def pool(features: Tensor, cu_seqlens: Tensor, *, pooling: str, key_mask: Tensor
 def pool_launch(features: Tensor, out: Tensor, cu_seqlens: Tensor, *, pooling: str, key_mask: Tensor | None) -> Launch:
     """Return the launch that `pool` runs on checked arguments to fill `out`."""
     rows, hidden_size = out.shape
-    blocks, options = pool_blocks(hidden_size, features.dtype, pooling)
+    constants = pool_constants(hidden_size, features.dtype, pooling)
+    blocks = constants.values
     arguments: dict[str, Any] = dict(
         features_ptr=features,
         out_ptr=out,
         cu_seqlens_ptr=cu_seqlens,
         key_mask_ptr=key_mask,
         rows=rows,
-        HIDDEN_SIZE=hidden_size,
-        POOLING=pooling,
-        **blocks,
     )
-    grid = (triton.cdiv(rows, blocks["BLOCK_ROWS"]), triton.cdiv(hidden_size, blocks["BLOCK_HIDDEN"]))
-    return Launch(pool_kernel, grid, arguments, {**options, "enable_fp_fusion": True})
-
-
-def specialisations() -> Iterator[tuple[str, Launch]]:
-    """Yield, by name, launches that stand for what `pool` makes Triton compile at BERT-base's hidden size.
-
-    Their tensors have no storage: a launch says what would be compiled, and cannot run.
-    """
-    with torch.device("meta"):
-        ends, mask = torch.empty(2, dtype=torch.int32), torch.empty(1, dtype=torch.bool)
-        for dtype, pooling in itertools.product(FEATURE_DTYPES, POOLINGS):
-            features = torch.empty(1, 768, dtype=dtype)
-            name = f"pool-{str(dtype).removeprefix('torch.')}-{pooling}"
-            yield name, pool_launch(features, features, ends, pooling=pooling, key_mask=None)
-            if pooling == "mean":
-                yield f"{name}-masked", pool_launch(features, features, ends, pooling=pooling, key_mask=mask)
+    grid = (-(-rows // blocks["BLOCK_ROWS"]), -(-hidden_size // blocks["BLOCK_HIDDEN"]))
+    return Launch(pool_kernel, grid, arguments, constants)

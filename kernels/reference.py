@@ -8,6 +8,9 @@ from torch.nn.functional import gelu, one_hot
 
 from .checks import (
     BITS_PER_WORD,
+    ExitHead,
+    ExitRows,
+    ExitRule,
     Pooler,
     RowState,
     check_exit_step,
@@ -21,41 +24,22 @@ from .reference_attention import attention, short_attention
 from .reference_layer import add_norm, bias_act
 
 __all__ = [
-    "Plan", "Pooler", "RowState", "add_norm", "attention", "bias_act", "count", "exit_step", "gather", "observe",
-    "plan", "pool", "settle", "short_attention",
+    "ExitHead", "ExitRows", "ExitRule", "Plan", "Pooler", "RowState", "add_norm", "attention", "bias_act", "count",
+    "exit_step", "gather", "observe", "plan", "pool", "settle", "short_attention",
 ]  # fmt: skip
 
 ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {"tanh": torch.tanh, "gelu": gelu, "relu": torch.relu}
 
 
 @torch.no_grad()
-def exit_step(
-    features: Tensor,
-    weight: Tensor,
-    bias: Tensor | None,
-    state: RowState,
-    logits: Tensor,
-    exit_layers: Tensor,
-    *,
-    cu_seqlens: Tensor | None = None,
-    pooling: str | None = None,
-    key_mask: Tensor | None = None,
-    pooler: Pooler | None = None,
-    layer: int | Tensor,
-    last: int,
-    kind: str,
-    rule: str,
-    patience: int | Tensor = 0,
-    threshold: float = 0.0,
-    exit_at: Tensor | None = None,
-) -> None:
+def exit_step(rows: ExitRows, head: ExitHead, rule: ExitRule) -> None:
     """Ask one layer's head, bring each row's streak up to date, and write the results of the rows that leave now.
 
     Rows whose `keep` is 0 on entry are left alone entirely. A row with a logit that is not finite has no valid answer:
     its streak becomes -1 and its memory stays as it was, so that a NaN settles no row; it leaves at `last`.
 
     With p the softmax of a row's logits, q the one at the layer before and H the entropy in nats, the streak counts by
-    `rule` the consecutive layers that
+    the rule's name the consecutive layers that
 
     - "agreement": kept the answer of the layer before (PABEE, section 3.2); 0 at the first;
     - "confidence": had max p > threshold (Shallow-Deep Networks);
@@ -66,68 +50,30 @@ def exit_step(
     A row leaves when its streak reaches `patience`; by rule "given", whose streak runs as by "agreement", when
     `exit_at[row_id] <= layer`; and in any case when it has been given `last` layers: by rule "none", only then.
 
-    Args:
-        features: [tokens, hidden_size] packed hidden states, with `cu_seqlens` and `pooling`; or [rows, hidden_size]
-            pooled features, with neither. float32, float16 or bfloat16; products are summed in float32.
-        weight: [classes, width], dtype of `features`; width is the pooler's, or hidden_size without one.
-        bias: [classes], dtype of `features`, or None.
-        state: keep, streak and memory are changed in place.
-        logits: [results, classes] float32: written at `row_ids` for rows that leave now, and only for these.
-        exit_layers: [results] int64: likewise.
-        cu_seqlens: [rows + 1] int32: cumulative lengths in tokens.
-        pooling: which token of a row its head reads: "first", "last", or the "mean" of all.
-        key_mask: [tokens] bool: the tokens that count in a mean; None: all.
-        pooler: what stands between that token and the head, computed in the same launch.
-        layer: 1-based number of layers the rows have been given; or [rows] int32, for rows of different depth in a
-            model whose layers share weights. Then weight, bias and patience have a first dimension more, `depth`: one
-            entry for each layer.
-        last: the layer at which every row leaves.
-        kind: what an answer is: "label", the argmax, lowest index on ties; "value", the one output; "label_set", the
-            set of logits above 0.
-        rule: see above. All but "agreement", "given" and "none" need kind "label".
-        patience: number of layers, or of votes by rule "vote"; at least 1.
-        threshold: see `rule`; for kind "value", in units of the output: a change strictly below it keeps the answer.
-        exit_at: [results] int64, number of layers; for rule "given" and only then.
-
     Raises:
         ValueError: a shape, dtype, device, layout or option does not fit.
     """
-    check_exit_step(
-        features, weight, bias, state, logits, exit_layers, cu_seqlens=cu_seqlens, pooling=pooling, key_mask=key_mask,
-        pooler=pooler, layer=layer, last=last, kind=kind, rule=rule, patience=patience, threshold=threshold,
-        exit_at=exit_at,
-    )  # fmt: skip
+    check_exit_step(rows, head, rule)
+    state, features = rows.state, rows.features
     active = state.keep.nonzero().flatten()
-    if pooling is not None and cu_seqlens is not None:
-        features = pool(features, cu_seqlens, pooling=pooling, key_mask=key_mask)
-    pooled = features[active].float()
-    if pooler is not None:
-        pooled = pooled @ pooler.weight.float().T + (0.0 if pooler.bias is None else pooler.bias.float())
-        pooled = ACTIVATIONS[pooler.activation](pooled).to(features.dtype).float()
-    if isinstance(layer, Tensor):
-        layer = layer[active]
-        own = (layer - 1).long()
-        weight, bias = weight[own], None if bias is None else bias[own]
-        patience = patience[own] if isinstance(patience, Tensor) else patience
-        scores = torch.einsum("rw,rcw->rc", pooled, weight.float())
-    else:
-        scores = pooled @ weight.float().T  # [active, classes]
-    if bias is not None:
-        scores += bias.float()
+    if rows.pooling is not None and rows.cu_seqlens is not None:
+        features = pool(features, rows.cu_seqlens, pooling=rows.pooling, key_mask=rows.key_mask)
+    scores = features[active].float() @ head.weight.float().T  # [active, classes]
+    if head.bias is not None:
+        scores += head.bias.float()
 
     streak, memory = settle(
-        scores, state.streak[active], state.memory[active], kind=kind, rule=rule, threshold=threshold
+        scores, state.streak[active], state.memory[active], kind=rule.kind, rule=rule.name, threshold=rule.threshold
     )
     state.streak[active], state.memory[active] = streak, memory
     ids = state.row_ids[active]
-    leaves = torch.zeros_like(ids, dtype=torch.bool)
-    if exit_at is not None:
-        leaves = exit_at[ids] <= layer
-    elif rule != "none":
-        leaves = streak >= patience
-    leaves = leaves | (torch.as_tensor(layer, device=ids.device) >= last)
-    logits[ids[leaves]] = scores[leaves]
-    exit_layers[ids[leaves]] = layer[leaves].long() if isinstance(layer, Tensor) else layer
+    leaves = torch.full_like(ids, rule.layer >= rule.last, dtype=torch.bool)
+    if rule.exit_at is not None:
+        leaves |= rule.exit_at[ids] <= rule.layer
+    elif rule.name != "none":
+        leaves |= streak >= rule.patience
+    rows.logits[ids[leaves]] = scores[leaves]
+    rows.exit_layers[ids[leaves]] = rule.layer
     state.keep[active[leaves]] = 0
 
 

@@ -1,7 +1,5 @@
 """Attention within short packed rows in one launch: whole neighbouring rows share a tile of queries and keys."""
 
-import itertools
-from collections.abc import Iterator
 from typing import Any
 
 import torch
@@ -10,8 +8,8 @@ import triton.language as tl
 from torch import Tensor
 
 from .attention import MARKS, NUMBERS, attention_arguments
-from .checks import FEATURE_DTYPES, check_on_device, check_short_attention
-from .launch import MAX_SHORT_HEAD, Launch, short_attention_blocks
+from .checks import MAX_SHORT_ROW, check_on_device, check_short_attention
+from .launch import MAX_SHORT_HEAD, Launch, short_attention_constants
 
 
 @triton.jit
@@ -119,7 +117,6 @@ def short_attention_kernel(
     key_mask_ptr,
     positions_ptr,
     rows,
-    tokens,
     window,
     scaling,
     query_token_stride,
@@ -128,6 +125,7 @@ def short_attention_kernel(
     key_head_stride,
     value_token_stride,
     value_head_stride,
+    tokens,
     HEADS: tl.constexpr,
     GROUP: tl.constexpr,
     HEAD_DIM: tl.constexpr,
@@ -231,86 +229,28 @@ def short_attention(
             f"query is {list(query.shape)} and value {list(value.shape)}; the kernel takes heads of up to "
             f"{MAX_SHORT_HEAD[query.dtype]} numbers of {query.dtype}, so call attention"
         )
+    return short_attention_unchecked(
+        query, key, value, cu_seqlens, longest=longest, scaling=scaling, is_causal=is_causal, window=window,
+        key_mask=key_mask, positions=positions,
+    )  # fmt: skip
+
+
+def short_attention_unchecked(
+    query: Tensor, key: Tensor, value: Tensor, cu_seqlens: Tensor, *, longest: int, **options: Any
+) -> Tensor:
+    """Do what `short_attention` does, for arguments that were checked where they were made."""
     out = query.new_empty((*query.shape[:2], value.shape[2]))
     if out.numel():
-        short_attention_launch(
-            query, key, value, out, cu_seqlens, longest=longest, scaling=scaling, is_causal=is_causal, window=window,
-            key_mask=key_mask, positions=positions,
-        ).run()  # fmt: skip
+        short_attention_launch(query, key, value, out, cu_seqlens, longest=longest, **options).run()
     return out
 
 
 def short_attention_launch(
-    query: Tensor,
-    key: Tensor,
-    value: Tensor,
-    out: Tensor,
-    cu_seqlens: Tensor,
-    *,
-    longest: int,
-    scaling: float | None,
-    is_causal: bool,
-    window: int | None,
-    key_mask: Tensor | None,
-    positions: Tensor | None,
+    query: Tensor, key: Tensor, value: Tensor, out: Tensor, cu_seqlens: Tensor, *, longest: int, **options: Any
 ) -> Launch:
     """Return the launch that `short_attention` runs on checked arguments to fill `out`, not empty."""
-    tokens, heads, head_dim = query.shape
-    blocks, options = short_attention_blocks(head_dim, value.shape[2], query.dtype, longest)
-    arguments = attention_arguments(
-        query, key, value, out, cu_seqlens, scaling=scaling, is_causal=is_causal, window=window, key_mask=key_mask,
-        positions=positions,
-    )  # fmt: skip
-    arguments |= {**blocks, "tokens": tokens}
-    grid = (triton.cdiv(tokens, blocks["SPAN"]) * heads,)
-    return Launch(short_attention_kernel, grid, arguments, {**options, "enable_fp_fusion": True})
-
-
-def specialisations() -> Iterator[tuple[str, Launch]]:
-    """Yield, by name, launches that stand for what `short_attention` makes Triton compile: heads of every block size,
-    tiles of every size, and from nothing that hides a key to everything.
-
-    Their tensors have no storage: a launch says what would be compiled, and cannot run.
-    """
-    everything: dict[str, Any] = {"is_causal": True, "window": 8, "is_masked": True, "has_holes": True}
-    for dtype, head_dim, longest in itertools.product(FEATURE_DTYPES, (32, 64, 128), (32, 64)):
-        if head_dim <= MAX_SHORT_HEAD[dtype]:
-            yield _specialisation(dtype, head_dim, longest)
-    for dtype in (torch.float32, torch.bfloat16):
-        yield _specialisation(dtype, 64, 64, is_masked=True)
-        yield _specialisation(dtype, 64, 64, window=8)
-    # In float32, which is for comparisons, all of it at once spills on gfx942 (25 registers).
-    yield _specialisation(torch.bfloat16, 128, 64, kv_heads=4, **everything)
-
-
-def _specialisation(
-    dtype: torch.dtype,
-    head_dim: int,
-    longest: int,
-    kv_heads: int = 12,
-    is_causal: bool = False,
-    window: int | None = None,
-    is_masked: bool = False,
-    has_holes: bool = False,
-) -> tuple[str, Launch]:
-    with torch.device("meta"):
-        query, key = (torch.empty(1, heads, head_dim, dtype=dtype) for heads in (12, kv_heads))
-        launch = short_attention_launch(
-            query,
-            key,
-            key,
-            query,
-            torch.empty(2, dtype=torch.int32),
-            longest=longest,
-            scaling=None,
-            is_causal=is_causal,
-            window=window,
-            key_mask=torch.empty(1, dtype=torch.bool) if is_masked else None,
-            positions=torch.empty(1, dtype=torch.int32) if has_holes else None,
-        )
-    words = {
-        "grouped": kv_heads < 12, "causal": is_causal, "window": window, "masked": is_masked, "holes": has_holes
-    }  # fmt: skip
-    told = (word for word, is_told in words.items() if is_told)
-    name = "-".join(["short_attention", str(dtype).removeprefix("torch."), str(head_dim), str(longest), *told])
-    return name, launch
+    arguments, heads = attention_arguments(query, key, value, out, cu_seqlens, **options)
+    arguments["tokens"] = tokens = query.shape[0]
+    constants = short_attention_constants(heads, longest > MAX_SHORT_ROW // 2)
+    grid = (-(-tokens // constants.values["SPAN"]) * heads.heads,)
+    return Launch(short_attention_kernel, grid, arguments, constants)

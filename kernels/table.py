@@ -1,12 +1,9 @@
 """The table of kernels: which module serves each function of the runtime on CUDA.
 
-A new kernel is a line here, and is then compiled ahead of time for every target and held against its baseline.
+A new kernel is a line here, and lines in bench/specialisations.py, which says what is compiled ahead of time.
 """
 
-from collections.abc import Iterator
-
 from . import add_norm, attention, bias_act, compact, exit_step, pool, short_attention
-from .launch import Launch
 
 FUNCTIONS = {
     "exit_step": exit_step,
@@ -21,12 +18,3 @@ FUNCTIONS = {
 """Name of a function, as in `reference` -> the module that launches it under that name."""
 
 MODULES = tuple(dict.fromkeys(FUNCTIONS.values()))
-
-
-def specialisations() -> Iterator[tuple[str, Launch]]:
-    """Yield, by name, launches that stand for everything the runtime makes Triton compile, at BERT-base's hidden size.
-
-    Their tensors have no storage: a launch says what would be compiled, and cannot run.
-    """
-    for module in MODULES:
-        yield from module.specialisations()

@@ -4,7 +4,6 @@ import functools
 import itertools
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -12,7 +11,8 @@ from torch.nn.functional import linear
 
 from bench.micro.subject import Case, Subject, same, serving, size_of
 from pabee_fast.kernels import reference
-from pabee_fast.kernels.checks import Pooler, RowState
+from pabee_fast.kernels.checks import ExitHead, ExitRows, ExitRule, Pooler, RowState
+from pabee_fast.models.head import through_pooler
 from pabee_fast.runtime import ops
 
 TOKENS = 4
@@ -20,35 +20,31 @@ TOKENS = 4
 NEVER = 1 << 30
 
 
+Step = Callable[[ExitRows, ExitHead, ExitRule, Pooler | None], None]
+
+
 @dataclass
-class Rows:
-    """Rows after a layer, their head, and where results go."""
+class Drawn:
+    """Rows after a layer, their head, and what stands before it."""
 
-    features: Tensor
-    weight: Tensor
-    bias: Tensor
+    rows: ExitRows
+    head: ExitHead
     pooler: Pooler | None
-    cu_seqlens: Tensor | None
-    state: RowState
-    logits: Tensor
-    exit_layers: Tensor
 
-    def step(self, function: Callable[..., Any], *, patience: int = NEVER, layer: int = 1) -> None:
-        """One exit step by a function with `reference.exit_step`'s arguments."""
-        function(
-            self.features, self.weight, self.bias, self.state, self.logits, self.exit_layers,
-            cu_seqlens=self.cu_seqlens, pooling=None if self.cu_seqlens is None else "first", key_mask=None,
-            pooler=self.pooler, layer=layer, last=NEVER, kind="label", rule="agreement", patience=patience,
-        )  # fmt: skip
+    def step(self, function: Step, *, patience: int = NEVER, layer: int = 1) -> None:
+        """One exit step."""
+        rule = ExitRule("label", "agreement", layer, last=NEVER, patience=patience)
+        function(self.rows, self.head, rule, self.pooler)
 
     def results(self) -> tuple[Tensor, ...]:
-        return (self.state.keep, self.state.streak, self.state.memory, self.logits, self.exit_layers)
+        state = self.rows.state
+        return (state.keep, state.streak, state.memory, self.rows.logits, self.rows.exit_layers)
 
 
 def draw(
     rows: int, hidden: int, classes: int, has_pooler: bool, device: torch.device, dtype: torch.dtype,
     *, exact: bool = False,
-) -> Rows:  # fmt: skip
+) -> Drawn:  # fmt: skip
     """Random rows; `exact` ones are small integers, so that every order of additions gives the same sums."""
     generator = torch.Generator(device).manual_seed(0)
 
@@ -61,60 +57,57 @@ def draw(
     if has_pooler:
         pooler = Pooler(numbers(hidden, hidden, scale=scale), numbers(hidden), "relu" if exact else "tanh")
         cu_seqlens = torch.arange(rows + 1, device=device, dtype=torch.int32) * TOKENS
-    return Rows(
-        features=numbers(rows * (TOKENS if has_pooler else 1), hidden),
-        weight=numbers(classes, hidden, scale=scale),
-        bias=numbers(classes),
-        pooler=pooler,
-        cu_seqlens=cu_seqlens,
-        state=RowState(
-            keep=torch.ones(rows, dtype=torch.int8, device=device),
-            streak=torch.full((rows,), -1, dtype=torch.int32, device=device),
-            memory=torch.zeros(rows, 1, dtype=torch.int32, device=device),
-            row_ids=torch.arange(rows, device=device),
-        ),
-        logits=torch.full((rows, classes), float("nan"), device=device),
-        exit_layers=torch.zeros(rows, dtype=torch.int64, device=device),
+    state = RowState(
+        keep=torch.ones(rows, dtype=torch.int8, device=device),
+        streak=torch.full((rows,), -1, dtype=torch.int32, device=device),
+        memory=torch.zeros(rows, 1, dtype=torch.int32, device=device),
+        row_ids=torch.arange(rows, device=device),
     )
+    features = numbers(rows * (TOKENS if has_pooler else 1), hidden)
+    head = ExitHead(numbers(classes, hidden, scale=scale), numbers(classes))
+    logits = torch.full((rows, classes), float("nan"), device=device)
+    exit_layers = torch.zeros(rows, dtype=torch.int64, device=device)
+    pooling = "first" if has_pooler else None
+    return Drawn(ExitRows(features, state, logits, exit_layers, cu_seqlens, pooling), head, pooler)
 
 
-def through_the_library(step: Callable[..., Any], pool: Callable[..., Any]) -> Callable[..., None]:
-    """The exit step behind a pooler that is a library product over pooled rows."""
+def in_plain_torch(rows: ExitRows, head: ExitHead, rule: ExitRule, pooler: Pooler | None) -> None:
+    """What one would write: Patience on labels, every row computed, nothing read back."""
+    features, state, (logits, exit_layers) = rows.features, rows.state, (rows.logits, rows.exit_layers)
+    if pooler is not None and rows.cu_seqlens is not None:
+        pooled = linear(features[rows.cu_seqlens[:-1]], pooler.weight, pooler.bias)
+        features = reference.ACTIVATIONS[pooler.activation](pooled)
+    assert head.bias is not None
+    scores = linear(features.float(), head.weight.float(), head.bias.float())
+    answer = scores.argmax(dim=1).int()
+    streak = torch.where(answer == state.memory[:, 0], state.streak + 1, 0)
+    leaves = (streak >= rule.patience) & (state.keep != 0)
+    state.streak.copy_(streak)
+    state.memory[:, 0] = answer
+    logits[state.row_ids] = torch.where(leaves[:, None], scores, logits[state.row_ids])
+    exit_layers[state.row_ids] = torch.where(leaves, rule.layer, exit_layers[state.row_ids])
+    state.keep.masked_fill_(leaves, 0)
 
-    def run(
-        features: Tensor, *args: Any, cu_seqlens: Tensor, pooling: str, key_mask: None, pooler: Pooler, **options: Any
-    ) -> None:
-        pooled = linear(pool(features, cu_seqlens, pooling=pooling), pooler.weight, pooler.bias)
-        step(reference.ACTIVATIONS[pooler.activation](pooled), *args, **options)
+
+def behind_the_pooler(step: Callable[..., None], pool: Callable[..., Tensor]) -> Step:
+    """The exit step on what a pooler makes of a row's first token, if there is one."""
+
+    def run(rows: ExitRows, head: ExitHead, rule: ExitRule, pooler: Pooler | None) -> None:
+        if rows.cu_seqlens is not None:
+            pooled = through_pooler(pooler, pool(rows.features, rows.cu_seqlens, pooling="first"))
+            rows = ExitRows(pooled, rows.state, rows.logits, rows.exit_layers)
+        step(rows, head, rule)
 
     return run
 
 
-def in_plain_torch(
-    features: Tensor, weight: Tensor, bias: Tensor, state: RowState, logits: Tensor, exit_layers: Tensor,
-    *, cu_seqlens: Tensor | None, pooler: Pooler | None, layer: int, patience: int, **options: Any,
-) -> None:  # fmt: skip
-    """What one would write: Patience on labels, every row computed, nothing read back."""
-    if pooler is not None and cu_seqlens is not None:
-        pooled = linear(features[cu_seqlens[:-1]], pooler.weight, pooler.bias)
-        features = reference.ACTIVATIONS[pooler.activation](pooled)
-    scores = linear(features.float(), weight.float(), bias.float())
-    answer = scores.argmax(dim=1).int()
-    streak = torch.where(answer == state.memory[:, 0], state.streak + 1, 0)
-    leaves = (streak >= patience) & (state.keep != 0)
-    state.streak.copy_(streak)
-    state.memory[:, 0] = answer
-    logits[state.row_ids] = torch.where(leaves[:, None], scores, logits[state.row_ids])
-    exit_layers[state.row_ids] = torch.where(leaves, layer, exit_layers[state.row_ids])
-    state.keep.masked_fill_(leaves, 0)
-
-
-def variants(has_pooler: bool, device: torch.device) -> dict[str, Callable[..., Any]]:
-    """By name, functions with `reference.exit_step`'s arguments."""
-    found = serving("exit_step", device)
-    if has_pooler and "kernel" in found:
-        fused, pool = found.pop("kernel"), serving("pool", device)["kernel"]
-        found = {"runtime": ops.exit_step, "fused": fused, "library": through_the_library(fused, pool)} | found
+def variants(has_pooler: bool, device: torch.device) -> dict[str, Step]:
+    """By name, what does the step."""
+    pools = serving("pool", device)
+    found = {name: behind_the_pooler(step, pools[name]) for name, step in serving("exit_step", device).items()}
+    if has_pooler:
+        found.pop("kernel", None)  # it is several, as the runtime calls them
+        found = {"runtime": lambda rows, head, rule, pooler: ops.exit_step(rows, head, rule, pooler=pooler)} | found
     return found | {"torch": in_plain_torch}
 
 
@@ -128,17 +121,18 @@ def build(rows: int, hidden: int, classes: int, has_pooler: bool, device: torch.
         for name, function in functions.items():
             exact = draw(*sizes, exact=True)
             exact.step(function)
-            exact.state.memory[::2] += 1  # half of the rows answer something new at layer 2, and stay
+            exact.rows.state.memory[::2] += 1  # half of the rows answer something new at layer 2, and stay
             exact.step(function, patience=1, layer=2)
             found[name] = exact.results()
         left = int((found["reference"][0] == 0).sum())
         assert left in (rows // 2, rows - rows // 2), "half of the rows were to leave"
         same(found)
 
-    moved = rows * hidden * data.features.element_size() + size_of(data.weight, data.bias, data.cu_seqlens)
+    state = data.rows.state
+    moved = rows * hidden * data.rows.features.element_size() + size_of(*data.head, data.rows.cu_seqlens)
     if data.pooler is not None:
         moved += size_of(data.pooler.weight, data.pooler.bias)
-    moved += size_of(data.state.keep, data.state.row_ids) + 2 * size_of(data.state.streak, data.state.memory)
+    moved += size_of(state.keep, state.row_ids) + 2 * size_of(state.streak, state.memory)
     products = 2 * rows * hidden * (classes + (hidden if has_pooler else 0))
     calls = {name: functools.partial(data.step, function) for name, function in functions.items()}
     return Subject(calls, moved, products, frozenset({"reference"}), agree=agree)

@@ -24,7 +24,7 @@ class Head(NamedTuple):
     pooling: str
     """Which tokens of a row it reads: "first", "last" or "mean"."""
     pooler: Pooler | RowMap | None
-    """What stands between those and the linear; a Pooler runs inside the exit step."""
+    """What stands between those and the linear."""
     norm: RowMap | None = None
     """What every token goes through before it is read: the norm that the model has behind its last layer."""
 

@@ -91,10 +91,10 @@ def fused(weights: Weights, hidden: Tensor, layout: Layout) -> Tensor:
 
 def _attend(weights: Weights, hidden: Tensor, layout: Layout) -> Tensor:
     """[tokens, heads * head_dim]: attention in front of its output product."""
-    shape = (len(hidden), 3 // len(weights.projections), -1, weights.head_dim)
+    shape = (hidden.shape[0], 3 // len(weights.projections), -1, weights.head_dim)
     projected = [linear(hidden, *dense).view(shape) for dense in weights.projections]
     query, key, value = (part for each in projected for part in each.unbind(1))
-    return ops.attention(query, key, value, layout, scaling=weights.scaling).flatten(1)
+    return ops.attention(query, key, value, layout, scaling=weights.scaling, is_ours=True).flatten(1)
 
 
 def _add_norm(hidden: Tensor, dense: Dense, residual: Tensor, norm: Norm) -> Tensor:

@@ -97,6 +97,7 @@ class Engine:
         self.model, self.family = model, family_of(model)
         self.layers = Layers(model, self.family, layers)
         self.heads: list[Head] = []
+        self._linears: list[ops.ExitHead] = []
         self._look()
         self.token_budget = token_budget if token_budget is not None else TOKEN_BUDGETS.get(self.device.type, 4_096)
         require_whole("token_budget", self.token_budget, at_least=1)
@@ -121,7 +122,12 @@ class Engine:
         with self.layers.ready() as is_new:
             if is_new or not self.heads:
                 self.heads = []
-                self.heads = exit_heads_of(self.model)
+                heads = exit_heads_of(self.model)
+                self._linears = [ops.ExitHead(head.linear.weight, head.linear.bias) for head in heads]
+                for head, linear in zip(heads, self._linears, strict=True):
+                    inputs = self.model.config.hidden_size if head.pooler is None and head.norm is None else None
+                    ops.check_head(linear, self.classes, inputs)
+                self.heads = heads
             yield
 
     def check(self, policy: Policy) -> Policy:
@@ -313,27 +319,19 @@ class Engine:
     def _exit_step(
         self, wave: Wave, layer: int, last: int, rule: Rule, exit_at: Tensor | None, results: Results
     ) -> None:
-        head = self.heads[layer - self.first_head]
-        ops.exit_step(
+        number = layer - self.first_head
+        head, linear = self.heads[number], self._linears[number]
+        rows = ops.ExitRows(
             wave.hidden[0],
-            head.linear.weight,
-            head.linear.bias,
             wave.state,
             results.logits,
             results.exit_layers,
-            cu_seqlens=wave.layout.cu_seqlens,
-            pooling=head.pooling,
-            key_mask=wave.layout.key_mask if head.pooling == "mean" else None,
-            pooler=head.pooler,
-            norm=head.norm,
-            layer=layer,
-            last=last,
-            kind=self.kind,
-            rule=rule.name,
-            patience=rule.patience,
-            threshold=rule.threshold,
-            exit_at=exit_at,
+            wave.layout.cu_seqlens,
+            head.pooling,
+            wave.layout.key_mask if head.pooling == "mean" else None,
         )
+        told = ops.ExitRule(self.kind, rule.name, layer, last, rule.patience, rule.threshold, exit_at)
+        ops.exit_step(rows, linear, told, pooler=head.pooler, norm=head.norm)
 
 
 def _alive(picked: np.ndarray | Sequence[Wave]) -> int:

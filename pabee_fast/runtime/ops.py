@@ -11,7 +11,17 @@ from torch import Tensor
 from torch.nn.functional import layer_norm, linear
 
 from pabee_fast.kernels import reference
-from pabee_fast.kernels.checks import Pooler, RowState, memory_words
+from pabee_fast.kernels.checks import (
+    FEATURE_DTYPES,
+    ExitHead,
+    ExitRows,
+    ExitRule,
+    Pooler,
+    RowState,
+    check_attention,
+    check_tensor,
+    memory_words,
+)
 from pabee_fast.kernels.launch import MAX_CLASSES, MAX_HEAD_DIM, MAX_HIDDEN_SIZE, Plan
 from pabee_fast.kernels.reference import count, observe
 from pabee_fast.layout import Layout
@@ -19,9 +29,9 @@ from pabee_fast.models.head import through_pooler
 from pabee_fast.runtime import choice, varlen
 
 __all__ = [
-    "Plan", "RowState", "attention", "attention_in_use", "count", "exit_step",
-    "gather", "has_kernels", "kernels_in_use", "linear_act", "linear_add_norm", "memory_words", "observe",
-    "plan", "pool", "through_pooler",
+    "ExitHead", "ExitRows", "ExitRule", "Plan", "RowState", "attention", "attention_in_use", "check_head", "count",
+    "exit_step", "gather", "has_kernels", "kernels_in_use", "linear_act", "linear_add_norm", "memory_words",
+    "observe", "plan", "pool", "through_pooler",
 ]  # fmt: skip
 
 logger = logging.getLogger(__name__)
@@ -45,9 +55,9 @@ def _triton_kernels() -> dict[str, ModuleType] | None:
 
 
 def _kernel(name: str, tensor: Tensor) -> Callable[..., Any]:
-    """What serves a tensor: the Triton function of that name, or its reference."""
+    """What serves a tensor: the Triton function of that name, which checks nothing, or its reference."""
     modules = _triton_kernels() if tensor.is_cuda else None
-    return getattr(reference if modules is None else modules[name], name)
+    return getattr(reference, name) if modules is None else getattr(modules[name], f"{name}_unchecked")
 
 
 def has_kernels(device: torch.device) -> bool:
@@ -63,38 +73,57 @@ def kernels_in_use(device: torch.device) -> str:
 
 
 def exit_step(
-    features: Tensor,
-    weight: Tensor,
-    *args: Any,
-    cu_seqlens: Tensor | None,
-    pooling: str | None,
-    key_mask: Tensor | None,
-    pooler: Pooler | Callable[[Tensor], Tensor] | None,
+    rows: ExitRows,
+    head: ExitHead,
+    rule: ExitRule,
+    *,
+    pooler: Pooler | Callable[[Tensor], Tensor] | None = None,
     norm: Callable[[Tensor], Tensor] | None = None,
-    **options: Any,
 ) -> None:
     """See `kernels.reference.exit_step`; what stands between tokens and a head's linear runs before it.
 
     Args:
-        pooler: beside a Pooler any function from [rows, hidden_size] to [rows, width] that treats rows alike.
+        pooler: a Pooler, or any function from [rows, hidden_size] to [rows, width] that treats rows alike.
         norm: what every token goes through before it is read, see `pool`.
     """
+    # A layer of transformers' own may leave them otherwise.
+    features, dtype = rows.features.contiguous(), head.weight.dtype
     step = _kernel("exit_step", features)
-    if step is not reference.exit_step and weight.shape[-2] > MAX_CLASSES:
-        _say_too_many_classes(weight.shape[-2])
+    if step is not reference.exit_step and head.weight.shape[0] > MAX_CLASSES:
+        _say_too_many_classes(head.weight.shape[0])
         step = reference.exit_step
-    # A pooler never runs inside the step: with up to 2,048 rows that takes an H200 56 to 83 us, where pool, product,
-    # tanh and step take 34.
-    if norm is not None or pooler is not None or features.dtype != weight.dtype:
-        if cu_seqlens is not None and pooling is not None:
-            features = pool(features, cu_seqlens, pooling=pooling, key_mask=key_mask, norm=norm)
-        features = through_pooler(pooler, features)
-        cu_seqlens = pooling = key_mask = None
-    # Autocast and a head kept in another precision: the head's own is what its product runs in.
-    features = features.to(weight.dtype)
-    rows = {"cu_seqlens": cu_seqlens, "pooling": pooling, "key_mask": key_mask}
+    if norm is not None or pooler is not None or features.dtype != dtype:
+        if rows.cu_seqlens is not None and rows.pooling is not None:
+            features = pool(features, rows.cu_seqlens, pooling=rows.pooling, key_mask=rows.key_mask, norm=norm)
+        # Autocast and a head kept in another precision: the head's own is what its product runs in.
+        features = through_pooler(pooler, features).to(dtype).contiguous()
+        rows = ExitRows(features, rows.state, rows.logits, rows.exit_layers)
+        check_tensor("what a head reads", features, {"rows": len(rows.state.keep), "width": head.weight.shape[1]})
+    elif features is not rows.features:
+        rows = rows._replace(features=features)
+    if step is not reference.exit_step:
+        step(rows, head, rule)
+        return
     with torch.autocast(features.device.type, enabled=False):  # the step sums in float32 whatever its inputs are
-        step(features, weight, *args, **rows, pooler=None, **options)
+        step(rows, head, rule)
+
+
+def check_head(head: ExitHead, classes: int, inputs: int | None) -> None:
+    """Raise ValueError, naming what is wrong, unless an exit step can ask this head: done when heads are bound, since
+    kernels are launched without checks.
+
+    Args:
+        inputs: what it reads of a row where nothing stands between; None: something does, which is checked as it comes.
+    """
+    weight, bias = head
+    if weight.dtype not in FEATURE_DTYPES:
+        raise ValueError(
+            f"a head's weight is {weight.dtype}; convert it to one of {', '.join(map(str, FEATURE_DTYPES))}"
+        )
+    width = weight.shape[-1] if inputs is None else inputs
+    check_tensor("a head's weight", weight, {"classes": classes, "width": width})
+    if bias is not None:
+        check_tensor("a head's bias", bias, {"classes": classes}, weight.dtype, weight.device)
 
 
 @functools.cache
@@ -118,6 +147,7 @@ def pool(
     """
     if norm is not None and pooling == "mean":
         features, norm = norm(features).contiguous(), None
+    features = features.contiguous()
     pooled = cast(Tensor, _kernel("pool", features)(features, cu_seqlens, pooling=pooling, **options))
     return pooled if norm is None else norm(pooled)
 
@@ -129,7 +159,7 @@ def plan(keep: Tensor, *args: Any) -> Plan:
 
 def gather(hidden: Tensor, *args: Any, **options: Any) -> tuple[Tensor, Tensor | None]:
     """See `kernels.reference.gather`."""
-    return cast(tuple[Tensor, Tensor | None], _kernel("gather", hidden)(hidden, *args, **options))
+    return cast(tuple[Tensor, Tensor | None], _kernel("gather", hidden)(hidden.contiguous(), *args, **options))
 
 
 def linear_act(hidden: Tensor, weight: Tensor, bias: Tensor | None, *, activation: str) -> Tensor:
@@ -176,7 +206,7 @@ def linear_add_norm(
         [tokens, out].
     """
     norm = _kernel("add_norm", hidden)
-    if norm is not reference.add_norm and len(weight) <= MAX_HIDDEN_SIZE:
+    if norm is not reference.add_norm and weight.shape[0] <= MAX_HIDDEN_SIZE:
         return cast(Tensor, norm(linear(hidden, weight), bias, residual, gain, shift, eps=eps))
     # As the stock layer computes it, to the bit; the sum takes the product's place.
     return layer_norm(linear(hidden, weight, bias).add_(residual), gain.shape, gain, shift, eps)
@@ -191,6 +221,7 @@ def attention(
     scaling: float | None = None,
     is_causal: bool = False,
     window: int | None = None,
+    is_ours: bool = False,
 ) -> Tensor:
     """Attention within each row of a packed batch, by what serves these tensors best; see `attention_in_use`.
 
@@ -204,6 +235,7 @@ def attention(
         is_causal: whether a query sees only its own token and those before it.
         window: a query sees the keys fewer than so many tokens away, on both sides unless `is_causal`; transformers'
             `sliding_window` as its layers pass it on. None: all of the row.
+        is_ours: whether the tensors come from a block of ours, whose weights were checked, so that they need not be.
 
     Returns:
         [tokens, heads, value_dim], contiguous; zeros for a query that sees no key.
@@ -220,6 +252,8 @@ def attention(
     largest, asked, longest = max(query.shape[-1], value.shape[-1]), layout.attention, layout.max_seqlen
     if choice.takes_short(query.device, query.dtype, largest, longest, asked):
         attend = _kernel("short_attention", query)
+        if not is_ours:
+            check_attention(query, key, value, layout.cu_seqlens, window=window, **marks)
         return cast(Tensor, attend(query, key, value, layout.cu_seqlens, longest=longest, **options, **marks))
     is_plain = layout.key_mask is None and positions is None and value.shape[-1] == query.shape[-1]
     if is_plain and asked != "kernel":
@@ -230,6 +264,8 @@ def attention(
     if attend is not reference.attention and largest > MAX_HEAD_DIM:
         _say_too_large_heads(largest)
         attend = reference.attention
+    if attend is not reference.attention and not is_ours:
+        check_attention(query, key, value, layout.cu_seqlens, window=window, **marks)
     return cast(Tensor, attend(query, key, value, layout.cu_seqlens, **options, **marks))
 
 

@@ -110,6 +110,18 @@ def _is_of(defined_in: str, package: str) -> bool:
     return defined_in.startswith((f"{package}.", "torch.nn.modules.", "transformers.activations"))
 
 
+def _fit(block: Block) -> bool:
+    """Whether the block's parameters have the shapes that kernels, which check nothing, take them to have."""
+    hidden_size = block.query.weight.shape[1]
+    dense = (block.query, block.key, block.value, block.output, block.up, block.down)
+    vectors = [norm_part for norm in (block.attention_norm, block.norm) for norm_part in (norm.weight, norm.bias)]
+    return (
+        block.output.weight.shape[0] == block.down.weight.shape[0] == block.up.weight.shape[1] == hidden_size
+        and all(part.bias is None or part.bias.shape == part.weight.shape[:1] for part in dense)
+        and all(vector.shape == (hidden_size,) for vector in vectors)
+    )
+
+
 def _why_not_block(block: Block, kinds: set[tuple[torch.dtype, torch.device]]) -> str | None:
     """As `why_not_fused`, of one block; notes the kinds of its parameters."""
     projections = (block.query, block.key, block.value)
@@ -130,6 +142,8 @@ def _why_not_block(block: Block, kinds: set[tuple[torch.dtype, torch.device]]) -
     for part in projections:
         if (part.bias is None) != (first.bias is None) or part.weight.shape != first.weight.shape:
             return "query, key and value differ in shape"
+    if not _fit(block):
+        return "its parameters do not fit one another in shape"
     if activation_of(block.activation) is None:
         return f"activation {getattr(block.activation, '__name__', type(block.activation).__name__)} has no kernel"
     return None

@@ -51,7 +51,9 @@ def test_a_variant_that_keeps_a_wrong_row_is_found(monkeypatch: pytest.MonkeyPat
 def test_a_variant_whose_rows_leave_a_layer_late_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
     real = exit_step.in_plain_torch
     monkeypatch.setattr(
-        exit_step, "in_plain_torch", lambda *args, patience, **o: real(*args, patience=patience + 1, **o)
+        exit_step,
+        "in_plain_torch",
+        lambda rows, head, rule, pooler: real(rows, head, rule._replace(patience=rule.patience + 1), pooler),
     )
     with pytest.raises(AssertionError, match="torch, result 0"):
         exit_step.build(64, 48, 2, False, CPU, torch.float32).agree()

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from bench import simulate
-from bench.costs import FIRST_RUN, LEAN, MODELS
+from bench.costs import FIRST_RUN, LEAN, MODELS, PREPARED
 
 BERT = MODELS["bert-base"]
 
@@ -18,7 +18,7 @@ def test_the_measured_schedule_comes_out_as_it_was_measured() -> None:
     assert all(0.9 < ratio < 1.1 for kind in check.values() for ratio in kind.values()), check
 
 
-@pytest.mark.parametrize("costs", [FIRST_RUN, LEAN], ids=["measured", "goals"])
+@pytest.mark.parametrize("costs", [FIRST_RUN, PREPARED, LEAN], ids=["measured", "prepared", "goals"])
 def test_joined_waves_leave_the_device_less_idle_and_lose_nothing_at_full_depth(costs: simulate.Costs) -> None:
     alone = simulate.figures(BERT, 16_384, costs, simulate.MEASURED_SCHEDULE)
     joined = simulate.figures(BERT, 16_384, costs, simulate.TODAY)
@@ -58,4 +58,4 @@ def test_it_prints_tables_and_one_document(monkeypatch: pytest.MonkeyPatch, caps
     *printed, document = capsys.readouterr().out.splitlines()
     found = json.loads(document)
     assert any("simulated" in line for line in printed)
-    assert sum("budget 65536" in key for key in found) == 2
+    assert sum("budget 65536" in key for key in found) == 3

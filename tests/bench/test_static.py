@@ -18,9 +18,11 @@ import triton.language as tl  # noqa: E402
 from bench import static, traffic  # noqa: E402
 from bench.compiled import TARGETS, Figures, compile_for, count_remade  # noqa: E402
 from bench.occupancy import occupancy, resident_warps  # noqa: E402
+from bench.specialisations import by_name  # noqa: E402
 from bench.traffic import Traffic  # noqa: E402
 from pabee_fast.kernels import table  # noqa: E402
 from pabee_fast.kernels.launch import Launch  # noqa: E402
+from pabee_fast.kernels.prepared import Constants  # noqa: E402
 
 KERNELS = Path(table.__file__).parent
 SOUND = Figures(
@@ -41,28 +43,19 @@ def functions_of_triton() -> dict[str, ast.FunctionDef]:
 
 def test_every_function_that_triton_compiles_is_part_of_a_named_kernel() -> None:
     functions = functions_of_triton()
-    waiting, seen = [launch.kernel.__name__ for _, launch in table.specialisations()], set()
+    waiting, seen = [launch.kernel.__name__ for launch in by_name().values()], set()
     while waiting:
         if (name := waiting.pop()) not in seen:
             seen.add(name)
             names = {node.id for node in ast.walk(functions[name]) if isinstance(node, ast.Name)}
             waiting += names & functions.keys()
     assert len(seen) > 5
-    assert functions.keys() - seen == set(), "give their modules a line in kernels/table.py"
-
-
-def test_names_tell_specialisations_apart() -> None:
-    names = [name for name, _ in table.specialisations()]
-    assert len(names) == len(set(names))
-
-
-def by_name(name: str) -> Launch:
-    return dict(table.specialisations())[name]
+    assert functions.keys() - seen == set(), "give them lines in bench/specialisations.py"
 
 
 @pytest.mark.parametrize("target", TARGETS)
 def test_half_precision_heads_use_matrix_instructions_and_stay_in_registers(target: str) -> None:
-    found = compile_for(by_name("exit_step-bfloat16-label-3-first-agreement-tanh"), target)
+    found = compile_for(by_name()["exit_step-bfloat16-label-3-first-agreement"], target)
     assert found.mma > 0
     assert found.stack <= static.TOLERATED_STACK
     assert 0 < occupancy(found, target) <= 1
@@ -70,20 +63,20 @@ def test_half_precision_heads_use_matrix_instructions_and_stay_in_registers(targ
 
 @pytest.mark.parametrize("target", ["sm_80", "sm_90"])
 def test_a_float32_head_is_made_of_fused_multiply_adds_since_tf32_is_not_float32(target: str) -> None:
-    found = compile_for(by_name("exit_step-float32-label-3-pooled-agreement"), target)
+    found = compile_for(by_name()["exit_step-float32-label-3-pooled-agreement"], target)
     assert (found.mma, found.fma > 100) == (0, True)
 
 
 @pytest.mark.parametrize("target", ["sm_80", "sm_90"])
 def test_attention_multiplies_halves_by_matrix_instructions_and_float32_in_float32(target: str) -> None:
-    half, single = (compile_for(by_name(f"attention-{name}-64"), target) for name in ("bfloat16", "float32"))
+    half, single = (compile_for(by_name()[f"attention-{name}-64"], target) for name in ("bfloat16", "float32"))
     assert (half.mma > 0, single.mma, single.fma > 100) == (True, 0, True)
     assert half.loads["16"] > 8 and single.loads["16"] > 8
 
 
 @pytest.mark.parametrize("target", TARGETS)
 def test_gather_moves_16_bytes_at_a_time(target: str) -> None:
-    found = compile_for(by_name("gather-768-bfloat16-1"), target)
+    found = compile_for(by_name()["gather-768-bfloat16-1"], target)
     assert found.loads["16"] == found.stores["16"] == (2 if target == "gfx942" else 4)  # 64 threads a warp, not 32
 
 
@@ -96,7 +89,8 @@ def too_wide_kernel(x_ptr, out_ptr, BLOCK: tl.constexpr):  # type: ignore[no-unt
 
 def wide_launch(block: int, **options: Any) -> Launch:
     x = torch.empty(1, device="meta")
-    return Launch(too_wide_kernel, (1,), {"x_ptr": x, "out_ptr": x, "BLOCK": block}, {"num_warps": 1, **options})
+    constants = Constants({"BLOCK": block}, {"num_warps": 1, **options})
+    return Launch(too_wide_kernel, (1,), {"x_ptr": x, "out_ptr": x}, constants)
 
 
 @pytest.mark.parametrize(("target", "too_wide"), [("sm_90", 16 * 1024), ("gfx942", 32 * 1024)])
@@ -112,7 +106,7 @@ def test_a_tile_that_does_not_fit_is_seen_to_spill(target: str, too_wide: int) -
 def test_a_launch_that_leaves_fp_fusion_to_triton_is_refused() -> None:
     with pytest.raises(ValueError, match="too_wide_kernel: options lack enable_fp_fusion"):
         compile_for(wide_launch(256), "sm_90")
-    assert all("enable_fp_fusion" in launch.options for _, launch in table.specialisations())
+    assert all("enable_fp_fusion" in launch.constants.options for launch in by_name().values())
 
 
 def test_a_kernel_that_cannot_be_compiled_is_named() -> None:

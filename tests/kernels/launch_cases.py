@@ -4,39 +4,32 @@ from typing import Any
 
 import torch
 
-from pabee_fast.kernels.checks import RowState
+from pabee_fast.kernels.checks import ExitHead, ExitRows, ExitRule, RowState
 
 ROWS, CLASSES, HIDDEN_SIZE, RESULTS = 4, 3, 8, 6
 
 
 def exit_step_arguments(rows: int = ROWS, **changes: Any) -> dict[str, Any]:
-    arguments: dict[str, Any] = dict(
-        features=torch.zeros(rows, HIDDEN_SIZE),
-        weight=torch.zeros(CLASSES, HIDDEN_SIZE),
-        bias=torch.zeros(CLASSES),
-        state=RowState(
-            keep=torch.ones(rows, dtype=torch.int8),
-            streak=torch.zeros(rows, dtype=torch.int32),
-            memory=torch.zeros(rows, 1, dtype=torch.int32),
-            row_ids=torch.arange(rows),
-        ),
-        logits=torch.zeros(RESULTS, CLASSES),
-        exit_layers=torch.zeros(RESULTS, dtype=torch.int64),
-        cu_seqlens=None,
-        pooling=None,
-        key_mask=None,
-        pooler=None,
-        layer=1,
-        last=9,
-        kind="label",
-        rule="agreement",
-        patience=1,
-        threshold=0.0,
-        exit_at=None,
+    """Changes are named by the parts of the three groups."""
+    state = RowState(
+        keep=torch.ones(rows, dtype=torch.int8),
+        streak=torch.zeros(rows, dtype=torch.int32),
+        memory=torch.zeros(rows, 1, dtype=torch.int32),
+        row_ids=torch.arange(rows),
     )
-    parts = {name: changes.pop(name) for name in RowState._fields if name in changes}
-    arguments["state"] = arguments["state"]._replace(**parts)
-    return arguments | changes
+    logits, exit_layers = torch.zeros(RESULTS, CLASSES), torch.zeros(RESULTS, dtype=torch.int64)
+    made = {
+        "rows": ExitRows(torch.zeros(rows, HIDDEN_SIZE), _with(state, changes), logits, exit_layers),
+        "head": ExitHead(torch.zeros(CLASSES, HIDDEN_SIZE), torch.zeros(CLASSES)),
+        "rule": ExitRule("label", "agreement", layer=1, last=9, patience=1),
+    }
+    arguments = {name: _with(group, changes) for name, group in made.items()}
+    assert not changes
+    return arguments
+
+
+def _with(group: Any, changes: dict[str, Any]) -> Any:
+    return group._replace(**{name: changes.pop(name) for name in group._fields if name in changes})
 
 
 def pool_arguments(rows: int = ROWS, **changes: Any) -> dict[str, Any]:

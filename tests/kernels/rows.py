@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from pabee_fast.kernels import reference
-from pabee_fast.kernels.checks import RowState
+from pabee_fast.kernels.checks import ExitHead, ExitRows, ExitRule, RowState
 
 NAN, INF = float("nan"), float("inf")
 UNWRITTEN = -7
@@ -44,14 +44,11 @@ class Rows:
     ) -> None:
         """Give every row one more layer, whose head answers `logits`."""
         self.layer += 1
+        features = torch.tensor(logits, dtype=torch.float32).view(-1, self.classes)
         reference.exit_step(
-            torch.tensor(logits, dtype=torch.float32).view(-1, self.classes),
-            torch.eye(self.classes),
-            None,
-            self.state,
-            self.logits,
-            self.exit_layers,
-            **{"layer": self.layer, "last": 999, "kind": kind, "rule": rule, "patience": 99} | options,
+            ExitRows(features, self.state, self.logits, self.exit_layers),
+            ExitHead(torch.eye(self.classes)),
+            ExitRule(**{"kind": kind, "name": rule, "layer": self.layer, "last": 999, "patience": 99} | options),
         )
 
     @property

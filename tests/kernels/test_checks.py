@@ -6,7 +6,6 @@ import pytest
 import torch
 
 from pabee_fast.kernels import checks, reference
-from pabee_fast.kernels.checks import Pooler
 from tests.kernels.launch_cases import (
     CLASSES,
     HIDDEN_SIZE,
@@ -18,13 +17,6 @@ from tests.kernels.launch_cases import (
 )
 
 ENDS = torch.arange(ROWS + 1, dtype=torch.int32)
-POOLER = Pooler(torch.zeros(HIDDEN_SIZE, HIDDEN_SIZE), None, "tanh")
-MIXED: dict[str, Any] = {
-    "layer": torch.ones(ROWS, dtype=torch.int32),
-    "weight": torch.zeros(2, CLASSES, HIDDEN_SIZE),
-    "bias": None,
-    "patience": torch.ones(2, dtype=torch.int32),
-}
 WRONG_FOR_EXIT_STEP: list[tuple[dict[str, Any], str]] = [
     (
         {"features": torch.zeros(ROWS, HIDDEN_SIZE, dtype=torch.float64)},
@@ -44,7 +36,7 @@ WRONG_FOR_EXIT_STEP: list[tuple[dict[str, Any], str]] = [
     ({"keep": torch.ones(ROWS, dtype=torch.bool)}, r"keep is torch.bool; convert it to torch.int8"),
     ({"streak": torch.zeros(ROWS, dtype=torch.int64)}, r"streak is torch.int64; convert it to torch.int32"),
     ({"memory": torch.zeros(ROWS, 2, dtype=torch.int32)}, r"memory is \[4, 2\]; .*\[rows, words\], here \[4, 1\]"),
-    ({"rule": "vote"}, r"memory is \[4, 1\]; .*\[rows, words\], here \[4, 3\]"),
+    ({"name": "vote"}, r"memory is \[4, 1\]; .*\[rows, words\], here \[4, 3\]"),
     ({"row_ids": torch.arange(ROWS + 1)}, r"row_ids is \[5\]"),
     ({"logits": torch.zeros(RESULTS, CLASSES).half()}, r"logits is torch.float16"),
     ({"exit_layers": torch.zeros(RESULTS + 1, dtype=torch.int64)}, r"exit_layers is \[7\]"),
@@ -53,35 +45,22 @@ WRONG_FOR_EXIT_STEP: list[tuple[dict[str, Any], str]] = [
     ({"pooling": "first"}, r"cu_seqlens is None and pooling 'first'; say where the rows lie"),
     ({"pooling": "max", "cu_seqlens": ENDS}, r"pooling is 'max'; choose one of 'first', 'last', 'mean'"),
     ({"pooling": "first", "cu_seqlens": ENDS.long()}, r"cu_seqlens is torch.int64; convert it to torch.int32"),
-    ({"pooler": POOLER._replace(activation="silu")}, r"pooler.activation is 'silu'; choose one of 'tanh', 'gelu'"),
-    ({"pooler": POOLER._replace(weight=torch.zeros(CLASSES, 5))}, r"pooler.weight is \[3, 5\]; .*here \[8, 8\]"),
-    ({"pooler": POOLER._replace(bias=torch.zeros(3))}, r"pooler.bias is \[3\]; .*here \[8\]"),
-    ({"pooler": POOLER, "pooling": "mean", "cu_seqlens": ENDS}, r"pooling is 'mean' and there is a pooler.* call pool"),
-    (
-        {"layer": torch.ones(ROWS, dtype=torch.int32)},
-        r"weight is \[3, 8\]; give it the shape \[depth, classes, width\]",
-    ),
-    (MIXED | {"layer": torch.ones(ROWS + 1, dtype=torch.int32)}, r"layer is \[5\]"),
-    (MIXED | {"patience": 1}, r"patience is 1 and layer a tensor; give one int32 for each layer"),
-    (MIXED | {"patience": torch.ones(3, dtype=torch.int32)}, r"patience is \[3\]; .*\[depth\], here \[2\]"),
-    (MIXED | {"bias": torch.zeros(CLASSES)}, r"bias is \[3\]; .*\[depth, classes\], here \[2, 3\]"),
-    (MIXED | {"pooler": POOLER}, r"layer is a tensor and there is a pooler"),
     ({"layer": 0}, r"layer is 0; layers are counted from 1"),
     ({"kind": "class"}, r"kind is 'class'; choose one of 'label', 'value', 'label_set'"),
     ({"kind": "value"}, r"kind is 'value' and weight has 3 classes"),
-    ({"rule": "energy"}, r"rule is 'energy'; choose one of 'agreement', 'confidence', 'entropy'"),
+    ({"name": "energy"}, r"rule is 'energy'; choose one of 'agreement', 'confidence', 'entropy'"),
     (
-        {"rule": "entropy", "kind": "label_set", "memory": torch.zeros(ROWS, 0, dtype=torch.int32)},
+        {"name": "entropy", "kind": "label_set", "memory": torch.zeros(ROWS, 0, dtype=torch.int32)},
         r"kind is 'label_set' and rule 'entropy'; only 'label'",
     ),
     (
-        {"rule": "entropy", "memory": torch.zeros(ROWS, 0, dtype=torch.int32)},
+        {"name": "entropy", "memory": torch.zeros(ROWS, 0, dtype=torch.int32)},
         r"threshold is 0.0; kind 'label' by rule 'entropy' needs one above 0",
     ),
     ({"patience": 0}, r"patience is 0; rule 'agreement' needs at least 1"),
-    ({"rule": "given"}, r"exit_at is None and rule is 'given'"),
+    ({"name": "given"}, r"exit_at is None and rule is 'given'"),
     ({"exit_at": torch.zeros(RESULTS, dtype=torch.int64)}, r"exit_at is a tensor and rule is 'agreement'"),
-    ({"rule": "given", "exit_at": torch.zeros(ROWS, dtype=torch.int64)}, r"exit_at is \[4\]; .*here \[6\]"),
+    ({"name": "given", "exit_at": torch.zeros(ROWS, dtype=torch.int64)}, r"exit_at is \[4\]; .*here \[6\]"),
     (
         {"kind": "value", "weight": torch.zeros(1, HIDDEN_SIZE), "bias": None, "logits": torch.zeros(RESULTS, 1)},
         r"threshold is 0.0; kind 'value' by rule 'agreement' needs one above 0",
@@ -112,7 +91,7 @@ def test_exit_step_names_what_is_wrong_and_changes_nothing(changes: dict[str, An
     arguments = exit_step_arguments(**changes)
     with pytest.raises(ValueError, match=message):
         reference.exit_step(**arguments)
-    assert arguments["state"].keep.all()
+    assert arguments["rows"].state.keep.all()
 
 
 @pytest.mark.parametrize(("changes", "message"), WRONG_FOR_PLAN, ids=lambda value: str(value)[:40])

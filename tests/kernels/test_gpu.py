@@ -6,7 +6,7 @@ from types import ModuleType
 import pytest
 import torch
 
-from pabee_fast.kernels.checks import RowState
+from pabee_fast.kernels.checks import ExitHead, ExitRows, ExitRule, RowState
 from tests.kernels import attention_cases, compact_cases, exit_cases, layer_cases
 
 pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no CUDA device")]
@@ -189,9 +189,10 @@ def test_no_launch_waits_for_the_device(
         hidden, weight = torch.zeros(rows, hidden_size), torch.zeros(classes, hidden_size)
         logits, exit_layers = torch.zeros(rows, classes), torch.zeros(rows, dtype=torch.int64)
     exit_step.exit_step(
-        hidden, weight, None, state, logits, exit_layers, cu_seqlens=cu_seqlens, pooling="mean", layer=1, last=9,
-        kind="label", rule="agreement", patience=9,
-    )  # fmt: skip
+        ExitRows(hidden, state, logits, exit_layers, cu_seqlens, "mean"),
+        ExitHead(weight),
+        ExitRule("label", "agreement", layer=1, last=9, patience=9),
+    )
     found = compact.plan(state.keep, cu_seqlens, state.row_ids, state.streak)
     moved, memory = compact.gather(
         hidden, found.starts, found.cu_seqlens, rows=rows, tokens=rows, longest=1, memory=state.memory,

@@ -112,9 +112,7 @@ def test_nothing_is_launched_for_no_rows(kernels: dict[str, ModuleType], monkeyp
 
 def test_a_head_too_wide_for_one_program_is_refused(kernels: dict[str, ModuleType]) -> None:
     with pytest.raises(ValueError, match=r"weight has 1025 classes; the kernel takes up to 1024"):
-        launch.exit_step_blocks(
-            HIDDEN_SIZE, launch.MAX_CLASSES + 1, torch.float32, kind="label", rule="agreement", pooling=None
-        )
+        launch.exit_step_constants(HIDDEN_SIZE, launch.MAX_CLASSES + 1, torch.float32, "label", "agreement", None)
 
 
 def test_heads_too_large_for_one_program_are_refused(
@@ -175,9 +173,9 @@ def test_a_batch_that_shrinks_compiles_nothing_new(kernels: dict[str, ModuleType
     for rows in (1, 5):
         # A prefix, as compaction leaves it, and a part that is not aligned.
         for part in (slice(0, rows), slice(1, rows + 1)):
-            state = RowState(*(tensor[part] for tensor in first["state"]))
+            state = RowState(*(tensor[part] for tensor in first["rows"].state))
             numbers = {"layer": 7, "last": 8, "patience": 5, "threshold": 2.0}
-            later = first | numbers | {"state": state, "features": first["features"][:rows]}
+            later = first | exit_step_arguments(state=state, features=first["rows"].features[:rows], **numbers)
             assert kernels["exit_step"].exit_step_launch(**later).specialisation() == fresh
 
     for name, arguments in (("add_norm", add_norm_arguments), ("bias_act", bias_act_arguments)):
@@ -225,10 +223,12 @@ def test_a_kernel_that_cannot_be_compiled_is_named_with_its_specialisation(
     def cannot(*args: Any, **kwargs: Any) -> None:
         raise RuntimeError("out of shared memory")
 
+    from bench.stub import stub_gpu
+
     real = kernels["plan"].plan_kernel
     monkeypatch.setattr(type(real), "run", cannot)
     made = kernels["plan"].plan_launch(**plan_arguments(), result=reference.plan(**plan_arguments()))
-    with pytest.raises(RuntimeError, match="out of shared memory") as caught:
+    with stub_gpu(), pytest.raises(RuntimeError, match="out of shared memory") as caught:
         made.run()
     [note] = caught.value.__notes__
     assert note.startswith("plan_kernel, specialised to {'keep_ptr': '*i8'")

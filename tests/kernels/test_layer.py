@@ -80,7 +80,7 @@ def test_a_residual_that_would_be_overwritten_is_refused() -> None:
 
 
 def test_a_token_too_wide_for_one_program_is_refused() -> None:
-    widest, _ = launch.add_norm_blocks(launch.MAX_HIDDEN_SIZE)
-    assert widest == {"BLOCK_TOKENS": 1, "BLOCK_HIDDEN": launch.MAX_HIDDEN_SIZE}
+    widest = launch.add_norm_constants(launch.MAX_HIDDEN_SIZE).values
+    assert (widest["BLOCK_TOKENS"], widest["BLOCK_HIDDEN"]) == (1, launch.MAX_HIDDEN_SIZE)
     with pytest.raises(ValueError, match=r"tokens of 16385 numbers; the kernel takes up to 16384"):
-        launch.add_norm_blocks(launch.MAX_HIDDEN_SIZE + 1)
+        launch.add_norm_constants(launch.MAX_HIDDEN_SIZE + 1)

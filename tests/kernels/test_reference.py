@@ -6,6 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pabee_fast.kernels import reference
+from pabee_fast.kernels.checks import ExitHead, ExitRows, ExitRule
 from tests.kernels import compact_cases
 from tests.kernels.rows import INF, NAN, UNWRITTEN, Rows
 
@@ -142,17 +143,11 @@ def test_a_given_exit_that_has_passed_is_taken_at_the_next_tested_layer() -> Non
 def test_logits_are_the_float32_sums_of_half_precision_products() -> None:
     # 257 needs nine bits, and bfloat16 has eight.
     logits, exit_layers = torch.full((1, 1), NAN), torch.zeros(1, dtype=torch.int64)
+    features, one = torch.tensor([[256.0, 1.0]]).bfloat16(), torch.ones((1, 2)).bfloat16()
     reference.exit_step(
-        torch.tensor([[256.0, 1.0]], dtype=torch.bfloat16),
-        torch.ones((1, 2), dtype=torch.bfloat16),
-        torch.tensor([0.5], dtype=torch.bfloat16),
-        Rows.fresh(1, 1, words=0).state,
-        logits,
-        exit_layers,
-        layer=1,
-        last=1,
-        kind="label",
-        rule="none",
+        ExitRows(features, Rows.fresh(1, 1, words=0).state, logits, exit_layers),
+        ExitHead(one, torch.tensor([0.5]).bfloat16()),
+        ExitRule("label", "none", layer=1, last=1),
     )
     assert logits.tolist() == [[257.5]]
 
@@ -164,19 +159,12 @@ def test_a_packed_row_reads_its_first_token_its_last_or_the_mean_and_no_graph_is
     pooling: str, expected: list[list[float]]
 ) -> None:
     logits, weight = torch.full((2, 2), NAN), torch.eye(2, requires_grad=True)
+    features, ends = torch.tensor([[1.0, 2.0], [5.0, 6.0], [3.0, 4.0]]), torch.tensor([0, 2, 3], dtype=torch.int32)
+    state, exit_layers = Rows.fresh(2, 2, words=0).state, torch.zeros(2, dtype=torch.int64)
     reference.exit_step(
-        torch.tensor([[1.0, 2.0], [5.0, 6.0], [3.0, 4.0]]),
-        weight,
-        None,
-        Rows.fresh(2, 2, words=0).state,
-        logits,
-        torch.zeros(2, dtype=torch.int64),
-        cu_seqlens=torch.tensor([0, 2, 3], dtype=torch.int32),
-        pooling=pooling,
-        layer=1,
-        last=1,
-        kind="label",
-        rule="none",
+        ExitRows(features, state, logits, exit_layers, ends, pooling),
+        ExitHead(weight),
+        ExitRule("label", "none", layer=1, last=1),
     )
     assert logits.tolist() == expected
     assert not logits.requires_grad

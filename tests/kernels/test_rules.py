@@ -1,4 +1,4 @@
-"""What each rule counts, what stands in front of a head, and rows of different depth, on numbers worked out by hand."""
+"""What each rule counts, on numbers worked out by hand."""
 
 import math
 
@@ -8,9 +8,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy.spatial.distance import jensenshannon
 
-from pabee_fast.kernels import reference
-from pabee_fast.kernels.checks import Pooler, memory_words
-from tests.kernels.rows import INF, NAN, UNWRITTEN, Rows
+from pabee_fast.kernels.checks import memory_words
+from tests.kernels.rows import INF, NAN, Rows
 
 
 def logits_of(*probabilities: float) -> list[float]:
@@ -69,38 +68,3 @@ def test_divergence_is_scipy_s_jensen_shannon(logits: list[list[int]]) -> None:
             for layer in logits:
                 rows.give([layer], rule="divergence", threshold=threshold)
             assert rows.streak.tolist() == [same]
-
-
-def test_rows_of_different_depth_ask_their_own_heads_and_leave_at_their_own_layers() -> None:
-    rows = Rows.fresh(3, 2, words=0)
-    weight = torch.stack([torch.eye(2), 10 * torch.eye(2), 100 * torch.eye(2)])
-    reference.exit_step(
-        torch.tensor([[1.0, 0.0], [2.0, 0.0], [3.0, 0.0]]),
-        weight,
-        torch.tensor([[0.0, 1.0], [0.0, 2.0], [0.0, 3.0]]),
-        rows.state,
-        rows.logits,
-        rows.exit_layers,
-        layer=torch.tensor([3, 1, 2], dtype=torch.int32),
-        last=3,
-        kind="label",
-        rule="confidence",
-        patience=torch.tensor([1, 1, 1], dtype=torch.int32),
-        threshold=0.9,
-    )
-    assert rows.keep.tolist() == [0, 1, 0]
-    assert rows.exit_layers.tolist() == [3, UNWRITTEN, 2, UNWRITTEN, UNWRITTEN]
-    assert rows.logits[[0, 2]].tolist() == [[100, 3], [30, 2]]
-
-
-@pytest.mark.parametrize("activation", ["tanh", "gelu", "relu"])
-def test_a_pooler_stands_between_token_and_head(activation: str) -> None:
-    rows = Rows.fresh(1, 1, words=0)
-    pooler = Pooler(torch.tensor([[1.0, 0.0], [0.0, -2.0]]), torch.tensor([0.5, 0.0]), activation)
-    reference.exit_step(
-        torch.tensor([[0.25, 0.5]]), torch.tensor([[1.0, 10.0]]), None, rows.state, rows.logits, rows.exit_layers,
-        pooler=pooler, layer=1, last=1, kind="label", rule="none",
-    )  # fmt: skip
-    # tanh(0.75) + 10 tanh(-1); x (1 + erf(x / sqrt 2)) / 2 likewise; relu drops the second.
-    expected = {"tanh": -6.980793, "gelu": -1.006525, "relu": 0.75}[activation]
-    assert rows.logits[0].tolist() == pytest.approx([expected], abs=1e-5)

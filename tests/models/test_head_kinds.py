@@ -12,8 +12,9 @@ from torch import Tensor
 from transformers import AutoModelForSequenceClassification, PreTrainedModel, PreTrainedTokenizerFast
 
 import pabee_fast as pf
+from pabee_fast.kernels.checks import Pooler
 from pabee_fast.modeling.loss import every_head
-from pabee_fast.models.head import POOLINGS
+from pabee_fast.models.head import POOLINGS, through_pooler
 from pabee_fast.models.head_kinds import KINDS, read_padded
 from pabee_fast.models.heads import heads_of, spec_of
 from pabee_fast.runtime.engine import Engine
@@ -213,3 +214,13 @@ def test_full_depth_is_untouched_whatever_the_heads() -> None:
     stock, batch = tiny_stock("roberta"), padded_rows(LENGTHS, family="roberta")
     expected = stock(**batch).logits
     assert torch.equal(pf.attach_heads(stock, "own-pooler", pooling="mean")(**batch).logits, expected)
+
+
+@pytest.mark.parametrize(
+    ("activation", "expected"),
+    # tanh(0.75) and tanh(-1); x (1 + erf(x / sqrt 2)) / 2 likewise; relu drops the second.
+    [("tanh", (0.635149, -0.761594)), ("gelu", (0.580030, -0.158655)), ("relu", (0.75, 0.0))],
+)
+def test_a_pooler_is_a_dense_layer_and_an_activation(activation: str, expected: tuple[float, float]) -> None:
+    pooler = Pooler(torch.tensor([[1.0, 0.0], [0.0, -2.0]]), torch.tensor([0.5, 0.0]), activation)
+    assert through_pooler(pooler, torch.tensor([[0.25, 0.5]]))[0].tolist() == pytest.approx(expected, abs=1e-5)

@@ -125,18 +125,66 @@ def library(
     return attended[0].transpose(0, 1)
 
 
+def operator(
+    query: Any, key: Any, value: Any, ends: Any, key_ends: Any, longest: int, key_longest: int, dropout: float,
+    is_causal: bool, return_mask: bool, *, scale: float, window_size_left: int, window_size_right: int,
+) -> tuple[torch.Tensor, None]:  # fmt: skip
+    """What torch's function calls, which takes grouped heads without a word."""
+    sides, is_grouped = (window_size_left, window_size_right), query.shape[1] != key.shape[1]
+    assert (dropout, return_mask, is_causal) == (0.0, False, sides == (-1, 0))
+    attended = library(
+        query, key, value, ends, key_ends, longest, key_longest, scale=scale, window_size=sides, enable_gqa=is_grouped
+    )
+    return attended, None
+
+
+@pytest.mark.parametrize("below", [operator, None])
 @pytest.mark.parametrize("kv_heads", [1, 2])
 @pytest.mark.parametrize("is_causal", [False, True])
 @pytest.mark.parametrize("window", [None, 1, 3, 9, 50])
 def test_the_library_is_asked_for_the_same_keys(
-    kv_heads: int, is_causal: bool, window: int | None, monkeypatch: pytest.MonkeyPatch
+    kv_heads: int, is_causal: bool, window: int | None, below: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("torch.nn.attention.varlen.varlen_attn", library)
+    monkeypatch.setattr("torch.nn.attention.varlen.varlen_attn", library if below is None else None)
+    monkeypatch.setattr(varlen, "operator", lambda: below)
     monkeypatch.setattr(varlen, "why_not", lambda *asked: None)
     case = AttentionCase((9,), kv_heads=kv_heads, is_causal=is_causal, window=window, scaling=0.4)
     tensors = case.tensors(torch.float32)
     got = ops.attention(*tensors, Layout(case.cu_seqlens(), 9), scaling=0.4, is_causal=is_causal, window=window)
     assert_close(got, softmax_maths(case, *tensors))
+
+
+@pytest.mark.parametrize("window", [None, 3])
+@pytest.mark.parametrize("is_causal", [False, True])
+def test_the_operator_below_torch_s_function_is_given_what_that_gives_it(
+    is_causal: bool, window: int | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    given: list[list[Any]] = []
+    real = torch.ops.aten._flash_attention_forward
+
+    def note(*args: Any, **options: Any) -> tuple[Any, ...]:
+        names = [each.name for each in real.default._schema.arguments]
+        told = dict(zip(names, args, strict=False)) | options
+        given.append([value for value in told.values() if value is not None and not isinstance(value, torch.Tensor)])
+        return args[0].clone(), args[0].new_zeros(1), None, None, None
+
+    monkeypatch.setattr(torch.ops.aten, "_flash_attention_forward", note)
+    tensors, layout = AttentionCase((5, 4)).tensors(torch.float32), Layout(torch.tensor([0, 5, 9]).int(), 5)
+    for below in (note, None):
+        monkeypatch.setattr(varlen, "operator", lambda below=below: below)
+        varlen.attend(*tensors, layout, scaling=0.5, is_causal=is_causal, window=window)
+    assert given[0] == given[1]
+
+
+def test_an_operator_that_takes_other_arguments_is_left_alone_and_this_is_said(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    assert varlen.operator() is torch.ops.aten._flash_attention_forward
+    varlen.operator.cache_clear()
+    monkeypatch.setattr(torch.ops.aten, "_flash_attention_forward", torch.ops.aten.linear)
+    assert varlen.operator() is None
+    assert "called by torch's public function" in caplog.text
+    varlen.operator.cache_clear()
 
 
 @pytest.mark.parametrize(

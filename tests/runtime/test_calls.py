@@ -171,14 +171,15 @@ def test_the_step_reads_tokens_itself_where_a_head_of_their_precision_has_no_poo
     asked: list[tuple[int, object]] = []
     real = ops._kernel
 
-    def step(features: torch.Tensor, *args: object, **options: object) -> None:
-        asked.append((len(features), options["cu_seqlens"]))
+    def step(rows: ops.ExitRows, head: ops.ExitHead, rule: ops.ExitRule) -> None:
+        asked.append((len(rows.features), rows.cu_seqlens))
 
     monkeypatch.setattr(ops, "_kernel", lambda name, tensor: step if name == "exit_step" else real(name, tensor))
     square = None if pooler is None else Pooler(torch.eye(4, dtype=pooler), None, "tanh")
-    ops.exit_step(
-        tokens, torch.ones(3, 4, dtype=weight), cu_seqlens=ends, pooling="first", key_mask=None, pooler=square
-    )
+    state = ops.RowState(torch.ones(2, dtype=torch.int8), *[torch.empty(0)] * 3)
+    rows = ops.ExitRows(tokens, state, torch.empty(0), torch.empty(0), ends, "first")
+    rule = ops.ExitRule("label", "agreement", layer=1, last=2)
+    ops.exit_step(rows, ops.ExitHead(torch.ones(3, 4, dtype=weight)), rule, pooler=square)
     assert asked == [(6, ends)] if reads_tokens else [(2, None)]
 
 

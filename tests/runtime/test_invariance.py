@@ -2,6 +2,7 @@
 
 import functools
 import itertools
+from typing import Any
 
 import numpy as np
 import pytest
@@ -191,9 +192,9 @@ class Counting:
         self.calls = {"plan": 0, "gather": 0, "ReadBack": 0}
         real_step = ops.exit_step
 
-        def step(*args: object, **kwargs: object) -> None:
-            self.layers_with_head.append(int(kwargs["layer"]))  # type: ignore[call-overload]
-            real_step(*args, **kwargs)  # type: ignore[arg-type]
+        def step(rows: ops.ExitRows, head: ops.ExitHead, rule: ops.ExitRule, **options: Any) -> None:
+            self.layers_with_head.append(rule.layer)
+            real_step(rows, head, rule, **options)
 
         monkeypatch.setattr(ops, "exit_step", step)
         for name in self.calls:

@@ -23,6 +23,7 @@ from tests.conftest import padded_rows, tiny_model
 
 pytest.importorskip("triton", reason="Triton is not installed, as on macOS and Windows")
 
+from bench.specialisations import by_name
 from pabee_fast.kernels import table
 
 LENGTHS = [7, 1, 12, 5]
@@ -85,7 +86,7 @@ def launched(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[Launch]]:
 
 @functools.cache
 def named() -> set[str]:
-    return set().union(*(kinds_of(launch) for _, launch in table.specialisations()))
+    return set().union(*map(kinds_of, by_name().values()))
 
 
 def launch_all(model: PreTrainedModel, rows: dict[str, torch.Tensor], policies: list[pf.Policy]) -> None:

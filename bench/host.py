@@ -1,0 +1,193 @@
+"""What a layer takes the host, in microseconds, without a GPU: `python -m bench.host`.
+
+The engine's own code for CUDA runs, on rows so small that arithmetic is next to nothing (4 rows of one token, 32 wide),
+and kernels are launched on a GPU that is not there (`bench.stub`): Triton's launcher in C and the driver are left out,
+3.4 to 5 us of a launch by what others publish. Attention is our kernel's, since the library's needs CUDA, and the
+counts are read back from a CPU's memory. Transformers' layer runs on the same rows in the same process. Variants take
+turns; figures are medians of the processor time of one thread, ratios medians of the rounds' ratios.
+
+Exit status 1 where a layer with exit step, plan and read-back takes more than `--at-most` of transformers' layer.
+"""
+
+import argparse
+import contextlib
+import functools
+import json
+import statistics
+import sys
+import time
+from collections.abc import Callable, Iterator
+from typing import Any
+from unittest import mock
+
+import numpy as np
+import torch
+import transformers
+import triton
+from transformers import BertConfig, BertForSequenceClassification
+
+import pabee_fast as pf
+from bench import timing
+from bench.stub import stub_gpu
+from bench.text import columns
+from pabee_fast.kernels import prepared, table
+from pabee_fast.policies import Rule
+from pabee_fast.runtime import block, ops
+from pabee_fast.runtime.engine import Engine
+from pabee_fast.runtime.pack import pack
+from pabee_fast.runtime.state import Results
+from pabee_fast.transfer import ReadBack
+
+ROWS, CALLS = 4, 30
+SIZES = {"hidden_size": 32, "num_attention_heads": 2, "intermediate_size": 64, "num_hidden_layers": 3}
+NEVER = 1 << 20
+CPU = torch.device("cpu")
+
+Calls = dict[str, Callable[[], Any]]
+
+
+@contextlib.contextmanager
+def as_on_cuda(noted: Calls | None = None, *, is_lean: bool = True) -> Iterator[None]:
+    """Let tensors on a CPU go the way of CUDA ones meanwhile.
+
+    Args:
+        noted: is given each kernel's last call, by its name.
+        is_lean: whether launches are prepared and unchecked, as the runtime's are; else they are checked, and made by
+            Triton's own call.
+    """
+
+    def kernel(name: str, tensor: object) -> Callable[..., Any]:
+        function = getattr(table.FUNCTIONS[name], f"{name}_unchecked" if is_lean else name)
+
+        def call(*args: Any, **options: Any) -> Any:
+            if noted is not None:
+                noted[name] = functools.partial(function, *args, **options)
+            return function(*args, **options)
+
+        return function if noted is None else call
+
+    with contextlib.ExitStack() as stack:
+        stack.enter_context(stub_gpu())
+        stack.enter_context(mock.patch.object(ops, "_kernel", kernel))
+        stack.enter_context(mock.patch.object(block, "JOINED", {"cpu"}))
+        if not is_lean:
+            stack.enter_context(mock.patch.object(prepared, "_prepare", lambda kernel: None))
+            for module in table.MODULES:
+                stack.enter_context(mock.patch.object(module, "check_on_device", lambda *args: None))
+        yield
+
+
+class Work:
+    """One layer of ours and of transformers, on the same rows."""
+
+    def __init__(self) -> None:
+        # Each with a config of its own, by which attention is found.
+        stock, model = (
+            BertForSequenceClassification(BertConfig(**SIZES, vocab_size=10, num_labels=2)).eval() for _ in range(2)
+        )
+        self._stock, self._states = stock.bert.encoder.layer[0], torch.randn(ROWS, 1, SIZES["hidden_size"])
+        self._engine, self._results = (
+            Engine(pf.attach_heads(model).eval(), attention="short"),
+            Results.empty(ROWS, 2, CPU),
+        )
+        batch = pack(model, input_ids=torch.ones(ROWS, 1, dtype=torch.int64))
+        with self._engine._ready():
+            self._wave = self._engine._embed(batch, np.arange(ROWS), pf.Patience(2))
+
+    def stock(self) -> None:
+        self._stock(self._states)
+
+    @contextlib.contextmanager
+    def ready(self, *, is_lean: bool = True) -> Iterator[Calls]:
+        """Yield what a layer of ours is made of, and each kernel's call, bound meanwhile."""
+        noted: Calls = {}
+        with as_on_cuda(noted, is_lean=is_lean), self._engine._ready():
+            for call in self._parts().values():
+                call()
+        with as_on_cuda(is_lean=is_lean), self._engine._ready():
+            yield self._parts() | noted
+
+    def _parts(self) -> Calls:
+        engine, wave, rule = self._engine, self._wave, Rule("agreement", patience=NEVER)
+
+        def read_back() -> None:
+            plan = wave.plan()
+            ReadBack(plan.counts).wait()
+
+        def step() -> None:
+            engine._exit_step(wave, 1, NEVER, rule, None, self._results)
+
+        def whole() -> None:
+            engine._layer(1, wave)
+            step()
+            read_back()
+
+        return {
+            "layer with exit step, plan and read-back": whole,
+            "layer": lambda: engine._layer(1, wave),
+            "exit step behind its pooler": step,
+            "plan and read-back": read_back,
+            "compaction": lambda: wave.compact(wave.plan(), ROWS, ROWS, 1),
+        }
+
+
+def many(call: Callable[[], Any]) -> Callable[[], None]:
+    def calls() -> None:
+        for _ in range(CALLS):
+            call()
+
+    return calls
+
+
+@torch.no_grad()
+def measure(rounds: int) -> dict[str, Any]:
+    """Run everything in turns, and return its figures."""
+    work, seconds = Work(), {}
+    with work.ready() as lean:
+        timed = {name: many(call) for name, call in {"transformers' layer": work.stock, **lean}.items()}
+        seconds = timing.interleaved(timed, rounds, CPU, time.thread_time)
+    with work.ready(is_lean=False) as plain:
+        before = timing.interleaved({name: many(call) for name, call in plain.items()}, rounds, CPU, time.thread_time)
+    whole, stock = seconds["layer with exit step, plan and read-back"], seconds["transformers' layer"]
+    return {
+        "hardware": timing.hardware(CPU),
+        "python": sys.version.split()[0],
+        "torch": torch.__version__,
+        "triton": triton.__version__,
+        "transformers": transformers.__version__,
+        "rounds": rounds,
+        "microseconds": {name: 1e6 * statistics.median(each) / CALLS for name, each in seconds.items()},
+        "microseconds_checked_and_by_triton": {
+            name: 1e6 * statistics.median(each) / CALLS for name, each in before.items()
+        },
+        "ratio": timing.median_ratio(whole, stock),
+    }
+
+
+def show(figures: dict[str, Any]) -> str:
+    """The figures as a table."""
+    before = figures["microseconds_checked_and_by_triton"]
+    lines: list[list[object]] = [["us of the host", "prepared", "checked, by Triton's own call"]]
+    for name, each in figures["microseconds"].items():
+        lines.append([name, f"{each:.1f}", f"{before[name]:.1f}" if name in before else ""])
+    versions = ", ".join(f"{name} {figures[name]}" for name in ("torch", "triton", "transformers", "python"))
+    ratio = f"A layer with exit step, plan and read-back takes {figures['ratio']:.2f} of transformers' layer."
+    return f"{figures['hardware']}, {versions}\n\n{columns(lines)}\n\n{ratio}"
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Measure, print the table and, as the last line, one JSON document; return the exit status."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--rounds", type=int, default=60)
+    parser.add_argument("--at-most", type=float, help="of transformers' layer; default: any")
+    args = parser.parse_args(arguments)
+    torch.set_num_threads(1)
+    torch.set_flush_denormal(True)  # what no kernel has written may be anything, and products of such numbers are slow
+    figures = measure(args.rounds)
+    print(show(figures))
+    print(json.dumps(figures))
+    return int(args.at_most is not None and figures["ratio"] > args.at_most)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

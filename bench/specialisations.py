@@ -1,0 +1,211 @@
+"""Everything that the runtime makes Triton compile, at BERT-base's sizes, by name: what `bench.static` compiles.
+
+Tensors have no storage here: a launch says what would be compiled, and cannot run.
+"""
+
+import functools
+import itertools
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from pabee_fast.kernels.add_norm import add_norm_launch
+from pabee_fast.kernels.attention import attention_launch
+from pabee_fast.kernels.bias_act import bias_act_launch
+from pabee_fast.kernels.checks import (
+    FEATURE_DTYPES,
+    INNER_ACTIVATIONS,
+    KINDS,
+    POOLINGS,
+    RULES,
+    ExitHead,
+    ExitRows,
+    ExitRule,
+    RowState,
+    memory_words,
+)
+from pabee_fast.kernels.compact import gather_launch, plan_launch
+from pabee_fast.kernels.exit_step import exit_step_launch
+from pabee_fast.kernels.launch import MAX_CLASSES, MAX_HIDDEN_SIZE, MAX_SHORT_HEAD, Launch, Plan
+from pabee_fast.kernels.pool import pool_launch
+from pabee_fast.kernels.short_attention import short_attention_launch
+
+HIDDEN_SIZE = 768
+Named = Iterator[tuple[str, Launch]]
+
+_RULES_OF_ANY_KIND = ("agreement", "given", "none")
+_HEAVY_RULES = [("label", "agreement"), ("label", "divergence"), ("label_set", "agreement")]
+
+
+@functools.cache
+def by_name() -> dict[str, Launch]:
+    """Launches that stand for everything that is compiled."""
+    found: dict[str, Launch] = {}
+    with torch.device("meta"):
+        for name, launch in _every():
+            assert name not in found, f"two specialisations are named {name}"
+            found[name] = launch
+    return found
+
+
+def _every() -> Named:
+    yield from _exit_steps()
+    yield from _compactions()
+    yield from _pools()
+    yield from _attentions()
+    yield from _short_attentions()
+    yield from _add_norms()
+    yield from _bias_acts()
+
+
+def _name(*words: object) -> str:
+    return "-".join(str(word).removeprefix("torch.") for word in words if word is not None)
+
+
+def _exit_steps() -> Named:
+    """A step is a head and then a rule, and all pairs would be thousands: each rule comes behind pooled features, and
+    each other head in front of the rule most used and of those that hold most."""
+    bf16, classes_of = torch.bfloat16, {"label": 3, "value": 1, "label_set": 33}
+    rules = [(kind, rule) for kind in KINDS for rule in RULES if kind == "label" or rule in _RULES_OF_ANY_KIND]
+    heads: list[dict[str, Any]] = [
+        *({"layout": name} for name in POOLINGS), {"layout": "mean", "is_masked": True}, {"has_bias": False}
+    ]  # fmt: skip
+    for dtype in FEATURE_DTYPES:
+        pairs: list[Any] = [*itertools.product([{}], rules), *itertools.product(heads, _HEAVY_RULES)]
+        for head, (kind, rule) in pairs:
+            yield _exit_step(dtype, classes_of[kind], kind=kind, rule=rule, **head)
+    # As many classes as a program holds: the most registers.
+    for dtype in (torch.float32, bf16):
+        yield from (_exit_step(dtype, MAX_CLASSES, rule=rule) for rule in ("agreement", "divergence", "vote"))
+    yield _exit_step(bf16, MAX_CLASSES, kind="label_set")
+    yield _exit_step(bf16, MAX_CLASSES, layout="first")
+
+
+def _exit_step(
+    dtype: torch.dtype,
+    classes: int,
+    kind: str = "label",
+    rule: str = "agreement",
+    layout: str = "pooled",
+    is_masked: bool = False,
+    has_bias: bool = True,
+) -> tuple[str, Launch]:
+    per_row, per_result = torch.empty(1, dtype=torch.int32), torch.empty(1, dtype=torch.int64)
+    memory = torch.empty(1, memory_words(kind, rule, classes), dtype=torch.int32)
+    is_pooled = layout == "pooled"
+    rows = ExitRows(
+        features=torch.empty(1, HIDDEN_SIZE, dtype=dtype),
+        state=RowState(torch.empty(1, dtype=torch.int8), per_row, memory, per_result),
+        logits=torch.empty(1, classes),
+        exit_layers=per_result,
+        cu_seqlens=None if is_pooled else torch.empty(2, dtype=torch.int32),
+        pooling=None if is_pooled else layout,
+        key_mask=torch.empty(1, dtype=torch.bool) if is_masked else None,
+    )
+    bias = torch.empty(classes, dtype=dtype) if has_bias else None
+    head = ExitHead(torch.empty(classes, HIDDEN_SIZE, dtype=dtype), bias)
+    given = per_result if rule == "given" else None
+    launch = exit_step_launch(rows, head, ExitRule(kind, rule, layer=1, last=12, patience=1, exit_at=given))
+    flags = ("masked" if is_masked else None, None if has_bias else "plain")
+    return _name("exit_step", dtype, kind, classes, layout, rule, *flags), launch
+
+
+def _compactions() -> Named:
+    per_row, ends = torch.empty(1, dtype=torch.int32), torch.empty(2, dtype=torch.int32)
+    keep, row_ids = torch.empty(1, dtype=torch.int8), torch.empty(1, dtype=torch.int64)
+    result = Plan(ends, row_ids, per_row, per_row, per_row, torch.empty(3, dtype=torch.int32))
+    yield "plan", plan_launch(keep, ends, row_ids, per_row, result)
+    cases = [
+        *(((HIDDEN_SIZE,), torch.float32, words) for words in (0, 1)),
+        *(((HIDDEN_SIZE,), torch.bfloat16, words) for words in (0, 1, 3, 1000)),
+        # A call's token ids, and the flags of its keys.
+        *(((), dtype, 0) for dtype in (torch.int64, torch.bool)),
+    ]
+    for shape, dtype, words in cases:
+        hidden, memory = torch.empty(1, *shape, dtype=dtype), torch.empty(1, words, dtype=torch.int32)
+        moved = {"memory": memory, "new_memory": memory, "sources": per_row}
+        yield (
+            _name("gather", *shape, dtype, words),
+            gather_launch(hidden, hidden, per_row, ends, rows=1, longest=1, **moved),
+        )
+
+
+def _pools() -> Named:
+    ends, mask = torch.empty(2, dtype=torch.int32), torch.empty(1, dtype=torch.bool)
+    for dtype, pooling in itertools.product(FEATURE_DTYPES, POOLINGS):
+        features, name = torch.empty(1, HIDDEN_SIZE, dtype=dtype), _name("pool", dtype, pooling)
+        yield name, pool_launch(features, features, ends, pooling=pooling, key_mask=None)
+        if pooling == "mean":
+            yield f"{name}-masked", pool_launch(features, features, ends, pooling=pooling, key_mask=mask)
+
+
+def _attentions() -> Named:
+    """Heads of every block size, one that is odd, and from nothing that hides a key to everything."""
+    everything: dict[str, Any] = {"is_causal": True, "window": 64, "is_masked": True, "has_holes": True}
+    for dtype, is_causal, is_masked in itertools.product(FEATURE_DTYPES, (False, True), (False, True)):
+        yield _attention(dtype, 64, is_causal=is_causal, is_masked=is_masked)
+        for has_holes in (False, True):
+            yield _attention(dtype, 64, is_causal=is_causal, window=64, is_masked=is_masked, has_holes=has_holes)
+    for dtype in (torch.float32, torch.bfloat16):
+        yield _attention(dtype, 20, window=64)
+        yield _attention(dtype, 128, kv_heads=4, is_causal=True)
+        yield _attention(dtype, 256, **everything)
+
+
+def _short_attentions() -> Named:
+    """Heads of every block size, tiles of every size, and from nothing that hides a key to everything."""
+    everything: dict[str, Any] = {"is_causal": True, "window": 8, "is_masked": True, "has_holes": True}
+    for dtype, head_dim, longest in itertools.product(FEATURE_DTYPES, (32, 64, 128), (32, 64)):
+        if head_dim <= MAX_SHORT_HEAD[dtype]:
+            yield _attention(dtype, head_dim, longest)
+    for dtype in (torch.float32, torch.bfloat16):
+        yield _attention(dtype, 64, 64, is_masked=True)
+        yield _attention(dtype, 64, 64, window=8)
+    # In float32, which is for comparisons, all of it at once spills on gfx942 (25 registers).
+    yield _attention(torch.bfloat16, 128, 64, kv_heads=4, **everything)
+
+
+def _attention(
+    dtype: torch.dtype,
+    head_dim: int,
+    longest: int | None = None,
+    kv_heads: int = 12,
+    is_causal: bool = False,
+    window: int | None = None,
+    is_masked: bool = False,
+    has_holes: bool = False,
+) -> tuple[str, Launch]:
+    """Of rows of any length, or of short ones up to `longest`."""
+    query, key = (torch.empty(1, heads, head_dim, dtype=dtype) for heads in (12, kv_heads))
+    tensors: tuple[Tensor, ...] = (query, key, key, query, torch.empty(2, dtype=torch.int32))
+    options: dict[str, Any] = dict(
+        scaling=None,
+        is_causal=is_causal,
+        window=window,
+        key_mask=torch.empty(1, dtype=torch.bool) if is_masked else None,
+        positions=torch.empty(1, dtype=torch.int32) if has_holes else None,
+    )
+    words = {
+        "grouped": kv_heads < 12, "causal": is_causal, "window": window, "masked": is_masked, "holes": has_holes
+    }  # fmt: skip
+    told = [word for word, is_told in words.items() if is_told]
+    if longest is None:
+        return _name("attention", dtype, head_dim, *told), attention_launch(*tensors, **options)
+    launch = short_attention_launch(*tensors, longest=longest, **options)
+    return _name("short_attention", dtype, head_dim, longest, *told), launch
+
+
+def _add_norms() -> Named:
+    """BERT's sizes, and the largest."""
+    for hidden_size, dtype in [*itertools.product((768, 1024), FEATURE_DTYPES), (MAX_HIDDEN_SIZE, torch.float32)]:
+        tokens, weight = torch.empty(1, hidden_size, dtype=dtype), torch.empty(hidden_size, dtype=dtype)
+        launch = add_norm_launch(tokens, weight, tokens, weight, weight, eps=1e-12)
+        yield _name("add_norm", hidden_size, dtype), launch
+
+
+def _bias_acts() -> Named:
+    for dtype, activation in itertools.product(FEATURE_DTYPES, INNER_ACTIVATIONS):
+        product, bias = torch.empty(1, 3072, dtype=dtype), torch.empty(3072, dtype=dtype)
+        yield _name("bias_act", dtype, activation), bias_act_launch(product, bias, activation=activation)

@@ -1,0 +1,69 @@
+"""A GPU that is not there: Triton compiles for it and launches on it, and a launch is written down instead of made.
+
+Pointers are those of tensors on the CPU, which no kernel touches.
+"""
+
+import contextlib
+from collections.abc import Iterator
+from types import SimpleNamespace
+from typing import Any
+
+from triton.backends.compiler import GPUTarget
+from triton.runtime import driver
+
+from pabee_fast.kernels import prepared
+
+Arguments = tuple[Any, ...]
+"""Of a launcher: grid (three numbers), stream, function, metadata, launch metadata, two hooks; then the kernel's."""
+
+
+class StubDriver:
+    """Takes the place of Triton's driver for an sm_90.
+
+    Args:
+        is_recording: whether what launchers are called with is kept in `launches`.
+    """
+
+    def __init__(self, is_recording: bool = False) -> None:
+        self.launches: list[Arguments] = []
+        self.device = -1  # as tensors on a CPU say
+        properties = {"max_shared_mem": 232_448, "multiprocessor_count": 132}
+        self.utils = SimpleNamespace(
+            load_binary=lambda name, *args: (object(), object(), 32, 0, 1024),
+            get_device_properties=lambda device: properties,
+        )
+        self.launcher_cls = lambda src, metadata: self._write_down if is_recording else _do_nothing
+
+    def get_current_target(self) -> GPUTarget:
+        return GPUTarget("cuda", 90, 32)
+
+    def get_current_device(self) -> int:
+        return self.device
+
+    def get_current_stream(self, device: int) -> int:
+        return 0
+
+    def _write_down(self, *args: Any) -> None:
+        self.launches.append(args)
+
+
+def _do_nothing(*args: Any) -> None:
+    pass
+
+
+@contextlib.contextmanager
+def stub_gpu(is_recording: bool = False) -> Iterator[StubDriver]:
+    """Launch on a GPU that is not there meanwhile; nothing of it stays."""
+    stub, before, prepared_before = StubDriver(is_recording), driver._active, dict(prepared._prepared)
+    prepared._prepared.clear()
+    driver.set_active(stub)
+    try:
+        yield stub
+    finally:
+        driver._active = before
+        for each in prepared._prepared.values():
+            compiled, *_ = each.kernel.device_caches.pop(stub.device, [{}])
+            for one in compiled.values():
+                one.module = None  # or it would be unloaded by whatever driver there is then
+        prepared._prepared.clear()
+        prepared._prepared.update(prepared_before)
