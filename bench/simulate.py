@@ -15,7 +15,8 @@ import numpy as np
 
 from bench import cases
 from bench.costs import FIRST_RUN, LEAN, MODELS, PREPARED, Costs, Model
-from pabee_fast.runtime.engine import TOKEN_BUDGETS, UNDER_WAY
+from pabee_fast.runtime.budget import TOKEN_BUDGETS
+from pabee_fast.runtime.engine import UNDER_WAY
 from pabee_fast.runtime.schedule import GATHER_COST, WORTHWHILE, WaveQueue, pays, plan_waves
 
 MEASURED_MS = {"full depth": 382.0, "usual": 270.0, "skewed": 228.0, "nobody leaves": 391.0}

@@ -25,6 +25,7 @@ from pabee_fast.models.head import Head
 from pabee_fast.models.heads import answer_kind, exit_heads_of, has_heads, heads_of, inner_heads, require_evaluation
 from pabee_fast.policies import FullDepth, Policy, Rule, require_policy
 from pabee_fast.runtime import ops
+from pabee_fast.runtime.budget import default_budget
 from pabee_fast.runtime.choice import ATTENTIONS
 from pabee_fast.runtime.layers import Layers
 from pabee_fast.runtime.pack import PackedBatch, cumulative
@@ -33,13 +34,6 @@ from pabee_fast.runtime.state import Results, Wave
 from pabee_fast.transfer import ReadBack, to_device
 
 logger = logging.getLogger(__name__)
-
-TOKEN_BUDGETS = {"cuda": 131_072, "cpu": 2_000}
-"""Most tokens of a wave by default. An H200 runs 32,768 tokens of BERT-base at 0.95 of the rate of 131,072 (measured),
-and waves shrink to half of it before they are joined. On a CPU products run no faster with more rows, but what lies
-between them does where arrays stay below 32 MiB: glibc maps fresh pages for a larger one each time (M_MMAP_THRESHOLD in
-mallopt(3)), which cost ViT 6 % at full depth. 2,000 tokens stay below in a large model's widest array too, of 4,096
-float32."""
 
 UNDER_WAY = {"cuda": 2, "cpu": 1}
 """Waves under way at once: while the counts of one travel to the host, a second one keeps a GPU busy. A CPU computes in
@@ -68,7 +62,7 @@ class Engine:
 
     Args:
         model: a `*ForSequenceClassification` model of a supported family, in evaluation mode.
-        token_budget: the most tokens of a wave, and of a row; None: by device, see TOKEN_BUDGETS, and a longer row is a
+        token_budget: the most tokens of a wave, and of a row; None: by device, see `budget`, and a longer row is a
             wave of its own.
         gather_cost: cost of moving one token at a compaction, in layers; 0 compacts whenever a row has left.
         under_way: waves whose counts travel to the host at once; None: by device, see UNDER_WAY.
@@ -99,7 +93,10 @@ class Engine:
         self.heads: list[Head] = []
         self._linears: list[ops.ExitHead] = []
         self._look()
-        self.token_budget = token_budget if token_budget is not None else TOKEN_BUDGETS.get(self.device.type, 4_096)
+        if token_budget is None:
+            self.token_budget = default_budget(self.device, self.layers.modules, model.config.hidden_size, self.dtype)
+        else:
+            self.token_budget = token_budget
         require_whole("token_budget", self.token_budget, at_least=1)
         self.longest_row = token_budget if token_budget is not None else sys.maxsize
         self.attention = attention

@@ -16,7 +16,8 @@ from pabee_fast import transfer
 from pabee_fast.modeling.loss import every_head
 from pabee_fast.runtime import engine as engine_module
 from pabee_fast.runtime import ops
-from pabee_fast.runtime.engine import TOKEN_BUDGETS, Engine
+from pabee_fast.runtime.budget import TOKEN_BUDGETS
+from pabee_fast.runtime.engine import Engine
 from pabee_fast.runtime.pack import pack
 from pabee_fast.runtime.schedule import plan_waves
 from pabee_fast.runtime.state import Results, Wave

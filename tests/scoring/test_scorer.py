@@ -9,7 +9,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 import pabee_fast as pf
-from pabee_fast.runtime.engine import TOKEN_BUDGETS
+from pabee_fast.runtime.budget import TOKEN_BUDGETS
 from pabee_fast.scoring.tokens import NO_TOKEN
 from tests import zoo
 from tests.conftest import tiny_model
