@@ -1,4 +1,5 @@
-"""Everything that the runtime makes Triton compile, at BERT-base's sizes, by name: what `bench.static` compiles.
+"""Everything that the runtime makes Triton compile, at BERT-base's sizes, by name, and the kernel of a benchmark: what
+`bench.static` compiles.
 
 Tensors have no storage here: a launch says what would be compiled, and cannot run.
 """
@@ -11,6 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from bench.micro.product import product_gelu_launch
 from pabee_fast.kernels.add_norm import add_norm_launch
 from pabee_fast.kernels.attention import attention_launch
 from pabee_fast.kernels.bias_act import bias_act_launch
@@ -58,6 +60,7 @@ def _every() -> Named:
     yield from _short_attentions()
     yield from _add_norms()
     yield from _bias_acts()
+    yield from _products()
 
 
 def _name(*words: object) -> str:
@@ -209,3 +212,9 @@ def _bias_acts() -> Named:
     for dtype, activation in itertools.product(FEATURE_DTYPES, INNER_ACTIVATIONS):
         product, bias = torch.empty(1, 3072, dtype=dtype), torch.empty(3072, dtype=dtype)
         yield _name("bias_act", dtype, activation), bias_act_launch(product, bias, activation=activation)
+
+
+def _products() -> Named:
+    dtype = torch.bfloat16
+    hidden, weight, bias, out = (torch.empty(size, dtype=dtype) for size in ((1, 768), (3072, 768), (3072,), (1, 3072)))
+    yield _name("product_gelu", dtype), product_gelu_launch(hidden, weight, bias, out)

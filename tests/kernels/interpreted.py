@@ -8,7 +8,9 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from torch.nn.functional import gelu, linear
 
+from bench.micro import product
 from pabee_fast.kernels import add_norm, attention, bias_act, compact, exit_step, launch, pool, short_attention
 from tests.kernels import attention_cases, compact_cases, exit_cases, layer_cases
 
@@ -135,6 +137,28 @@ def test_add_norm_equals_double_precision(case: layer_cases.NormCase) -> None:
 @pytest.mark.parametrize("case", layer_cases.ACTIVATION_CASES, ids=str)
 def test_bias_act_equals_double_precision(case: layer_cases.ActivationCase) -> None:
     layer_cases.check_bias_act(bias_act.bias_act, case, torch.float32, "cpu")
+
+
+def test_gelu_by_a_polynomial_in_a_product_s_epilogue_is_near_double_precision() -> None:
+    x = torch.cat([torch.linspace(-9, 9, 3001), torch.tensor([-1e4, 0.0, 1e4])])
+    # The product is x itself, twice of it and none of it.
+    hidden, weight = torch.zeros(len(x), 20), torch.zeros(3, 20)
+    hidden[:, 7], weight[:2, 7] = x, torch.tensor([1.0, 2.0])
+    bias = torch.tensor([0.0, 0.0, -0.5])
+    got = product.product_gelu(hidden, weight, bias)
+    total = torch.stack([x, 2 * x, torch.full_like(x, -0.5)], dim=1).double()
+    assert ((got - gelu(total)).abs() <= (5e-7 * total.abs()).clamp(min=5.2e-5)).all()
+
+
+@pytest.mark.parametrize("size", [(1, 16, 1), (33, 48, 70), (300, 33, 40)], ids=str)
+def test_a_product_of_any_size_is_torch_s(size: tuple[int, int, int]) -> None:
+    tokens, hidden_size, width = size
+    generator = torch.Generator().manual_seed(tokens)
+    x, weight, bias = (
+        torch.randn(shape, generator=generator) for shape in ((tokens, hidden_size), (width, hidden_size), (width,))
+    )
+    expected = gelu(linear(x, weight, bias).double())
+    assert (product.product_gelu(x, weight, bias) - expected).abs().max() < 1e-4
 
 
 def test_interpreted_kernels_take_tensors_on_the_cpu_only_because_they_are_interpreted() -> None:
