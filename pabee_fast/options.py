@@ -5,6 +5,7 @@ used is refused at once.
 """
 
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 from pabee_fast.arguments import require_device, require_dtype, require_whole
@@ -106,13 +107,14 @@ class TextOptions(Options):
         _ = self.reading
 
     def check_tables(self, *named: str) -> None:
-        """Raise InputError where a table is not there, or no such file can be read."""
+        """Raise InputError where a table is not there, or no such file can be read; at a URL, files are only listed."""
         from pabee_fast.tables.files import find_files
         from pabee_fast.tables.open import check_file
 
         for table in named:
             for path in find_files([table]):
-                check_file(path, self.reading)
+                if isinstance(path, Path):
+                    check_file(path, self.reading)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -9,7 +9,7 @@ import pyarrow.compute as pc
 from pabee_fast.tables.jsonl import json_text
 
 TEXT = pa.large_string()
-_NOT_JSON = pa.array(["nan", "-nan", "inf", "-inf"], TEXT)
+_NOT_JSON = ("nan", "-nan", "inf", "-inf")  # no array yet: the first that pyarrow makes of a list imports pandas
 
 
 def side_by_side(*parts: pa.Array | str, between: str = "") -> pa.Array:
@@ -45,7 +45,7 @@ def _json_values(column: pa.Array) -> pa.Array:
     texts, is_string = text_values(column)
     if is_string:
         return _json_strings(texts).fill_null("null")
-    return pc.if_else(pc.is_in(texts, _NOT_JSON), pa.scalar(None, TEXT), texts).fill_null("null")
+    return pc.if_else(pc.is_in(texts, pa.array(_NOT_JSON, TEXT)), pa.scalar(None, TEXT), texts).fill_null("null")
 
 
 def _json_strings(texts: pa.Array) -> pa.Array:
