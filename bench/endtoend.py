@@ -2,6 +2,8 @@
 
 Stock runs sdpa at the same dtype over length-sorted batches padded to their longest row, at its best batch size of
 those given. Variants take turns; figures are medians over rounds. Before anything is timed the answers are checked.
+Other ways to run it (waves under way, layers, attention, wave sizes) come second, in turns with the default: one whose
+answers are wrong is named and not timed.
 
 exit efficiency: (full-depth seconds / early-exit seconds) / (sum tokens * layers / sum tokens * exit layer)
 no-exit cost:    seconds with all heads, exit steps and read-backs while nobody leaves / full-depth seconds - 1
@@ -25,7 +27,8 @@ import transformers
 from torch import Tensor, nn
 
 import pabee_fast as pf
-from bench import cases, ceilings, shares, timing
+from bench import cases, ceilings, outcome, shares, timing
+from bench.text import add_so_far, teller
 from pabee_fast.models.heads import heads_of
 from pabee_fast.runtime.choice import ATTENTIONS
 from pabee_fast.runtime.device import choose_device, choose_dtype
@@ -133,41 +136,60 @@ class Setup:
         return run_stock(self.stock, self.batches[size], len(self.rows.input_ids))
 
     def variants(self) -> dict[str, Callable[[], Any]]:
-        """What is timed, by name."""
-        found: dict[str, Callable[[], Any]] = {
-            f"stock, batch {size}": functools.partial(self.run_stock, size) for size in self.batches
-        }
-        patience = pf.Patience(max(1, self.layers // 4))
-        found["full depth"] = functools.partial(self.run, self.engine, pf.FullDepth())
+        """What is timed, by name; the most wanted first."""
+        found = self._both("", self.engine)
         for name, exits in self.exits.items():
-            label = "early exit" if name == "usual" else f"early exit, {name}"
-            found[label] = functools.partial(self.run, self.engine, pf.Scheduled(exits))
+            if name != "usual":
+                found[f"early exit, {name}"] = functools.partial(self.run, self.engine, pf.Scheduled(exits))
+        patience = pf.Patience(max(1, self.layers // 4))
         found["nobody leaves"] = functools.partial(self.run, self.silent, patience)
-        for name, engine in self.others.items():
-            found[f"full depth, {name}"] = functools.partial(self.run, engine, pf.FullDepth())
-            found[f"early exit, {name}"] = functools.partial(self.run, engine, pf.Scheduled(self.rows.exit_layers))
-        return found
+        return found | {f"stock, batch {size}": functools.partial(self.run_stock, size) for size in self.batches}
 
-    def check(self, variants: dict[str, Callable[[], Any]]) -> float:
-        """Holds every variant's answers against stock's and the exits given; returns full depth's difference.
+    def ways(self, reference: Tensor) -> tuple[dict[str, Callable[[], Any]], dict[str, str]]:
+        """The other ways whose answers are right, beside the default, and what is wrong with the others."""
+        found, wrong = self._both("", self.engine), {}
+        for way, engine in self.others.items():
+            variants = self._both(f", {way}", engine)
+            try:
+                for name, run in variants.items():
+                    self.check(name, run, reference)
+            except Exception as error:  # a kernel that does not compile, say: the others are still to be timed
+                wrong[way] = f"{type(error).__name__}: {error}"
+            else:
+                found |= variants
+        return found, wrong
+
+    def _both(self, way: str, engine: Engine) -> dict[str, Callable[[], Any]]:
+        return {
+            f"full depth{way}": functools.partial(self.run, engine, pf.FullDepth()),
+            f"early exit{way}": functools.partial(self.run, engine, pf.Scheduled(self.rows.exit_layers)),
+        }
+
+    def check(self, name: str, run: Callable[[], Any], reference: Tensor) -> float:
+        """Holds a variant's answers against stock's, [rows, classes], and the exits given.
+
+        Returns:
+            The largest difference of logits over the largest logit; 0 where a variant has none to compare.
 
         Raises:
-            SystemExit: something is wrong, and nothing may be timed.
+            ValueError: they are wrong, and may not be timed.
         """
-        reference, differences = self.run_stock(next(iter(self.batches))), {}
-        for name, run in variants.items():
-            if name.startswith("full depth"):
-                differences[name] = float((run().logits - reference).abs().max() / reference.abs().max())
-                if not differences[name] <= TOLERANCE[self.dtype]:
-                    raise SystemExit(f"{name} differs from stock by {differences[name]:.1e}, "
-                                     f"more than {TOLERANCE[self.dtype]:.0e}")  # fmt: skip
-            elif name.startswith("early exit"):
-                shares = name.removeprefix("early exit").removeprefix(", ")
-                if run().exit_layers.tolist() != list(self.exits.get(shares, self.rows.exit_layers)):
-                    raise SystemExit(f"{name}: rows left at other layers than those given")
-        if set(variants["nobody leaves"]().exit_layers.tolist()) != {self.layers}:
-            raise SystemExit("rows left although no two neighbouring heads agree")
-        return differences["full depth"]
+        got = run()
+        if name.startswith("early exit"):
+            expected = list(self.exits.get(name.removeprefix("early exit, "), self.rows.exit_layers))
+            if got.exit_layers.tolist() != expected:
+                raise ValueError(f"{name}: rows left at other layers than those given")
+            return 0.0
+        if name == "nobody leaves":
+            if set(got.exit_layers.tolist()) != {self.layers}:
+                raise ValueError("rows left although no two neighbouring heads agree")
+            return 0.0
+        logits = got if isinstance(got, Tensor) else got.logits
+        difference = float((logits - reference).abs().max() / reference.abs().max())
+        if not difference <= TOLERANCE[self.dtype]:
+            limit = TOLERANCE[self.dtype]
+            raise ValueError(f"{name} differs from stock by {difference:.1e}, more than {limit:.0e}")
+        return difference
 
     def flops(self) -> float:
         """Operations of full depth: 8 H^2 + 4 H I for the products of a token and 4 L H for its attention, a layer."""
@@ -205,20 +227,9 @@ def measure(args: argparse.Namespace) -> dict[str, Any]:
     """Runs the case and returns its figures."""
     device = choose_device(args.device)
     dtype, why = choose_dtype(args.dtype, device)
-    setup = Setup.build(args, device, dtype)
-    variants = setup.variants()
-    difference = setup.check(variants)
-    limits = ceilings.measure(device, dtype)
-    seconds = timing.interleaved(variants, args.rounds, device)
-    median = {name: statistics.median(times) for name, times in seconds.items()}
-    best_stock = min((name for name in median if name.startswith("stock")), key=median.__getitem__)
-    full_depth, lengths = seconds["full depth"], setup.rows.lengths
-
-    def efficiency(name: str, full: str, exits: tuple[int, ...]) -> float:
-        return timing.median_ratio(seconds[full], seconds[name]) / setup.layer_ratio(exits)
-
-    early = variants["early exit"]
-    figures = {
+    setup, tell = Setup.build(args, device, dtype), teller(args.so_far)
+    limits, lengths = ceilings.measure(device, dtype), setup.rows.lengths
+    figures: dict[str, Any] = {
         "hardware": timing.hardware(device),
         "dtype": str(dtype).removeprefix("torch."),
         "dtype_reason": why,
@@ -232,78 +243,40 @@ def measure(args: argparse.Namespace) -> dict[str, Any]:
         "tokens_per_row": {"mean": float(lengths.mean()), "min": int(lengths.min()), "max": int(lengths.max())},
         "token_budget": setup.engine.token_budget,
         "rounds": args.rounds,
-        "rows_per_second": {name: args.rows / value for name, value in median.items()},
-        "seconds": seconds,
-        "mean_exit_layer": float(np.mean(setup.rows.exit_layers)),
-        "baseline": f"{best_stock} (sdpa, length-sorted, padded to the longest of a batch)",
-        "full_depth_vs_stock": timing.median_ratio(seconds[best_stock], full_depth),
-        "early_exit_vs_stock": timing.median_ratio(seconds[best_stock], seconds["early exit"]),
-        "early_exit_vs_full_depth": timing.median_ratio(full_depth, seconds["early exit"]),
-        "layer_ratio": setup.layer_ratio(setup.rows.exit_layers),
-        "exit_efficiency": efficiency("early exit", "full depth", setup.rows.exit_layers),
-        "other_exits": {
-            name: {
-                "mean_exit_layer": float(np.mean(exits)),
-                "vs_full_depth": timing.median_ratio(full_depth, seconds[f"early exit, {name}"]),
-                "layer_ratio": setup.layer_ratio(exits),
-                "exit_efficiency": efficiency(f"early exit, {name}", "full depth", exits),
-            }
-            for name, exits in setup.exits.items()
-            if name != "usual"
-        },
-        "other_ways": {
-            name: {
-                "full_depth_speed": timing.median_ratio(full_depth, seconds[f"full depth, {name}"]),
-                "early_exit_speed": timing.median_ratio(seconds["early exit"], seconds[f"early exit, {name}"]),
-                "exit_efficiency": efficiency(f"early exit, {name}", f"full depth, {name}", setup.rows.exit_layers),
-            }
-            for name in setup.others
-        },
-        "no_exit_cost": timing.median_ratio(seconds["nobody leaves"], full_depth) - 1,
-        "full_depth_difference": difference,
+        "mean_exit_layers": {name: float(np.mean(exits)) for name, exits in setup.exits.items()},
         "ceilings": asdict(limits),
-        "utilisation": setup.flops() / median["full depth"] / limits.matrix_rate,
-        "time_shares": shares.time_shares(early, device),
     }
+
+    # 1. What the goals are about. All of it has run once when it is timed.
+    reference, variants = setup.run_stock(next(iter(setup.batches))), setup.variants()
+    try:
+        differences = {name: setup.check(name, run, reference) for name, run in variants.items()}
+    except ValueError as error:
+        raise SystemExit(str(error)) from None
+    figures["full_depth_difference"] = differences["full depth"]
+    layer_ratios = {name: setup.layer_ratio(exits) for name, exits in setup.exits.items()}
+    for seconds in timing.turns(variants, args.rounds, device, uncounted=0):
+        figures |= outcome.speeds(seconds, args.rows, layer_ratios)
+        if full_depth := seconds["full depth"]:
+            figures["utilisation"] = setup.flops() / statistics.median(full_depth) / limits.matrix_rate
+        tell(figures)
+
+    # 2. Where its time and memory go.
+    early = variants["early exit"]
+    figures["time_shares"] = shares.time_shares(early, device)
     if device.type == "cuda":
-        figures |= {"kernel_shares": shares.kernel_shares(early), "memory": setup.memory()}
+        figures["kernel_shares"] = shares.kernel_shares(early)
+        tell(figures)
+        figures["memory"] = setup.memory()
+    tell(figures)
+
+    # 3. Other ways to run it.
+    figures["other_ways"] = {}
+    others, figures["wrong_ways"] = setup.ways(reference)
+    for seconds in timing.turns(others, args.rounds if setup.others else 0, device, uncounted=0):
+        figures["other_ways"] = outcome.ways(seconds, args.rows, layer_ratios["usual"])
+        tell(figures)
     return figures
-
-
-def table(figures: dict[str, Any]) -> str:
-    """The figures as a README's table, in Markdown."""
-    lengths = figures["tokens_per_row"]
-    lines = [
-        f"{figures['model']}, {figures['rows']} rows of {lengths['min']} to {lengths['max']} tokens "
-        f"(mean {lengths['mean']:.1f}), {figures['dtype']}, {figures['hardware']}, torch {figures['torch']}, "
-        f"transformers {figures['transformers']}:",
-        "",
-        "| | rows/s |",
-        "|---|---|",
-        *(f"| {name} | {rate:.1f} |" for name, rate in figures["rows_per_second"].items()),
-        "",
-        "| | |",
-        "|---|---|",
-        f"| full depth against the best stock batch | {figures['full_depth_vs_stock']:.2f}x |",
-        f"| early exit against the best stock batch | {figures['early_exit_vs_stock']:.2f}x |",
-        f"| early exit against our full depth | {figures['early_exit_vs_full_depth']:.2f}x |",
-        f"| most that these exits allow | {figures['layer_ratio']:.2f}x |",
-        f"| exit efficiency | {figures['exit_efficiency']:.3f} |",
-        *(
-            f"| exit efficiency, {name} exits ({each['vs_full_depth']:.2f}x of {each['layer_ratio']:.2f}x) "
-            f"| {each['exit_efficiency']:.3f} |"
-            for name, each in figures["other_exits"].items()
-        ),
-        f"| no-exit cost | {figures['no_exit_cost']:+.1%} |",
-        f"| exit step, plan and gather, of the time | {figures['time_shares']['together']:.1%} |",
-        f"| full depth, of the rate of a matrix product | {figures['utilisation']:.1%} |",
-    ]
-    if "memory" in figures:
-        lines.append(f"| peak memory against stock, as many tokens | {figures['memory']['ratio']:.2f}x |")
-    for name, each in figures["other_ways"].items():
-        lines.append(f"| {name}: full depth, early exit against the default | {each['full_depth_speed']:.3f}x, "
-                     f"{each['early_exit_speed']:.3f}x |")  # fmt: skip
-    return "\n".join(lines)
 
 
 def main() -> None:
@@ -322,8 +295,9 @@ def main() -> None:
     parser.add_argument("--waves", type=int, nargs="*", default=[], help="also with token budgets of this size")
     parser.add_argument("--dtype", default="auto")
     parser.add_argument("--device", default="auto")
+    add_so_far(parser)
     figures = measure(parser.parse_args())
-    print(table(figures))
+    print(outcome.table(figures))
     print(json.dumps(figures))
 
 

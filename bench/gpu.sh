@@ -1,24 +1,32 @@
 #!/usr/bin/env bash
-# Everything that needs a GPU, in under nine minutes: the GPU tests, the ceilings, the microbenchmarks, the end-to-end
-# benchmark. A short table comes last, and one record in bench/results/<gpu>/<commit>.json, which is never overwritten.
+# Everything that needs a GPU, in under eight minutes, the most wanted first. A short table comes last, and one record in
+# bench/results/<gpu>/<commit>.json; a second run of a commit has a number behind it.
 #
 #   bench/gpu.sh                 the whole
-#   bench/gpu.sh --quick         under two minutes: fewer tests, small cases, one model
+#   bench/gpu.sh --quick         under two minutes: few tests, one model, the drop-in
+#   bench/gpu.sh --tune          attention of short rows by length, head and block; `python -m bench.tune write` then
+#                                makes the table that the runtime reads from the records in bench/results
 #   bench/gpu.sh --rehearse      all steps at tiny sizes on a CPU; the record goes to bench/local, which git ignores
+#   bench/gpu.sh --seconds N     all in all (475); a step that comes to an end of it is cut short, the rest is left out
+#   bench/gpu.sh --steps FOLDER  keep the steps' logs there, not in a temporary folder
 #   bench/gpu.sh --commit HASH   where the checkout has no .git; --python NAME, --output FOLDER
 #
-# The checkout is installed offline into a folder of its own, so that nothing of the machine changes. Needed there: torch,
-# triton, transformers, pytest, pytest-benchmark and setuptools. Each step has a limit in seconds, and one that hangs or
-# fails leaves the others' results in the record; but without green tests there is none.
+# Needed: torch, triton, transformers, pytest, pytest-benchmark, pytest-xdist. Nothing of the machine is changed: it runs
+# on a copy of the checkout. A step that hangs, fails or is out of time leaves the figures it had, and the record is
+# written whatever happens, also when this script is told to stop; one of the logs alone by `python -m bench.record write
+# FOLDER --commit HASH`. The exit status is 1 where a GPU test failed or not all of them ran.
 set -uo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.." || exit
 root=$PWD
 
-mode=full python=python3 commit='' output=$root/bench/results
+mode=full python=python3 commit='' output='' total='' steps=''
 while (($#)); do
     case $1 in
         --quick) mode=quick ;;
-        --rehearse) mode=rehearsal output=$root/bench/local ;;
+        --tune) mode=tune ;;
+        --rehearse) mode=rehearsal ;;
+        --seconds) total=$2; shift ;;
+        --steps) steps=$(realpath -m "$2"); shift ;;
         --commit) commit=$2; shift ;;
         --python) python=$2; shift ;;
         --output) output=$(realpath -m "$2"); shift ;;
@@ -31,65 +39,121 @@ if [[ -z $commit ]]; then
     commit=$(git rev-parse HEAD) || { echo 'no git checkout here: name the commit with --commit' >&2; exit 2; }
     [[ -z $(git status --porcelain) ]] || dirty=(--dirty)
 fi
+[[ $mode == rehearsal ]] && : "${total:=3600}" "${output:=$root/bench/local}"
+: "${total:=475}" "${output:=$root/bench/results}"
 
 work=$(mktemp -d)
-steps=$work/steps
-mkdir "$steps"
+: "${steps:=$work/steps}"
+mkdir -p "$steps" "$work/run"
+rm -f "$steps"/*.{status,log,err,kept}
 
-# step NAME SECONDS COMMAND...: runs it, keeps its output, exit status (124: out of time) and seconds.
+reserve=0 child='' name=''
+# step NAME SECONDS COMMAND...: runs it, keeps its output, exit status (124: out of time) and seconds, and prints its
+# table. No step begins or lasts into the last `reserve` seconds.
 step() {
-    local name=$1 limit=$2 started=$SECONDS status
+    name=$1
+    local limit=$2 left=$((total - reserve - SECONDS)) status
     shift 2
-    printf '%-18s' "$name"
-    timeout --kill-after=10 "$limit" "$@" >"$steps/$name.log" 2>"$steps/$name.err"
+    started=$SECONDS
+    printf '%-16s' "$name"
+    if ((left < 5)); then
+        echo '124 0' >"$steps/$name.status"
+        echo 'no time left'
+        return
+    fi
+    # In the background, since a shell sees to signals only while it waits.
+    timeout --kill-after=5 $((limit < left ? limit : left)) "$@" >"$steps/$name.log" 2>"$steps/$name.err" &
+    child=$!
+    wait "$child"
     status=$?
+    child=''
     echo "$status $((SECONDS - started))" >"$steps/$name.status"
     echo "$((SECONDS - started)) s$([[ $status == 0 ]] || echo ", exit status $status; the last lines:")"
-    [[ $status == 0 ]] || tail -q -n 8 "$steps/$name.log" "$steps/$name.err"
-    return "$status"
+    [[ $status == 0 ]] || tail -n 6 "$steps/$name.err" | cut -c -300
+    grep -v '^{' "$steps/$name.log" | tail -n 24 | cut -c -200
 }
 
-# The package comes from where it was installed; tests and harness from copies beside it, so that no checkout is imported.
-run=$work/run
-mkdir "$run"
-cp -r bench tests pyproject.toml "$run"
-export PYTHONPATH=$work/site HF_HUB_OFFLINE=1 PYTHONUNBUFFERED=1
-step install 60 "$python" -m pip --disable-pip-version-check install --quiet --no-index --no-deps --no-build-isolation \
-    --no-compile --target "$work/site" "$root" || exit 1
-cd "$run" || exit
+# Whatever ends it, what the steps have given becomes a record.
+finish() {
+    local status=$?
+    trap '' INT TERM
+    if [[ -n $child ]]; then
+        kill "$child" 2>/dev/null
+        wait "$child"
+        echo "143 $((SECONDS - started))" >"$steps/$name.status"
+    fi
+    "$python" -m bench.record write "$steps" --commit "$commit" "${dirty[@]}" --mode "$mode" --output "$output"
+    local written=$?
+    [[ $written == 0 && $status == 0 ]] && rm -rf "$work" || echo "logs: $steps" >&2
+    exit $((status > written ? status : written))
+}
+trap finish EXIT
+trap 'exit 130' INT
+trap 'exit 143' TERM
 
-micro=(bench/micro --benchmark-json "$steps/micro.json" --benchmark-columns=median)
+cp -r bench tests kernels pabee_fast pyproject.toml "$work/run"
+export PYTHONPATH=$work/run HF_HUB_OFFLINE=1 PYTHONUNBUFFERED=1
+cd "$work/run" || exit
+
+# gpu_tests NAME SECONDS OPTIONS...: the GPU tests, whose outcomes are kept one by one.
+gpu_tests() {
+    local processes=$(($(nproc) - 1))  # several, since Triton compiles on one core
+    step "$1" "$2" "$python" -m pytest -q -rfE -m gpu -p no:cacheprovider -p bench.kept --kept "$steps/$1.kept" \
+        -n $((processes < 1 ? 1 : processes > 15 ? 15 : processes)) "${@:3}" \
+        tests/kernels/test_gpu.py tests/runtime/test_cuda.py
+}
+bench() { step "$1" "$2" "$python" -m "bench.$3" "${@:4}"; }
+micro() {
+    step micro "$1" "$python" -m pytest -q bench/micro -p bench.kept --kept "$steps/micro.kept" \
+        --benchmark-columns=median "${@:2}"
+}
+
+bench machine 60 record machine
 case $mode in
     full)
-        step tests 190 "$python" -m bench.gate "$steps"
-        step ceilings 25 "$python" -m bench.ceilings
-        step micro 100 "$python" -m pytest -q "${micro[@]}" --cases full
-        step bert-base-128 50 "$python" -m bench.endtoend --lengths 128 --rows 4096 --stock-batches 128 512 \
-            --under-way 1 --waves 65536 262144
-        step bert-base-sst2 60 "$python" -m bench.endtoend --rows 32768 --stock-batches 32 64 128 256 512 \
-            --exits skewed --under-way 1 --layers stock --attention kernel short
-        step bert-large-sst2 60 "$python" -m bench.endtoend --model bert-large --rows 8192 --rounds 3 \
-            --stock-batches 64 256 --exits skewed
+        reserve=100  # for all GPU tests, 86 s on 16 cores
+        gpu_tests tests-first 60 -k 'label_set and agreement'
+        bench ceilings 25 ceilings
+        bench bert-base-sst2 110 endtoend --so-far --rows 32768 --rounds 4 --exits skewed \
+            --stock-batches 1024 512 256 --attention short kernel --under-way 1 2 --waves 32768 65536
+        bench dropin 40 dropin --so-far --device cuda --rounds 11
+        bench whole-job 120 peers --so-far
+        bench attention 35 tune measure --so-far --rounds 3
+        bench bert-large-sst2 50 endtoend --so-far --model bert-large --rows 8192 --rounds 3 --stock-batches 512 256 \
+            --exits skewed
+        bench bert-base-128 40 endtoend --so-far --lengths 128 --rows 4096 --rounds 3 --stock-batches 512 128 \
+            --waves 65536 262144
+        bench bert-base-512 30 endtoend --so-far --lengths 512 --rows 1024 --rounds 3 --stock-batches 128 32
+        micro 100 --cases full --micro-rounds 10
+        reserve=0
+        gpu_tests tests 170
         ;;
     quick)
-        step tests 50 "$python" -m bench.gate "$steps" --quick
-        step ceilings 15 "$python" -m bench.ceilings
-        step micro 25 "$python" -m pytest -q "${micro[@]}" --cases small --micro-rounds 10
-        step bert-base-sst2 30 "$python" -m bench.endtoend --rows 8192 --rounds 3 --stock-batches 64 256 --exits skewed
+        gpu_tests tests-first 40 -k 'label_set and agreement'
+        bench ceilings 15 ceilings
+        bench bert-base-sst2 50 endtoend --so-far --rows 8192 --rounds 3 --stock-batches 512 256 --exits skewed
+        bench dropin 20 dropin --so-far --device cuda --rounds 5
+        ;;
+    tune)
+        gpu_tests tests-first 90 -k attention
+        bench ceilings 15 ceilings
+        bench attention 200 tune measure --so-far --rounds 7
         ;;
     rehearsal)
-        tiny=(--model bert-tiny --rows 24 --rounds 1 --stock-batches 4 8 --device cpu)
-        step tests 60 "$python" -m bench.gate "$steps"
-        step ceilings 60 "$python" -m bench.ceilings --device cpu
-        step micro 120 "$python" -m pytest -q "${micro[@]}" --cases small --micro-rounds 1 --micro-device cpu
-        step bert-base-128 120 "$python" -m bench.endtoend "${tiny[@]}" --lengths 128 --under-way 1 --waves 512 1024
-        step bert-base-sst2 120 "$python" -m bench.endtoend "${tiny[@]}" --exits skewed --under-way 1 --layers stock \
-            --attention kernel short
-        step bert-large-sst2 120 "$python" -m bench.endtoend "${tiny[@]}" --exits skewed
+        tiny=(--so-far --model bert-tiny --rows 24 --rounds 1 --stock-batches 4 8 --device cpu)
+        gpu_tests tests-first 120 -k 'label_set and agreement'
+        bench ceilings 60 ceilings --device cpu
+        bench bert-base-sst2 120 endtoend "${tiny[@]}" --exits skewed --attention short kernel --under-way 1 2 \
+            --waves 512 --layers stock
+        bench dropin 120 dropin --so-far --device cpu --model bert-tiny --rounds 1 --sizes 1 8
+        bench whole-job 240 peers --so-far --device cpu --model bert-tiny --rows 64 --rounds 1 --stock-rows 16 \
+            --stock-batches 4 8
+        bench attention 120 tune measure --so-far --device cpu --tokens 256 --lengths 16 32 --rounds 1
+        bench bert-large-sst2 120 endtoend "${tiny[@]}" --exits skewed
+        bench bert-base-128 120 endtoend "${tiny[@]}" --lengths 128 --waves 512
+        bench bert-base-512 120 endtoend "${tiny[@]}" --lengths 512 --rows 4
+        micro 300 --cases small --micro-rounds 1 --micro-device cpu
+        gpu_tests tests 120
         ;;
 esac
-
-"$python" -m bench.record write "$steps" --commit "$commit" "${dirty[@]}" --mode "$mode" --output "$output"
-status=$?
-[[ $status == 0 ]] && rm -rf "$work" || echo "logs: $steps" >&2
-exit "$status"
+exit 0

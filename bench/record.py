@@ -1,76 +1,97 @@
 """Records of a GPU: what the steps of bench/gpu.sh measured, as one file that is never written again.
 
+    python -m bench.record machine                      what this machine is, a step's figures
     python -m bench.record write STEPS --commit HASH    bench/results/<gpu>/<commit>.json, from a folder of steps' logs
     python -m bench.record table                        the goals, and the newest record of each GPU, in Markdown
 
-A record holds the machine, the versions, the correctness gate, the ceilings, every step's figures and every goal beside
-its figure. Without a green gate nothing is written: a speed of wrong answers is none.
+A record holds the machine, the versions, the GPU tests, the ceilings, every step's figures and every goal beside its
+figure. A step that was cut short gives the figures it had, marked as partial; GPU tests that fail, or were cut short,
+are in the record and stand beside its figures wherever they are shown.
 """
 
 import argparse
 import datetime
+import itertools
 import json
 import platform
 import re
 import subprocess
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
-from xml.etree import ElementTree
 
+from bench import kept
 from bench.goals import GOALS, Steps
 from bench.text import columns
 
 RESULTS = Path(__file__).parent / "results"
 NOT_YET = "not yet measured"
+OUT_OF_TIME = 124
+MODES = ("full", "quick", "tune", "rehearsal")
 
 
-def read_steps(folder: Path) -> tuple[dict[str, Any], dict[str, Any]]:
-    """What the steps measured, by name, and how each ended: exit status (124: out of time) and seconds."""
-    figures: dict[str, Any] = {}
-    ends: dict[str, Any] = {}
-    for path in sorted(folder.glob("*.status")):
+def read_steps(folder: Path) -> dict[str, dict[str, Any]]:
+    """Return each step's exit status (124: out of time), its seconds, its figures and whether these are not all."""
+    steps: dict[str, dict[str, Any]] = {}
+    for path in sorted(folder.glob("*.status"), key=lambda path: path.stat().st_mtime_ns):
         status, seconds = map(int, path.read_text().split())
         name = path.stem
-        ends[name] = {"status": status, "seconds": seconds}
+        figures = last_json(folder / f"{name}.log")
         if name == "micro":
-            # A run cut short has written nothing; one with a failed case holds the others.
-            figures |= {name: read_micro(folder / "micro.json")} if (folder / "micro.json").exists() else {}
-        elif status == 0 and (found := last_json(folder / f"{name}.log")) is not None:
-            figures[name] = found
-    return figures, ends
+            figures = read_micro(folder / f"{name}.kept") or None
+        is_partial = figures is not None and (figures.pop("partial", False) or status != 0)
+        steps[name] = {"status": status, "seconds": seconds, "partial": is_partial, "figures": figures}
+    return steps
 
 
-def last_json(log: Path) -> Any:
-    """The JSON document on the last line of a command's output, or None."""
-    lines = log.read_text().splitlines()
-    try:
-        return json.loads(lines[-1]) if lines else None
-    except ValueError:
-        return None
+def last_json(log: Path) -> dict[str, Any] | None:
+    """Return the last JSON document of a command's output that is whole on its line; None without one."""
+    for line in reversed(log.read_text().splitlines() if log.exists() else []):
+        if line.startswith("{"):
+            try:
+                found: dict[str, Any] = json.loads(line)
+            except ValueError:
+                continue
+            return found
+    return None
 
 
 def read_micro(path: Path) -> dict[str, Any]:
-    """Every variant's figures, by operation, size and variant."""
+    """Return every variant's figures, by operation, size and variant."""
     found: dict[str, Any] = {}
-    for benchmark in json.loads(path.read_text() or '{"benchmarks": []}')["benchmarks"]:
-        for name, each in benchmark["extra_info"]["variants"].items():
+    for case in kept.read(path):
+        for name, each in case.get("variants", {}).items():
             found.setdefault(each["op"], {}).setdefault(each["size"], {})[name] = each
     return found
 
 
-def read_gate(folder: Path) -> dict[str, int]:
-    """How many tests passed, failed and were skipped, from the JUnit reports; nothing passed where there is none."""
-    counts = {"passed": 0, "failed": 0, "skipped": 0}
-    for report in folder.glob("tests-*.xml"):
-        for suite in ElementTree.parse(report).iter("testsuite"):
-            failed = int(suite.attrib["failures"]) + int(suite.attrib["errors"])
-            skipped = int(suite.attrib["skipped"])
-            counts["failed"] += failed
-            counts["skipped"] += skipped
-            counts["passed"] += int(suite.attrib["tests"]) - failed - skipped
-    return counts
+def read_gate(folder: Path, steps: Steps) -> dict[str, Any]:
+    """Return how many GPU tests passed, failed and were skipped, which failed, and whether all of them ran."""
+    outcomes: dict[str, dict[str, Any]] = {}
+    for path in sorted(folder.glob("tests*.kept")):
+        for line in kept.read(path):
+            if outcomes.get(line["test"], {}).get("outcome") != "failed":
+                outcomes[line["test"]] = line
+    counts = {
+        word: sum(line["outcome"] == word for line in outcomes.values()) for word in ("passed", "failed", "skipped")
+    }
+    failures = [
+        {"test": test, "message": line["message"]} for test, line in outcomes.items() if line["outcome"] == "failed"
+    ]
+    # pytest's own: 0, or 1 where a test failed.
+    return {**counts, "failures": failures, "complete": steps.get("tests", {}).get("status") in (0, 1)}
+
+
+def gate_words(gate: dict[str, Any]) -> str:
+    """Return what must be said of the GPU tests beside figures; nothing where all of them ran and passed."""
+    ran = gate["passed"] + gate["failed"]
+    words = [f"{gate['failed']} of {ran} GPU tests fail"] if gate["failed"] else []
+    if not ran:
+        words.append("no GPU test ran")
+    elif not gate["complete"]:
+        words.append(f"only {ran} GPU tests ran")
+    return ", ".join(words)
 
 
 def machine() -> dict[str, Any]:
@@ -100,68 +121,73 @@ def machine() -> dict[str, Any]:
     return found
 
 
-def goals_of(steps: Steps) -> list[dict[str, Any]]:
+def goals_of(steps: dict[str, dict[str, Any]]) -> list[dict[str, Any]]:
     """Every goal with its figure, where the steps hold one."""
+    figures = {name: step["figures"] for name, step in steps.items() if step["figures"] is not None}
     lines: list[dict[str, Any]] = []
     for goal in GOALS:
+        line: dict[str, Any] = {"figure": goal.figure, "goal": goal.limit, "value": None, "shown": NOT_YET, "met": None}
+        lines.append(line)
         try:
-            value = goal.read(steps)
+            value = goal.read(figures[goal.step])
         except KeyError:
-            lines.append({"figure": goal.figure, "goal": goal.limit, "value": None, "shown": NOT_YET, "met": None})
-        else:
-            lines.append({"figure": goal.figure, "goal": goal.limit, "value": value, "shown": goal.show(value),
-                          "met": goal.is_met(value)})  # fmt: skip
+            continue
+        partial = " (partial)" if steps[goal.step]["partial"] else ""
+        line |= {"value": value, "shown": goal.show(value) + partial, "met": goal.is_met(value)}
     return lines
 
 
 def compose(folder: Path, commit: str, is_dirty: bool, mode: str) -> dict[str, Any]:
-    """The record of a folder of steps.
-
-    Raises:
-        SystemExit: the gate is not green.
-    """
-    gate = read_gate(folder)
-    figures, ends = read_steps(folder)
-    is_green = gate["failed"] == 0 and ends.get("tests", {}).get("status") == 0
-    if not is_green or (gate["passed"] == 0 and mode != "rehearsal"):
-        raise SystemExit(f"no record: the correctness gate is not green ({gate}); see {folder}/tests.log")
+    """The record of a folder of steps."""
+    steps = read_steps(folder)
+    about = steps.pop("machine", {}).get("figures")
     return {
         "commit": commit,
         "dirty": is_dirty,
         "date": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
         "mode": mode,
-        "machine": machine(),
-        "gate": gate,
-        "ceilings": figures.get("ceilings"),
-        "goals": goals_of(figures),
-        "steps": {name: end | {"figures": figures.get(name)} for name, end in ends.items()},
+        "machine": about if about is not None else machine(),
+        "gate": read_gate(folder, steps),
+        "ceilings": steps.get("ceilings", {}).get("figures"),
+        "goals": goals_of(steps),
+        "steps": steps,
     }
 
 
 def write(record: dict[str, Any], results: Path) -> Path:
-    """Writes a record under its GPU's name.
-
-    Raises:
-        SystemExit: there is one of this commit already.
-    """
+    """Writes a record under its GPU's name; another one of the same commit gets a number."""
     gpu = record["machine"].get("gpu", "cpu")
     folder = results / re.sub(r"[^a-z0-9]+", "-", gpu.lower()).strip("-")
-    path = folder / f"{record['commit']}{'-dirty' if record['dirty'] else ''}.json"
     folder.mkdir(parents=True, exist_ok=True)
-    try:
-        with path.open("x") as file:
-            file.write(json.dumps(record, indent=1) + "\n")
-    except FileExistsError:
-        raise SystemExit(f"{path} is there already, and records are never written again: commit, or move it") from None
-    return path
+    for path in _names(folder, f"{record['commit']}{'-dirty' if record['dirty'] else ''}"):
+        try:
+            with path.open("x") as file:
+                file.write(json.dumps(record, indent=1) + "\n")
+        except FileExistsError:
+            continue
+        return path
+    raise AssertionError
 
 
-def newest(results: Path) -> dict[str, dict[str, Any]]:
-    """The newest record of each GPU that is of a clean tree and not a rehearsal, by the GPU's name."""
+def _names(folder: Path, stem: str) -> Iterator[Path]:
+    yield folder / f"{stem}.json"
+    yield from (folder / f"{stem}-{number}.json" for number in itertools.count(2))
+
+
+def newest(results: Path, *, modes: Sequence[str] = MODES[:-1], step: str | None = None) -> dict[str, dict[str, Any]]:
+    """The newest record of each GPU that is of a clean tree and of one of these modes, by the GPU's name.
+
+    Args:
+        results: the folder of records.
+        modes: of bench/gpu.sh.
+        step: one whose figures the record must hold; None: any.
+    """
     found: dict[str, dict[str, Any]] = {}
     for path in results.glob("*/*.json"):
         record = json.loads(path.read_text())
-        if record["dirty"] or record["mode"] == "rehearsal":
+        if record["dirty"] or record["mode"] not in modes:
+            continue
+        if step is not None and record["steps"].get(step, {}).get("figures") is None:
             continue
         gpu = record["machine"]["gpu"]
         if gpu not in found or found[gpu]["date"] < record["date"]:
@@ -170,9 +196,13 @@ def newest(results: Path) -> dict[str, dict[str, Any]]:
 
 
 def table(results: Path = RESULTS) -> str:
-    """The goals in Markdown, with a column for each GPU's newest record."""
-    records = newest(results)
-    heads: list[str] = [f"{gpu}, {record['commit'][:7]}" for gpu, record in records.items()] or ["measured"]
+    """The goals in Markdown, with a column for each GPU's newest record of a whole run."""
+    records = newest(results, modes=("full",))
+    heads: list[str] = []
+    for gpu, record in records.items():
+        words = gate_words(record["gate"])
+        heads.append(f"{gpu}, {record['commit'][:7]}{f' ({words})' if words else ''}")
+    heads = heads or ["measured"]
     lines = [f"| figure | goal | {' | '.join(heads)} |", "|---" * (2 + len(heads)) + "|"]
     by_figure = [{line["figure"]: line for line in record["goals"]} for record in records.values()]
     for goal in GOALS:
@@ -194,15 +224,22 @@ def summary(record: dict[str, Any]) -> str:
     lines: list[list[object]] = [
         [line["figure"], line["goal"], line["shown"], words.get(line["met"], "")] for line in record["goals"]
     ]
-    broken = [
-        f"{name}: {'out of time' if step['status'] == 124 else 'exit status ' + str(step['status'])} "
-        f"after {step['seconds']} s"
-        for name, step in record["steps"].items()
-        if step["status"]
-    ]
-    gate = ", ".join(f"{count} {word}" for word, count in record["gate"].items())
+    broken = [f"{name}: {_end(step)}" for name, step in record["steps"].items() if step["status"]]
+    gate = record["gate"]
+    counts = ", ".join(f"{gate[word]} {word}" for word in ("passed", "failed", "skipped"))
+    tests = [f"GPU tests: {counts}", *(f"  failed: {failure['test']}" for failure in gate["failures"])]
+    if (told := gate_words(gate)) and not is_rehearsal:
+        tests.append(f"beside these figures: {told}")
     note = ["a rehearsal at tiny sizes: nothing here is a figure of anything"] if is_rehearsal else []
-    return "\n".join([columns(lines), *note, f"tests: {gate}", *broken])
+    return "\n".join([columns(lines), *note, *tests, *broken])
+
+
+def _end(step: dict[str, Any]) -> str:
+    if step["status"] == OUT_OF_TIME and step["seconds"] == 0:
+        return "not begun, since no time was left"
+    how = "out of time" if step["status"] == OUT_OF_TIME else f"exit status {step['status']}"
+    what = "its figures so far are in the record" if step["partial"] else "without figures"
+    return f"{how} after {step['seconds']} s, {what}"
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -210,21 +247,26 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     commands = parser.add_subparsers(dest="command", required=True)
     commands.add_parser("table")
+    commands.add_parser("machine")
     writing = commands.add_parser("write")
     writing.add_argument("steps", type=Path)
     writing.add_argument("--commit", required=True)
     writing.add_argument("--dirty", action="store_true")
-    writing.add_argument("--mode", choices=("full", "quick", "rehearsal"), default="full")
+    writing.add_argument("--mode", choices=MODES, default="full")
     writing.add_argument("--output", type=Path, default=RESULTS)
     args = parser.parse_args(arguments)
     if args.command == "table":
         print(table())
         return 0
+    if args.command == "machine":
+        print(json.dumps(machine()))
+        return 0
     record = compose(args.steps, args.commit, args.dirty, args.mode)
     path = write(record, args.output)
     print(summary(record))
     print(f"record: {path}")
-    return 0
+    gate, is_whole = record["gate"], args.mode == "full"
+    return int(gate["failed"] > 0 or (is_whole and gate_words(gate) != ""))
 
 
 if __name__ == "__main__":

@@ -4,7 +4,8 @@ import os
 import platform
 import statistics
 import time
-from collections.abc import Callable, Mapping
+from collections import deque
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -17,22 +18,35 @@ def interleaved(
     device: torch.device,
     clock: Callable[[], float] = time.perf_counter,
 ) -> dict[str, list[float]]:
-    """Seconds of every variant in each of `rounds` rounds, after one round that is not counted.
+    """Seconds of every variant in each of `rounds` rounds, after one round that is not counted; see `turns`."""
+    return deque(turns(variants, rounds, device, clock), maxlen=1).pop()
+
+
+def turns(
+    variants: Mapping[str, Callable[[], Any]],
+    rounds: int,
+    device: torch.device,
+    clock: Callable[[], float] = time.perf_counter,
+    *,
+    uncounted: int = 1,
+) -> Iterator[dict[str, list[float]]]:
+    """Yield, after each time that is taken, the seconds of every variant so far: one list, that grows.
 
     The order turns by one from round to round, so that no variant always follows the same one. `time.process_time` for
-    clock counts the processor's seconds alone, which other programs on a busy machine lengthen less.
+    clock counts the processor's seconds alone, which other programs on a busy machine lengthen less. `uncounted` rounds
+    come before those that are counted; 0 where all variants have just run.
     """
     names = list(variants)
     seconds: dict[str, list[float]] = {name: [] for name in names}
-    for turn in range(rounds + 1):
+    for turn in range(uncounted + rounds):
         for name in names[turn % len(names) :] + names[: turn % len(names)]:
             wait_for(device)
             started = clock()
             variants[name]()
             wait_for(device)
-            if turn:
+            if turn >= uncounted:
                 seconds[name].append(clock() - started)
-    return seconds
+                yield seconds
 
 
 def wait_for(device: torch.device) -> None:
@@ -42,8 +56,8 @@ def wait_for(device: torch.device) -> None:
 
 
 def median_ratio(numerator: list[float], denominator: list[float]) -> float:
-    """The median of the rounds' ratios: a slow round slows both of its sides."""
-    return statistics.median(a / b for a, b in zip(numerator, denominator, strict=True))
+    """The median of the ratios of the rounds in which both were timed: a slow round slows both of its sides."""
+    return statistics.median(a / b for a, b in zip(numerator, denominator, strict=False))
 
 
 def hardware(device: torch.device) -> str:

@@ -1,4 +1,4 @@
-"""Which attention serves the rows of a packed batch on a GPU: what was measured, and what was asked for."""
+"""Which attention serves the rows of a packed batch on a GPU: what was measured (`tuned`), and what was asked for."""
 
 import functools
 import logging
@@ -7,6 +7,7 @@ import torch
 
 from pabee_fast.kernels.checks import MAX_SHORT_ROW
 from pabee_fast.kernels.launch import MAX_SHORT_HEAD
+from pabee_fast.runtime.tuned import SHORT_ROWS
 
 logger = logging.getLogger(__name__)
 
@@ -14,10 +15,13 @@ ATTENTIONS = ("library", "kernel", "short")
 """torch's own for rows of any lengths, our kernel for them, and our kernel for short rows, of which a tile holds
 several. An engine that is asked for one takes it wherever it can serve; elsewhere the choice is as if nobody asked."""
 
-SHORT_ROWS: dict[tuple[str, torch.dtype, int], int] = {}
-"""GPU, dtype and size of a head -> the most tokens of a batch's longest row with which the kernel for short rows is
-faster than what else serves. Each line needs a record in bench/results that shows it; there is none yet, so that the
-kernel is taken where it is asked for alone."""
+
+def architecture(device: torch.device) -> str:
+    """A GPU's architecture, "sm_90" say, by which measured choices are told apart; another device's type."""
+    if device.type != "cuda":
+        return device.type
+    major, minor = torch.cuda.get_device_capability(device)
+    return f"sm_{major}{minor}"
 
 
 @functools.cache
@@ -25,7 +29,7 @@ def most_short(device: torch.device, dtype: torch.dtype, head_dim: int) -> int:
     """Tokens of the longest row up to which the kernel for short rows is known to be the fastest; 0: none."""
     if device.type != "cuda" or not SHORT_ROWS:
         return 0
-    return min(SHORT_ROWS.get((torch.cuda.get_device_name(device), dtype, head_dim), 0), MAX_SHORT_ROW)
+    return min(SHORT_ROWS.get((architecture(device), dtype, head_dim), 0), MAX_SHORT_ROW)
 
 
 def takes_short(device: torch.device, dtype: torch.dtype, head_dim: int, longest: int, asked: str | None) -> bool:

@@ -10,8 +10,8 @@ from bench import dropin
 OPTIONS = "--model bert-tiny --sizes 1 3 --rounds 1 --device cpu --dtype float32"
 
 
-def run(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(sys, "argv", ["dropin", *OPTIONS.split()])
+def run(monkeypatch: pytest.MonkeyPatch, *more: str) -> None:
+    monkeypatch.setattr(sys, "argv", ["dropin", *OPTIONS.split(), *more])
     dropin.main()
 
 
@@ -20,10 +20,19 @@ def test_the_last_line_is_one_json_document_with_every_batch_size(
 ) -> None:
     run(monkeypatch)
     figures = json.loads(capsys.readouterr().out.splitlines()[-1])
-    assert list(figures["by_rows"]) == ["1", "3"]
-    for each in figures["by_rows"].values():
+    assert list(figures["cpu"]["by_rows"]) == ["1", "3"]
+    for each in figures["cpu"]["by_rows"].values():
         assert set(each["milliseconds"]) == {"stock", "full depth", "early exit"}
         assert each["difference"] <= 1e-5
+
+
+def test_a_run_that_is_cut_short_leaves_the_batch_sizes_it_had(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run(monkeypatch, "--so-far")
+    lines = [json.loads(line) for line in capsys.readouterr().out.splitlines() if line.startswith("{")]
+    assert [list(line["cpu"]["by_rows"]) for line in lines] == [["1"], ["1", "3"], ["1", "3"]]
+    assert [line.get("partial") for line in lines] == [True, True, None]
 
 
 def test_a_wrong_answer_is_never_timed(monkeypatch: pytest.MonkeyPatch) -> None:

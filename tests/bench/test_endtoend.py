@@ -2,6 +2,7 @@
 
 import json
 import sys
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -23,14 +24,14 @@ def test_the_last_line_is_one_json_document_that_says_what_was_measured(
         figures
     )
     assert list(figures["rows_per_second"]) == [
-        "stock, batch 4", "stock, batch 8", "full depth", "early exit", "nobody leaves",
+        "full depth", "early exit", "nobody leaves", "stock, batch 4", "stock, batch 8",
     ]  # fmt: skip
     assert figures["full_depth_difference"] <= 1e-5
 
 
 def test_a_wrong_answer_is_never_timed(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(endtoend.TOLERANCE, endtoend.torch.float32, 0.0)
-    monkeypatch.setattr(endtoend.timing, "interleaved", lambda *args: pytest.fail("timed although answers differ"))
+    monkeypatch.setattr(endtoend.timing, "turns", lambda *args, **options: pytest.fail("timed although answers differ"))
     options = "--model bert-tiny --rows 8 --rounds 1 --stock-batches 4 --device cpu --dtype float32"
     monkeypatch.setattr(sys, "argv", ["endtoend", *options.split()])
     with pytest.raises(SystemExit, match="differs from stock"):
@@ -60,7 +61,8 @@ def test_other_exits_waves_under_way_layers_and_waves_are_measured_beside_the_de
     options = "--lengths 16 --exits skewed --under-way 2 --layers stock --waves 64"
     found = measured(monkeypatch, capsys, *options.split())
     assert found["tokens_per_row"] == {"mean": 16, "min": 16, "max": 16}
-    assert found["other_exits"]["skewed"]["mean_exit_layer"] < found["mean_exit_layer"]
+    assert found["mean_exit_layers"]["skewed"] < found["mean_exit_layers"]["usual"]
+    assert found["other_exits"]["skewed"]["exit_efficiency"] > 0
     assert found["other_ways"].keys() == {"2 under way", "stock layers", "waves of 64"}
     # 12 layers of 8 H^2 + 4 H I + 4 L H operations a token, at what a product reaches.
     operations = 12 * 12 * 16 * (8 * 128**2 + 4 * 128 * 512 + 4 * 16 * 128)
@@ -69,6 +71,40 @@ def test_other_exits_waves_under_way_layers_and_waves_are_measured_beside_the_de
     parts = found["time_shares"]
     assert 0 < parts["exit_step"] < parts["together"] < 1
     assert parts["together"] == pytest.approx(parts["exit_step"] + parts["plan"] + parts["gather"])
+
+
+def test_a_run_that_is_cut_short_leaves_what_it_had(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    options = "--exits skewed --under-way 2 --so-far --model bert-tiny --rows 12 --rounds 1 --stock-batches 4 8"
+    monkeypatch.setattr(sys, "argv", ["endtoend", *options.split(), "--device", "cpu", "--dtype", "float32"])
+    endtoend.main()
+    lines = [json.loads(line) for line in capsys.readouterr().out.splitlines() if line.startswith("{")]
+    assert ["partial" in line for line in lines] == [True] * (len(lines) - 1) + [False]
+    told = {
+        name: next(i for i, line in enumerate(lines) if name in line)
+        for name in ("rows_per_second", "exit_efficiency", "no_exit_cost", "full_depth_vs_stock", "time_shares")
+    }
+    assert list(told.values()) == sorted(told.values())
+    assert told["rows_per_second"] == 0 and lines[0]["utilisation"] > 0  # full depth alone
+    assert lines[told["exit_efficiency"]]["other_exits"] == {}
+    assert "skewed" in lines[told["no_exit_cost"]]["other_exits"]
+    assert lines[-2]["other_ways"].keys() == {"2 under way"}
+
+
+def test_another_way_whose_answers_are_wrong_is_named_and_not_timed(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    real = endtoend.Setup.run
+
+    def run(self: endtoend.Setup, engine: Any, policy: Any) -> Any:
+        results = real(self, engine, policy)
+        return replace(results, logits=results.logits * (1 + (engine is self.others["2 under way"])))
+
+    monkeypatch.setattr(endtoend.Setup, "run", run)
+    found = measured(monkeypatch, capsys, "--under-way", "1", "2")
+    assert found["other_ways"].keys() == {"1 under way"}
+    assert "full depth, 2 under way differs from stock" in found["wrong_ways"]["2 under way"]
 
 
 def test_the_seam_is_as_it_was_after_its_shares_were_taken() -> None:

@@ -1,0 +1,262 @@
+"""Which attention serves short rows fastest, by length, head and block, and the table that the runtime reads.
+
+    python -m bench.tune measure    times them on this device; a step of bench/gpu.sh, alone with --tune
+    python -m bench.tune write      pabee_fast/runtime/tuned.py, from the records in bench/results and nothing else
+
+Rows of one length are measured, a wave of so many tokens: a wave is cut from rows sorted by length, and the lengths
+just above half a tile are the worst for `short`, which are then alone in it. `blocks` are other spans and warps of that
+kernel than the runtime launches: a record that favours one is a reason to change `short_attention_blocks`.
+"""
+
+import argparse
+import contextlib
+import functools
+import itertools
+import json
+import statistics
+import sys
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+from unittest import mock
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from bench import cases, ceilings, graphs, record, timing
+from bench.graphs import Call
+from bench.micro.subject import TOLERANCE, same
+from bench.text import Tell, add_so_far, columns, teller
+from pabee_fast.kernels import reference
+from pabee_fast.kernels.checks import MAX_SHORT_ROW
+from pabee_fast.layout import Layout
+from pabee_fast.runtime import ops, varlen
+from pabee_fast.runtime.choice import architecture
+from pabee_fast.runtime.device import choose_device
+
+LENGTHS = (8, 16, 24, 32, 33, 40, 48, 56, 64)
+"""Tokens of every row. 33 is the first that takes the large tile."""
+HEADS = {64: 12, 32: 12, 128: 6}
+"""Size of a head -> how many: BERT's, MiniLM's, and large ones of as many numbers."""
+DTYPES = {"bfloat16": torch.bfloat16, "float16": torch.float16}
+SPANS, WARPS = (1, 2, 4, 8), (2, 4, 8)
+"""Tiles of a program of the kernel for short rows, and its warps."""
+WORTH = 0.97
+"""The kernel for short rows is taken where its time is at most so much of the next best one's."""
+TABLE = Path(__file__).parents[1] / "pabee_fast" / "runtime" / "tuned.py"
+
+
+def measure(args: argparse.Namespace, tell: Tell) -> dict[str, Any]:
+    """Times every case, the most wanted first, and returns the figures."""
+    device = choose_device(args.device)
+    limits = ceilings.measure(device, torch.bfloat16)
+    found: dict[str, Any] = {
+        "hardware": timing.hardware(device),
+        "architecture": architecture(device),
+        "tokens": args.tokens,
+        "rounds": args.rounds,
+        "sst2": {},
+        "by_length": {},
+        "blocks": {},
+    }
+    generator = torch.Generator(device).manual_seed(0)
+
+    def case(lengths: np.ndarray, dtype: str, head_dim: int) -> "Case":
+        return Case(lengths, HEADS[head_dim], head_dim, DTYPES[dtype], device, generator)
+
+    # 1. What the goal is about: a wave of sst2's lengths.
+    mean = sum(length * rows for length, rows in cases.SST2_DEV_LENGTHS.items()) / 872
+    lengths = -np.sort(-cases.sst2_lengths(max(1, int(args.tokens / mean))))
+    wave = case(lengths, "bfloat16", 64)
+    found["sst2"] = wave.times(args.rounds) | {"least": 1e6 * limits.least_seconds(wave.moved)}
+    tell(found)
+    # 2. Lengths, which the runtime's table is made from.
+    for dtype, head_dim in itertools.product(DTYPES, HEADS):
+        table = found["by_length"].setdefault(f"{dtype}, heads of {head_dim}", {})
+        for length in args.lengths:
+            rows = np.full(max(1, args.tokens // length), length)
+            table[length] = case(rows, dtype, head_dim).times(args.rounds)
+            tell(found)
+        if found["blocks"] == {}:  # 3. Blocks, of what most models have
+            found["blocks"] = {
+                name: case(rows, "bfloat16", 64).block_times(args.rounds)
+                for name, rows in {"sst2": lengths, "32 tokens": np.full(args.tokens // 32, 32)}.items()
+            }
+            tell(found)
+    return found
+
+
+class Case:
+    """One packed wave, and what can attend within its rows."""
+
+    def __init__(
+        self,
+        lengths: np.ndarray,
+        heads: int,
+        head_dim: int,
+        dtype: torch.dtype,
+        device: torch.device,
+        generator: torch.Generator,
+    ) -> None:
+        self.device, self.dtype = device, dtype
+        joined = torch.randn(int(lengths.sum()), 3, heads, head_dim, generator=generator, device=device).to(dtype)
+        self._query, self._key, self._value = joined.unbind(1)
+        ends = np.concatenate([[0], np.cumsum(lengths)]).astype(np.int32)
+        self._cu_seqlens, self._longest = torch.from_numpy(ends).to(device), int(lengths.max())
+        self.moved = joined.numel() * joined.element_size() * 4 // 3
+
+    def call(self, attention: str) -> Tensor:
+        """By one of `choice.ATTENTIONS`."""
+        layout = Layout(self._cu_seqlens, self._longest, attention=attention)
+        return ops.attention(self._query, self._key, self._value, layout)
+
+    def times(self, rounds: int) -> dict[str, float]:
+        """Median microseconds of each attention that serves these rows.
+
+        Raises:
+            SystemExit: their answers differ.
+        """
+        names = ["kernel", *["short"] * (self._longest <= MAX_SHORT_ROW)]
+        if varlen.why_not(self.device, self.dtype, self._query.shape[-1], False) is None:
+            names.insert(0, "library")
+        return self._sample({name: functools.partial(self.call, name) for name in names}, rounds)
+
+    def block_times(self, rounds: int) -> dict[str, float]:
+        """Likewise of the kernel for short rows, by span and warps; nothing where it does not run."""
+        if self.device.type != "cuda":
+            return {}
+        calls: dict[str, Call] = {"as launched": functools.partial(self.call, "short")}
+        for span, warps in itertools.product(SPANS, WARPS):
+            calls[f"{span} tiles, {warps} warps"] = functools.partial(self._with_blocks, span, warps)
+        return self._sample(calls, rounds)
+
+    def _with_blocks(self, span: int, warps: int) -> Tensor:
+        with blocks(span, warps):
+            return self.call("short")
+
+    def _sample(self, calls: Mapping[str, Call], rounds: int) -> dict[str, float]:
+        answers = {name: (call(),) for name, call in calls.items()}
+        answers["reference"] = (reference.attention(self._query, self._key, self._value, self._cu_seqlens),)
+        try:
+            same(answers, tolerance=TOLERANCE[self.dtype])
+        except AssertionError as error:
+            raise SystemExit(str(error)) from None
+        seconds = graphs.sample(calls, self.device, rounds=rounds)
+        return {name: 1e6 * statistics.median(times) for name, times in seconds.items()}
+
+
+@contextlib.contextmanager
+def blocks(span: int, warps: int) -> Iterator[None]:
+    """Launches the kernel for short rows with spans of so many tiles, and so many warps."""
+    from pabee_fast.kernels import short_attention
+
+    usual: Callable[..., tuple[dict[str, int], dict[str, Any]]] = short_attention.short_attention_blocks
+
+    def others(*key: Any) -> tuple[dict[str, int], dict[str, Any]]:
+        sizes, options = usual(*key)
+        return {**sizes, "SPAN": span * sizes["BLOCK_TOKENS"]}, {**options, "num_warps": warps}
+
+    with mock.patch.object(short_attention, "short_attention_blocks", others):
+        yield
+
+
+def most_short(times: Mapping[str, Mapping[str, float]]) -> int:
+    """The longest rows that the kernel for short rows should take; 0: none.
+
+    Args:
+        times: tokens of a row -> attention -> microseconds. It must win at every length measured up to that one.
+    """
+    most = 0
+    for length, by_name in sorted((int(length), by_name) for length, by_name in times.items()):
+        others = [value for name, value in by_name.items() if name != "short"]
+        if "short" not in by_name or by_name["short"] > WORTH * min(others):
+            break
+        most = length
+    return most
+
+
+def chosen(records: Sequence[Mapping[str, Any]]) -> dict[tuple[str, str, int], tuple[int, str]]:
+    """Architecture, dtype and size of a head -> the most tokens of a row for the kernel for short rows, and why.
+
+    A record in which a GPU test of attention failed, or none ran, chooses nothing. Where several GPUs are of one
+    architecture, the least of what theirs say.
+    """
+    found: dict[tuple[str, str, int], tuple[int, str]] = {}
+    for each in records:
+        figures, gate = each["steps"].get("attention", {}).get("figures") or {}, each["gate"]
+        if not gate["passed"] or any("attention" in failure["test"] for failure in gate["failures"]):
+            continue
+        source = f"{each['machine']['gpu']}, {each['commit'][:7]}"
+        for name, times in figures.get("by_length", {}).items():
+            dtype, head_dim = name.split(", heads of ")
+            key = figures["architecture"], dtype, int(head_dim)
+            most, sources = found.get(key, (MAX_SHORT_ROW, ""))
+            found[key] = min(most, most_short(times)), f"{sources}; {source}" if sources else source
+    return {key: value for key, value in sorted(found.items()) if value[0]}
+
+
+HEAD = '''"""What was measured of attention for short rows: `python -m bench.tune write` makes it, from records."""
+
+import torch
+
+SHORT_ROWS: dict[tuple[str, torch.dtype, int], int] = {%s}
+"""Architecture, dtype and size of a head -> the most tokens of a batch's longest row with which the kernel for short
+rows is faster than what else serves."""
+'''
+
+
+def source(table: Mapping[tuple[str, str, int], tuple[int, str]]) -> str:
+    """The text of the runtime's table."""
+    lines = [
+        f'    ("{place}", torch.{dtype}, {head_dim}): {most},  # {records}\n'
+        for (place, dtype, head_dim), (most, records) in table.items()
+    ]
+    return HEAD % (f"\n{''.join(lines)}" if lines else "")
+
+
+def show(found: Mapping[str, Any]) -> str:
+    """The figures as a table."""
+    lines: list[list[object]] = [["us", "library", "kernel", "short", "least"]]
+
+    def line(name: str, times: Mapping[str, float]) -> list[object]:
+        values = (times.get(column) for column in ("library", "kernel", "short", "least"))
+        return [name, *("" if value is None else f"{value:.1f}" for value in values)]
+
+    lines.append(line("sst2's lengths, bfloat16, heads of 64", found["sst2"]))
+    for case, times in found["by_length"].items():
+        lines += [line(f"{length} tokens, {case}", each) for length, each in times.items()]
+    told = [columns(lines)]
+    for name, times in found["blocks"].items():
+        if times:
+            best = min(times, key=times.__getitem__)
+            told.append(f"{name}: best block {best}, {times[best]:.1f} us of {times['as launched']:.1f} as launched")
+    return "\n".join(told)
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Runs the command; returns its exit status."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    commands = parser.add_subparsers(dest="command", required=True)
+    measuring = commands.add_parser("measure")
+    measuring.add_argument("--tokens", type=int, default=131_072, help="of a wave")
+    measuring.add_argument("--lengths", type=int, nargs="+", default=list(LENGTHS), help="of rows")
+    measuring.add_argument("--rounds", type=int, default=5)
+    measuring.add_argument("--device", default="auto")
+    add_so_far(measuring)
+    writing = commands.add_parser("write")
+    writing.add_argument("--results", type=Path, default=record.RESULTS)
+    args = parser.parse_args(arguments)
+    if args.command == "write":
+        table = chosen(list(record.newest(args.results, step="attention").values()))
+        TABLE.write_text(source(table))
+        print(f"{TABLE}: {len(table)} lines")
+        return 0
+    found = measure(args, teller(args.so_far))
+    print(show(found))
+    print(json.dumps(found))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,105 @@
+"""The choice of attention for short rows: from records and nothing else."""
+
+import json
+import runpy
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from bench import record, tune
+from pabee_fast.runtime import tuned
+
+
+def made(*, gpu: str = "NVIDIA H200", commit: str = "abcdef012", **lengths: dict[int, tuple[float, float]]) -> Any:
+    """A record of these microseconds: case -> tokens of a row -> the library's and the short kernel's."""
+    by_length = {
+        case.replace("_", ", heads of "): {
+            str(length): {"library": library, "kernel": 2 * library, "short": short}
+            for length, (library, short) in times.items()
+        }
+        for case, times in lengths.items()
+    }
+    return {
+        "commit": commit,
+        "dirty": False,
+        "mode": "tune",
+        "date": "2026-01-01",
+        "machine": {"gpu": gpu},
+        "gate": {"passed": 3, "failed": 0, "failures": []},
+        "steps": {"attention": {"figures": {"architecture": "sm_90", "by_length": by_length}}},
+    }
+
+
+def test_the_kernel_for_short_rows_is_taken_up_to_the_first_length_at_which_it_does_not_win() -> None:
+    found = tune.chosen([made(bfloat16_64={8: (9, 3), 32: (9, 4), 33: (9, 9), 40: (9, 5)}, float16_32={8: (9, 9)})])
+    assert found == {("sm_90", "bfloat16", 64): (32, "NVIDIA H200, abcdef0")}
+    # Faster by less than times vary: not taken.
+    assert tune.chosen([made(bfloat16_64={8: (100, 98)})]) == {}
+    # Lengths are numbers, though JSON makes them text.
+    assert tune.most_short({"64": {"library": 9, "short": 9}, "8": {"library": 9, "short": 3}}) == 8
+
+
+def test_of_two_gpus_of_one_architecture_the_least_is_taken() -> None:
+    wide = made(bfloat16_64={8: (9, 3), 64: (9, 3)})
+    narrow = made(gpu="NVIDIA H100", commit="fedcba987", bfloat16_64={8: (9, 3), 64: (9, 9)})
+    assert tune.chosen([narrow, wide]) == {("sm_90", "bfloat16", 64): (8, "NVIDIA H100, fedcba9; NVIDIA H200, abcdef0")}
+
+
+@pytest.mark.parametrize(
+    "gate",
+    [
+        {"passed": 0, "failed": 0, "failures": []},
+        {"passed": 3, "failed": 1, "failures": [{"test": "test_short_attention_is_right", "message": ""}]},
+    ],
+)
+def test_a_record_whose_attention_was_not_found_right_chooses_nothing(gate: dict[str, Any]) -> None:
+    assert tune.chosen([made(bfloat16_64={8: (9, 3)}) | {"gate": gate}]) == {}
+
+
+def test_the_table_is_written_from_the_newest_record_that_measured_attention(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    old, new = made(bfloat16_64={8: (9, 3)}), made(bfloat16_64={8: (9, 3), 16: (9, 3)}) | {"date": "2026-01-02"}
+    other = {**made(), "steps": {}, "date": "2026-01-03"}
+    (tmp_path / "gpu").mkdir()
+    for name, each in {"old": old, "new": new, "other": other, "dirty": {**old, "dirty": True}}.items():
+        (tmp_path / "gpu" / f"{name}.json").write_text(json.dumps(each))
+    monkeypatch.setattr(tune, "TABLE", tmp_path / "tuned.py")
+    tune.main(["write", "--results", str(tmp_path)])
+    assert runpy.run_path(str(tune.TABLE))["SHORT_ROWS"] == {("sm_90", torch.bfloat16, 64): 16}
+
+
+def test_the_runtime_s_table_is_what_the_records_that_are_here_say() -> None:
+    records = list(record.newest(record.RESULTS, step="attention").values())
+    assert Path(tuned.__file__).read_text() == tune.source(tune.chosen(records)), "run `python -m bench.tune write`"
+
+
+def test_every_length_and_head_is_measured_and_told_as_it_comes(capsys: pytest.CaptureFixture[str]) -> None:
+    words = "measure --tokens 64 --lengths 8 80 --rounds 1 --device cpu --so-far"
+    assert tune.main(words.split()) == 0
+    lines = [json.loads(line) for line in capsys.readouterr().out.splitlines() if line.startswith("{")]
+    assert lines[0]["by_length"] == {} and lines[0]["sst2"]["short"] > 0 and lines[0]["partial"]
+    assert len(lines[-1]["by_length"]) == len(tune.DTYPES) * len(tune.HEADS) and "partial" not in lines[-1]
+    for times in lines[-1]["by_length"].values():
+        # Elsewhere than on a GPU both are plain torch; 80 tokens fit no tile.
+        assert times["8"].keys() == {"kernel", "short"} and times["80"].keys() == {"kernel"}
+
+
+def test_attention_whose_answers_differ_is_not_timed(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(tune.Case, "call", lambda self, name: self._query * (name == "short"))
+    monkeypatch.setattr(tune.graphs, "sample", lambda *args, **options: pytest.fail("timed although answers differ"))
+    with pytest.raises(SystemExit, match="differs from the reference's"):
+        tune.main(["measure", "--tokens", "64", "--lengths", "8", "--rounds", "1", "--device", "cpu"])
+
+
+def test_other_blocks_are_launched_within_the_block_and_the_usual_ones_after_it() -> None:
+    from pabee_fast.kernels import short_attention
+
+    usual = short_attention.short_attention_blocks
+    expected = usual(64, 64, torch.bfloat16, 64)
+    with tune.blocks(span=8, warps=2):
+        sizes, options = short_attention.short_attention_blocks(64, 64, torch.bfloat16, 64)
+    assert (sizes["SPAN"], options["num_warps"]) == (8 * sizes["BLOCK_TOKENS"], 2)
+    assert short_attention.short_attention_blocks is usual and usual(64, 64, torch.bfloat16, 64) == expected
