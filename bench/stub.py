@@ -8,13 +8,18 @@ from collections.abc import Iterator
 from types import SimpleNamespace
 from typing import Any
 
+import triton
 from triton.backends.compiler import GPUTarget
 from triton.runtime import driver
 
-from pabee_fast.kernels import prepared
+from pabee_fast.kernels import prepared, table
 
 Arguments = tuple[Any, ...]
 """Of a launcher: grid (three numbers), stream, function, metadata, launch metadata, two hooks; then the kernel's."""
+
+
+HERE = -1
+"""The device, as tensors on a CPU say."""
 
 
 class StubDriver:
@@ -26,7 +31,7 @@ class StubDriver:
 
     def __init__(self, is_recording: bool = False) -> None:
         self.launches: list[Arguments] = []
-        self.device = -1  # as tensors on a CPU say
+        self.device = HERE
         properties = {"max_shared_mem": 232_448, "multiprocessor_count": 132}
         self.utils = SimpleNamespace(
             load_binary=lambda name, *args: (object(), object(), 32, 0, 1024),
@@ -61,8 +66,8 @@ def stub_gpu(is_recording: bool = False) -> Iterator[StubDriver]:
         yield stub
     finally:
         driver._active = before
-        for each in prepared._prepared.values():
-            compiled, *_ = each.kernel.device_caches.pop(stub.device, [{}])
+        for kernel in (each for module in table.MODULES for each in vars(module).values()):
+            compiled, *_ = kernel.device_caches.pop(HERE, [{}]) if isinstance(kernel, triton.JITFunction) else [{}]
             for one in compiled.values():
                 one.module = None  # or it would be unloaded by whatever driver there is then
         prepared._prepared.clear()
