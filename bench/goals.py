@@ -107,6 +107,8 @@ GOALS = [
          SST2, _at("time_shares", "together"), at_most=0.03, unit="share"),
     Goal("attention for short rows, a wave of sst2's lengths, over its bound",
          "attention", _short_attention, at_most=1.5),
+    Goal("host time of a layer with exit step, plan and read-back, against transformers' layer",
+         "host", _at("ratio"), at_most=0.4),
     Goal("the slowest call of the drop-in against stock's, 1 to 256 rows, full depth",
          "dropin", _slowest_call("full_depth_vs_stock"), at_least=1.0),
     Goal("the slowest call of the drop-in against stock's, early exit",

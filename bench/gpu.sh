@@ -117,6 +117,7 @@ case $mode in
         bench bert-base-sst2 110 endtoend --so-far --rows 32768 --rounds 4 --exits skewed \
             --stock-batches 1024 512 256 --attention short kernel --under-way 1 2 --waves 32768 65536
         bench dropin 40 dropin --so-far --device cuda --rounds 11
+        bench host 20 host --rounds 15
         bench whole-job 120 peers --so-far
         bench attention 35 tune measure --so-far --rounds 3
         bench bert-large-sst2 50 endtoend --so-far --model bert-large --rows 8192 --rounds 3 --stock-batches 512 256 \
@@ -146,6 +147,7 @@ case $mode in
         bench bert-base-sst2 120 endtoend "${tiny[@]}" --exits skewed --attention short kernel --under-way 1 2 \
             --waves 512 --layers stock
         bench dropin 120 dropin --so-far --device cpu --model bert-tiny --rounds 1 --sizes 1 8
+        bench host 60 host --rounds 2
         bench whole-job 240 peers --so-far --device cpu --model bert-tiny --rows 64 --rounds 1 --stock-rows 16 \
             --stock-batches 4 8
         bench attention 120 tune measure --so-far --device cpu --tokens 256 --lengths 16 32 --rounds 1

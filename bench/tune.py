@@ -5,7 +5,7 @@
 
 Rows of one length are measured, a wave of so many tokens: a wave is cut from rows sorted by length, and the lengths
 just above half a tile are the worst for `short`, which are then alone in it. `blocks` are other spans and warps of that
-kernel than the runtime launches: a record that favours one is a reason to change `short_attention_blocks`.
+kernel than the runtime launches: a record that favours one is a reason to change `short_attention_constants`.
 """
 
 import argparse
@@ -15,7 +15,7 @@ import itertools
 import json
 import statistics
 import sys
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 from unittest import mock
@@ -30,6 +30,8 @@ from bench.micro.subject import TOLERANCE, same
 from bench.text import Tell, add_so_far, columns, teller
 from pabee_fast.kernels import reference
 from pabee_fast.kernels.checks import MAX_SHORT_ROW
+from pabee_fast.kernels.launch import short_attention_constants
+from pabee_fast.kernels.prepared import Constants
 from pabee_fast.layout import Layout
 from pabee_fast.runtime import ops, varlen
 from pabee_fast.runtime.choice import architecture
@@ -151,14 +153,15 @@ def blocks(span: int, warps: int) -> Iterator[None]:
     """Launches the kernel for short rows with spans of so many tiles, and so many warps."""
     from pabee_fast.kernels import short_attention
 
-    usual: Callable[..., tuple[dict[str, int], dict[str, Any]]] = short_attention.short_attention_blocks
-
-    def others(*key: Any) -> tuple[dict[str, int], dict[str, Any]]:
-        sizes, options = usual(*key)
-        return {**sizes, "SPAN": span * sizes["BLOCK_TOKENS"]}, {**options, "num_warps": warps}
-
-    with mock.patch.object(short_attention, "short_attention_blocks", others):
+    with mock.patch.object(short_attention, "short_attention_constants", functools.partial(_constants, span, warps)):
         yield
+
+
+@functools.cache  # a kind of launch is known by the object
+def _constants(span: int, warps: int, *kind: Any) -> Constants:
+    usual = short_attention_constants(*kind)
+    values = {**usual.values, "SPAN": span * usual.values["BLOCK_TOKENS"]}
+    return Constants(values, {**usual.options, "num_warps": warps})
 
 
 def most_short(times: Mapping[str, Mapping[str, float]]) -> int:

@@ -96,10 +96,16 @@ def test_attention_whose_answers_differ_is_not_timed(monkeypatch: pytest.MonkeyP
 
 def test_other_blocks_are_launched_within_the_block_and_the_usual_ones_after_it() -> None:
     from pabee_fast.kernels import short_attention
+    from pabee_fast.kernels.launch import Heads
 
-    usual = short_attention.short_attention_blocks
-    expected = usual(64, 64, torch.bfloat16, 64)
-    with tune.blocks(span=8, warps=2):
-        sizes, options = short_attention.short_attention_blocks(64, 64, torch.bfloat16, 64)
-    assert (sizes["SPAN"], options["num_warps"]) == (8 * sizes["BLOCK_TOKENS"], 2)
-    assert short_attention.short_attention_blocks is usual and usual(64, 64, torch.bfloat16, 64) == expected
+    usual, kind = (
+        short_attention.short_attention_constants,
+        (Heads(12, 12, 64, 64, torch.bfloat16, False, False, 16), True),
+    )
+    for _ in range(2):
+        with tune.blocks(span=8, warps=2):
+            found = short_attention.short_attention_constants(*kind)
+            assert found is short_attention.short_attention_constants(*kind)
+    assert (found.values["SPAN"], found.options["num_warps"]) == (8 * found.values["BLOCK_TOKENS"], 2)
+    assert short_attention.short_attention_constants is usual
+    assert (usual(*kind).values["SPAN"], usual(*kind).options["num_warps"]) == (256, 4)
