@@ -189,7 +189,7 @@ def newest(results: Path, *, modes: Sequence[str] = MODES[:-1], step: str | None
             continue
         if step is not None and record["steps"].get(step, {}).get("figures") is None:
             continue
-        gpu = record["machine"]["gpu"]
+        gpu = record["machine"].get("gpu", "cpu")
         if gpu not in found or found[gpu]["date"] < record["date"]:
             found[gpu] = record
     return dict(sorted(found.items()))

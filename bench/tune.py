@@ -182,13 +182,14 @@ def most_short(times: Mapping[str, Mapping[str, float]]) -> int:
 def chosen(records: Sequence[Mapping[str, Any]]) -> dict[tuple[str, str, int], tuple[int, str]]:
     """Architecture, dtype and size of a head -> the most tokens of a row for the kernel for short rows, and why.
 
-    A record in which a GPU test of attention failed, or none ran, chooses nothing. Where several GPUs are of one
-    architecture, the least of what theirs say.
+    A record in which a GPU test of attention failed, or those of a whole run did not all run, chooses nothing. Where
+    several GPUs are of one architecture, the least of what theirs say.
     """
     found: dict[tuple[str, str, int], tuple[int, str]] = {}
     for each in records:
         figures, gate = each["steps"].get("attention", {}).get("figures") or {}, each["gate"]
-        if not gate["passed"] or any("attention" in failure["test"] for failure in gate["failures"]):
+        have_run = gate["passed"] and (gate["complete"] or each["mode"] == "tune")
+        if not have_run or any("attention" in failure["test"] for failure in gate["failures"]):
             continue
         source = f"{each['machine']['gpu']}, {each['commit'][:7]}"
         for name, times in figures.get("by_length", {}).items():

@@ -27,7 +27,7 @@ def made(*, gpu: str = "NVIDIA H200", commit: str = "abcdef012", **lengths: dict
         "mode": "tune",
         "date": "2026-01-01",
         "machine": {"gpu": gpu},
-        "gate": {"passed": 3, "failed": 0, "failures": []},
+        "gate": {"passed": 3, "failed": 0, "failures": [], "complete": False},
         "steps": {"attention": {"figures": {"architecture": "sm_90", "by_length": by_length}}},
     }
 
@@ -48,14 +48,18 @@ def test_of_two_gpus_of_one_architecture_the_least_is_taken() -> None:
 
 
 @pytest.mark.parametrize(
-    "gate",
+    "trouble",
     [
-        {"passed": 0, "failed": 0, "failures": []},
-        {"passed": 3, "failed": 1, "failures": [{"test": "test_short_attention_is_right", "message": ""}]},
+        {"gate": {"passed": 0, "failures": [], "complete": True}},
+        {"gate": {"passed": 3, "failures": [], "complete": False}, "mode": "full"},
+        {"gate": {"passed": 3, "failures": [{"test": "test_attention_is_its_formula"}], "complete": True}},
     ],
+    ids=["no test ran", "not all of a whole run", "one of attention failed"],
 )
-def test_a_record_whose_attention_was_not_found_right_chooses_nothing(gate: dict[str, Any]) -> None:
-    assert tune.chosen([made(bfloat16_64={8: (9, 3)}) | {"gate": gate}]) == {}
+def test_a_record_whose_attention_was_not_found_right_chooses_nothing(trouble: dict[str, Any]) -> None:
+    assert tune.chosen([made(bfloat16_64={8: (9, 3)}) | trouble]) == {}
+    green = {"passed": 3, "failures": [{"test": "test_exit_step"}], "complete": True}
+    assert len(tune.chosen([made(bfloat16_64={8: (9, 3)}) | {"mode": "full", "gate": green}])) == 1
 
 
 def test_the_table_is_written_from_the_newest_record_that_measured_attention(
