@@ -12,6 +12,8 @@ from pyspark.ml.functions import predict_batch_udf
 from pyspark.sql import SparkSession
 from pyspark.sql.types import DoubleType, IntegerType, StringType, StructField, StructType
 
+import pabee_fast as pf
+
 RESULTS = StructType(
     [
         StructField("prediction", StringType()),
@@ -21,7 +23,6 @@ RESULTS = StructType(
     ]
 )
 
-
 Predict = Callable[[np.ndarray], dict[str, np.ndarray]]
 
 
@@ -29,9 +30,7 @@ def predictor(model: str, policy: str) -> Callable[[], Predict]:
     """What `predict_batch_udf` takes: it is called once in each worker, which has a core of its own."""
 
     def load() -> Predict:
-        from pabee_fast.jobs.ray import BatchScorer  # a class of plain batches: it needs no Ray
-
-        scorer = BatchScorer(model, policy, threads=1)
+        scorer = pf.BatchScorer(model, policy, threads=1)
 
         def predict(texts: np.ndarray) -> dict[str, np.ndarray]:
             columns = scorer({"text": np.asarray(texts, dtype=object)})

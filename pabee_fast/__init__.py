@@ -22,7 +22,10 @@ if TYPE_CHECKING:
     from pabee_fast.calibration.calibrate import Calibration, calibrate
     from pabee_fast.calibration.guarantee import Guarantee, guarantee_of
     from pabee_fast.calibration.replay import Replay, Replayer, replay
+    from pabee_fast.calibration.scorer import Scorer
     from pabee_fast.calibration.trace import Trace, trace
+    from pabee_fast.jobs.batches import BatchScorer
+    from pabee_fast.jobs.table import TableSummary, score_table
     from pabee_fast.modeling.early_exit import accelerate, attach_heads, restore
     from pabee_fast.modeling.load import from_pretrained
     from pabee_fast.modeling.pabee_checkpoint import load_pabee_checkpoint
@@ -30,12 +33,12 @@ if TYPE_CHECKING:
     from pabee_fast.models.family import Family
     from pabee_fast.scoring.answers import RowResult
     from pabee_fast.scoring.conditions import Conditions
-    from pabee_fast.scoring.scorer import Scorer
     from pabee_fast.training.fit import fit
 
 __version__ = "0.1.0"
 
 __all__ = [
+    "BatchScorer",
     "Calibration",
     "CheckpointError",
     "Conditions",
@@ -56,6 +59,7 @@ __all__ = [
     "RowResult",
     "Scheduled",
     "Scorer",
+    "TableSummary",
     "Trace",
     "UnsupportedError",
     "Vote",
@@ -70,6 +74,7 @@ __all__ = [
     "register_family",
     "replay",
     "restore",
+    "score_table",
     "trace",
 ]
 
@@ -79,7 +84,10 @@ _MODULES = {
     "calibration.calibrate": ("Calibration", "calibrate"),
     "calibration.guarantee": ("Guarantee", "guarantee_of"),
     "calibration.replay": ("Replay", "Replayer", "replay"),
+    "calibration.scorer": ("Scorer",),
     "calibration.trace": ("Trace", "trace"),
+    "jobs.batches": ("BatchScorer",),
+    "jobs.table": ("TableSummary", "score_table"),
     "modeling.early_exit": ("accelerate", "attach_heads", "restore"),
     "modeling.load": ("from_pretrained",),
     "modeling.pabee_checkpoint": ("load_pabee_checkpoint",),
@@ -87,7 +95,6 @@ _MODULES = {
     "models.family": ("Family",),
     "scoring.answers": ("RowResult",),
     "scoring.conditions": ("Conditions",),
-    "scoring.scorer": ("Scorer",),
     "training.fit": ("fit",),
 }
 _HOME = {name: module for module, names in _MODULES.items() for name in names}

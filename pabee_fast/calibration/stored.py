@@ -1,27 +1,18 @@
 """Which policy a scorer runs where its user names none: the one stored with the model, or the default."""
 
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
-from pabee_fast.calibration.guarantee import Guarantee, guarantee_of
+from pabee_fast.calibration.guarantee import guarantee_of
 from pabee_fast.models.heads import has_heads
-from pabee_fast.policies import FullDepth, Patience, Policy
+from pabee_fast.policies import FullDepth, Patience
 from pabee_fast.scoring.scorer import Scorer
 
 DEFAULT_POLICY = Patience(6)
 """Where a model brings none: the one of the published tables."""
 
 
-@dataclass(frozen=True)
-class Choice:
-    """A scorer's policy, why it is this one, and what is guaranteed of it."""
-
-    policy: Policy
-    reason: str = "asked for"
-    guarantee: Guarantee | None = None
-
-
-def choose_policy(scorer: Scorer, texts: int | None = None) -> Choice:
-    """Give a scorer the policy that `pabee-fast tune` stored with its model, and say why it has it.
+def choose_policy(scorer: Scorer, texts: int | None = None) -> bool:
+    """Give a scorer the policy that `pabee-fast tune` stored with its model, and the reason why it has it.
 
     If the stored guarantee does not hold here, no row leaves early, since whoever asked for a promise has answers to
     lose. DEFAULT_POLICY where nothing is stored.
@@ -29,34 +20,35 @@ def choose_policy(scorer: Scorer, texts: int | None = None) -> Choice:
     Args:
         texts: how many a row has, 2 of pairs, since a guarantee holds for rows of its kind; None: not known.
 
+    Returns:
+        Whether a stored guarantee is void here.
+
     Raises:
         CheckpointError: what is stored is no guarantee.
         InputError: the stored policy does not fit the model.
     """
-    choice = _stored_or_default(scorer, texts)
-    scorer.policy = scorer.engine.check(choice.policy)
-    return replace(choice, policy=scorer.policy)
-
-
-def _stored_or_default(scorer: Scorer, texts: int | None) -> Choice:
     guarantee = guarantee_of(scorer.model)
     if guarantee is None:
-        return _default(scorer)
+        _choose_default(scorer)
+        return False
     void = guarantee.why_void(replace(scorer.conditions(), texts=texts))
-    if void:
-        return Choice(
-            FullDepth(),
-            f"since what is stored with the model ({guarantee.policy}) is void here: {'; '.join(void)}; run "
-            "`pabee-fast tune` again to have a guarantee, or name a policy by --policy",
-        )
-    return Choice(guarantee.policy, f"stored with the model; {guarantee.statement()}", guarantee)
+    if not void:
+        scorer.choose(guarantee.policy, f"stored with the model; {guarantee.statement()}", guarantee)
+        return False
+    scorer.choose(
+        FullDepth(),
+        f"since what is stored with the model ({guarantee.policy}) is void here: {'; '.join(void)}; run "
+        "`pabee-fast tune` again to have a guarantee, or name a policy by --policy (policy=)",
+    )
+    return True
 
 
-def _default(scorer: Scorer) -> Choice:
-    """Return DEFAULT_POLICY where it can let rows leave; else, without heads to ask for, full depth."""
+def _choose_default(scorer: Scorer) -> None:
+    """Choose DEFAULT_POLICY where it can let rows leave; else, without heads to ask for, full depth."""
     layers, none_stored = len(scorer.engine.layers), "since `pabee-fast tune` has stored none with the model"
     if not has_heads(scorer.model) or (scorer.engine.kind != "value" and layers > DEFAULT_POLICY.patience):
-        return Choice(DEFAULT_POLICY, f"the default, {none_stored}")
+        scorer.choose(DEFAULT_POLICY, f"the default, {none_stored}")
+        return
     why = "needs a threshold for values" if scorer.engine.kind == "value" else f"leaves nowhere in {layers} layers"
-    reason = f"{none_stored}, and the default, {DEFAULT_POLICY}, {why}; name a policy by --policy"
-    return Choice(FullDepth(), reason)
+    reason = f"{none_stored}, and the default, {DEFAULT_POLICY}, {why}; name a policy by --policy (policy=)"
+    scorer.choose(FullDepth(), reason)

@@ -1,4 +1,4 @@
-"""Ray: an executor for a job over many machines, and a callable class for users' own Ray Data pipelines.
+"""Ray: an executor for a job over many machines. What users' own Ray Data pipelines call stands in `batches`.
 
 A machine of the cluster needs this package and must see the model under the same name; input and output are the
 coordinator's alone.
@@ -11,15 +11,11 @@ from concurrent.futures import Future
 from dataclasses import replace
 from typing import Any
 
-import numpy as np
-import pyarrow as pa
-
 from pabee_fast.errors import InputError, WorkerDied
 from pabee_fast.jobs.executor import Executor, same_everywhere
 from pabee_fast.jobs.process import TRIES
 from pabee_fast.jobs.recipe import Recipe
 from pabee_fast.jobs.worker import UNDER_WAY, About, Scored, Task
-from pabee_fast.policies import Policy, parse_policy
 
 logger = logging.getLogger(__name__)
 
@@ -152,67 +148,3 @@ class _Actor:
 
     def score(self, task: Task) -> Scored:
         return self._worker.score(task)
-
-
-class BatchScorer:
-    """Adds the result columns to batches: for `ray.data.Dataset.map_batches`, one model for each actor.
-
-        dataset.map_batches(
-            BatchScorer,
-            fn_constructor_kwargs={"model": "my-model", "policy": "patience:6"},
-            batch_size=8192, batch_format="pyarrow", num_gpus=1, concurrency=4,
-        )
-
-    Args:
-        model: a model directory or hub id, seen by every machine.
-        policy: when a row has settled; a policy, or its spelling on the command line; None: as `choose_policy` says.
-        text_columns: one column's name, or two for pairs.
-        prefix: put before the names of the result columns.
-        all_scores: whether there is a column `score_LABEL` for every label.
-        **options: those of `Recipe`: device, dtype, max_length, token_budget, window, threads.
-    """
-
-    def __init__(
-        self,
-        model: str,
-        policy: Policy | str | None = None,
-        text_columns: Sequence[str] = ("text",),
-        *,
-        prefix: str = "",
-        all_scores: bool = False,
-        **options: Any,
-    ) -> None:
-        chosen = parse_policy(policy) if isinstance(policy, str) else policy
-        self._worker, self.about = Recipe(
-            model, chosen, all_scores=all_scores, texts=len(text_columns), **options
-        ).worker()
-        self._columns, self._prefix = list(text_columns), prefix
-
-    def __call__(self, batch: Any) -> Any:
-        """The batch with its result columns: a pyarrow table, or a dict of numpy arrays, whose dtypes are then the same
-        for all batches; a row without an answer has exit layer 0 there, None for text, and NaN for numbers.
-
-        Raises:
-            InputError: a text column is missing, or a result column's name is taken.
-        """
-        names = batch.column_names if isinstance(batch, pa.Table) else list(batch)
-        missing = [name for name in self._columns if name not in names]
-        if missing:
-            raise InputError(f"the batch has no column {', '.join(missing)}; its columns are {', '.join(names)}")
-        texts = list(zip(*(batch[name].to_pylist() if isinstance(batch, pa.Table) else batch[name].tolist()
-                           for name in self._columns), strict=True))  # fmt: skip
-        results = self._worker.score(Task.of(texts)).results
-        added = dict(zip((self._prefix + name for name in results.schema.names), results.columns, strict=True))
-        if taken := [name for name in added if name in names]:
-            raise InputError(f"the batch has a column {', '.join(taken)} already; choose another prefix")
-        if isinstance(batch, pa.Table):
-            for name, column in added.items():
-                batch = batch.append_column(name, column)
-            return batch
-        return {**batch, **{name: _to_numpy(column) for name, column in added.items()}}
-
-
-def _to_numpy(column: pa.Array) -> np.ndarray:
-    """Without nulls where the column is of whole numbers, which would else be floats wherever a batch has one."""
-    whole = pa.types.is_integer(column.type)
-    return np.asarray((column.fill_null(0) if whole else column).to_numpy(zero_copy_only=False))

@@ -5,12 +5,12 @@ from dataclasses import dataclass, replace
 
 import torch
 
-from pabee_fast.calibration.stored import Choice, choose_policy
+from pabee_fast.calibration.scorer import open_scorer
 from pabee_fast.errors import InputError
 from pabee_fast.jobs.worker import About, Worker
-from pabee_fast.policies import FullDepth, Policy
+from pabee_fast.policies import Policy
 from pabee_fast.runtime.device import choose_device
-from pabee_fast.scoring.load import Setting, load_scorer
+from pabee_fast.scoring.load import Setting
 
 _PRIMITIVES = ("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "64")
 """oneDNN, which multiplies on CPUs, keeps a primitive for every number of tokens it has met: 1,024 by default, some
@@ -23,15 +23,15 @@ MOST_TOKENIZERS = 8
 
 @dataclass(frozen=True)
 class Recipe:
-    """What a worker is made from, in whatever process: the arguments of `load_scorer`, `choose_policy`,
-    `Setting.choose` and `Worker`. Without a policy it is the one stored with the model, see `choose_policy`.
+    """What a worker is made from, in whatever process: the arguments of `open_scorer`, `Setting.choose` and
+    `Worker`. Without a policy it is the one stored with the model, see `choose_policy`.
 
     `threads` are the CPU threads that the model computes with; None: torch's own choice. `tokenizers` as `Scorer` takes
     them; None: none on a CPU, whose cores the model has, and beside a GPU by cores, see `device_recipes`.
     """
 
     model: str
-    policy: Policy | None
+    policy: Policy | str | None
     device: str = "auto"
     dtype: str = "auto"
     max_length: int | None = None
@@ -50,22 +50,22 @@ class Recipe:
             raise InputError(f"audit={self.audit}: give a share of the rows, from 0 to 1")
 
     def worker(self) -> tuple[Worker, About]:
-        """Loads the model; raises what `load_scorer` and `choose_policy` raise."""
+        """Loads the model; raises what `open_scorer` raises."""
         os.environ.setdefault(*_PRIMITIVES)
         if self.threads is not None:
             torch.set_num_threads(self.threads)
         setting = Setting.choose(self.device, self.dtype)
-        scorer = load_scorer(
+        scorer = open_scorer(
             self.model,
-            self.policy or FullDepth(),
+            self.policy,
             setting,
+            texts=self.texts,
             max_length=self.max_length,
             token_budget=self.token_budget,
             window=self.window,
             tokenizers=self.tokenizers or 0,
         )
-        choice = Choice(scorer.policy) if self.policy is not None else choose_policy(scorer, self.texts)
-        worker = Worker(scorer, choice, all_scores=self.all_scores, audit=self.audit)
+        worker = Worker(scorer, all_scores=self.all_scores, audit=self.audit)
         return worker, worker.about(setting)
 
 

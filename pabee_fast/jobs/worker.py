@@ -22,13 +22,13 @@ import pabee_fast
 from pabee_fast.calibration.audit import chosen
 from pabee_fast.calibration.guarantee import Guarantee
 from pabee_fast.calibration.risks import answers_differ
-from pabee_fast.calibration.stored import Choice
+from pabee_fast.calibration.scorer import Scorer
 from pabee_fast.jobs.columns import result_columns, result_schema
 from pabee_fast.policies import FullDepth
 from pabee_fast.runtime.pack import PackedBatch
 from pabee_fast.scoring.answers import Answers
 from pabee_fast.scoring.load import Setting
-from pabee_fast.scoring.scorer import Row, Scorer, readable
+from pabee_fast.scoring.scorer import Row, readable
 from pabee_fast.scoring.tally import Tally
 
 UNDER_WAY = 3
@@ -75,6 +75,7 @@ class About:
     dtype_reason: str
     policy_reason: str
     guarantee: Guarantee | None
+    is_void: bool  # what is stored with the model, so that rows run to full depth
     tokenizer: str  # what tokenizes, in words
 
 
@@ -84,7 +85,6 @@ class Worker:
     Args:
         scorer: what scores.
         all_scores: whether the results have a column for each label.
-        choice: why it has its policy, and what is guaranteed of it; None: the policy was asked for.
         audit: the share of rows that also run to full depth. In regression, values disagree where they differ by more
             than what a guarantee tolerates, or else than the policy's threshold.
         on_rows: told how many rows are done, and the sum of their exit layers; from any thread.
@@ -93,15 +93,13 @@ class Worker:
     def __init__(
         self,
         scorer: Scorer,
-        choice: Choice | None = None,
         *,
         all_scores: bool = False,
         audit: float = 0.0,
         on_rows: Callable[[int, int], None] = lambda rows, layers: None,
     ) -> None:
         self.scorer, self.audit, self.on_rows = scorer, audit, on_rows
-        self.choice = choice or Choice(scorer.policy)
-        tolerated = self.choice.guarantee and self.choice.guarantee.risk.tolerance
+        tolerated = scorer.guarantee and scorer.guarantee.risk.tolerance
         self._tolerance = tolerated or getattr(scorer.policy, "threshold", None) or 0.0
         self.schema = result_schema(scorer.labels, scorer.engine.kind, all_scores=all_scores)
         self._device = ThreadPoolExecutor(1, "device", initializer=self._use_device)
@@ -110,7 +108,7 @@ class Worker:
 
     def about(self, setting: Setting) -> About:
         """What this worker runs."""
-        return about(self.scorer, self.choice, setting, self.schema)
+        return about(self.scorer, setting, self.schema)
 
     def score(self, task: Task) -> Scored:
         """The results of a task's rows; may be called by several threads at once.
@@ -187,7 +185,7 @@ class Worker:
         return int(answers_differ(answers.logits[early], full, engine.kind, self._tolerance).sum())
 
 
-def about(scorer: Scorer, choice: Choice, setting: Setting, schema: pa.Schema) -> About:
+def about(scorer: Scorer, setting: Setting, schema: pa.Schema) -> About:
     """Everything of a scorer that changes results, by the names that a message tells."""
     engine, conditions = scorer.engine, scorer.conditions()
     identity = {
@@ -210,7 +208,8 @@ def about(scorer: Scorer, choice: Choice, setting: Setting, schema: pa.Schema) -
         engine.device.type,
         setting.device_name,
         setting.dtype_reason,
-        choice.reason,
-        choice.guarantee,
+        scorer.policy_reason,
+        scorer.guarantee,
+        scorer.is_void,
         scorer.encoder.served_by,
     )

@@ -14,6 +14,7 @@ from transformers import PretrainedConfig, PreTrainedModel
 
 from pabee_fast.errors import InputError, UnsupportedError
 from pabee_fast.modeling.forward import ENGINE, forward, keep_engine
+from pabee_fast.modeling.stored_heads import add_stored_heads, lacks_its_heads
 from pabee_fast.models.head_kinds import HeadSpec
 from pabee_fast.models.heads import (
     BACKBONE,
@@ -32,6 +33,7 @@ from pabee_fast.runtime.engine import Engine
 from pabee_fast.runtime.layers import separate_weights
 
 Model = TypeVar("Model", bound=PreTrainedModel)
+Given = TypeVar("Given")  # a PreTrainedModel, or a CrossEncoder
 
 IGNORED_BY_TRAINER = "exit_layers"
 
@@ -96,14 +98,14 @@ def _empty_instance(stock: Any) -> Any:
     return cls.__new__(cls)
 
 
-def attach_heads(model: Model, head: str = "pabee", *, pooling: str | None = None, first_layer: int = 1) -> Model:
+def attach_heads(model: Given, head: str = "pabee", *, pooling: str | None = None, first_layer: int = 1) -> Given:
     """Adds untrained internal classifiers before the last layer, in place.
 
     In training mode the model's forward then returns the loss over all heads, sum_j j * L_j / sum_j j (PABEE,
     section 3.3); in evaluation mode it answers as before. `save_pretrained` writes a normal model directory.
 
     Args:
-        model: a live `*ForSequenceClassification` model of a supported family.
+        model: a live `*ForSequenceClassification` model of a supported family, or a CrossEncoder with one inside.
         head: "pabee", the published heads: one linear a layer behind the model's own pooler, shared by all layers;
             "own-pooler", each behind a dense layer and tanh of its own; "linear", each over the tokens themselves.
         pooling: which tokens of a row they read: "first", "last", or the "mean" of all; None: as the model's own
@@ -117,18 +119,22 @@ def attach_heads(model: Model, head: str = "pabee", *, pooling: str | None = Non
         InputError: it has heads already, or another `head`, `pooling` or `first_layer`.
         UnsupportedError: no supported family.
     """
-    spec = HeadSpec.of(model, head, pooling, first_layer)
-    if has_heads(model):
+    inside = classifier_in(model)
+    spec = HeadSpec.of(inside, head, pooling, first_layer)
+    if has_heads(inside):
         raise InputError("the model has heads already; load it without them to start anew")
-    return replace_heads(model, spec)
+    replace_heads(inside, spec)
+    return model
 
 
-def accelerate(model: Model, policy: Policy, *, token_budget: int | None = None) -> Model:
+def accelerate(model: Given, policy: Policy, *, token_budget: int | None = None) -> Given:
     """Swaps the model's forward in place: in evaluation mode every row leaves at its own layer.
 
     Args:
-        model: a `*ForSequenceClassification` model of a supported family; policies that can exit need heads. Its
-            backbone may be torch's dynamic int8 (`quantize_dynamic`), whose answers depend a little on batch-mates.
+        model: a `*ForSequenceClassification` model of a supported family, or a CrossEncoder with one inside. Policies
+            that can exit need heads; where transformers loaded the model without those of its directory, they are read
+            there. Its backbone may be torch's dynamic int8 (`quantize_dynamic`), whose answers depend a little on
+            batch-mates.
         policy: when a row has settled.
         token_budget: the most tokens computed at once, and of a row; None: by device, and rows of any length.
 
@@ -136,38 +142,49 @@ def accelerate(model: Model, policy: Policy, *, token_budget: int | None = None)
         The same object; its outputs carry `exit_layers` [rows] int64. Threads that call it take turns.
 
     Raises:
+        CheckpointError: the heads in the model's directory are absent or others.
         InputError: the policy does not fit the model, or needs heads that it lacks.
         UnsupportedError: no supported family, or a model that is wrapped.
     """
     require_policy(policy)
-    engine = Engine(model, token_budget=token_budget)
+    inside = classifier_in(model)
+    if policy.needs_heads and lacks_its_heads(inside):
+        add_stored_heads(inside)
+    engine = Engine(inside, token_budget=token_budget)
     policy = engine.check(policy)
-    become_early_exit(model)
-    model.exit_policy, model.token_budget = policy, token_budget
-    keep_engine(model, engine)
-    if IGNORED_BY_TRAINER not in (ignored := _ignored(model.config)):  # or Trainer's predictions become a tuple
-        model.config.keys_to_ignore_at_inference = [*ignored, IGNORED_BY_TRAINER]
+    become_early_exit(inside)
+    inside.exit_policy, inside.token_budget = policy, token_budget
+    keep_engine(inside, engine)
+    if IGNORED_BY_TRAINER not in (ignored := _ignored(inside.config)):  # or Trainer's predictions become a tuple
+        inside.config.keys_to_ignore_at_inference = [*ignored, IGNORED_BY_TRAINER]
     return model
 
 
-def restore(model: Model) -> Model:
+def restore(model: Given) -> Given:
     """Undoes `accelerate`: the stock forward again (with heads attached: the loss over all heads in training).
 
     Returns:
         The same object. A model that was not accelerated is left as it is.
     """
-    if not isinstance(model, EarlyExitModel):
+    inside = classifier_in(model)
+    if not isinstance(inside, EarlyExitModel):
         return model
     for name in ("exit_policy", "token_budget", ENGINE):
-        model.__dict__.pop(name, None)
-    before = [key for key in _ignored(model.config) if key != IGNORED_BY_TRAINER]
-    model.config.__dict__.pop("keys_to_ignore_at_inference", None)
-    if before != _ignored(model.config):
-        model.config.keys_to_ignore_at_inference = before
-    separate_weights(model)
-    if not has_heads(model):
-        model.__class__ = stock_class(type(model))
+        inside.__dict__.pop(name, None)
+    before = [key for key in _ignored(inside.config) if key != IGNORED_BY_TRAINER]
+    inside.config.__dict__.pop("keys_to_ignore_at_inference", None)
+    if before != _ignored(inside.config):
+        inside.config.keys_to_ignore_at_inference = before
+    separate_weights(inside)
+    if not has_heads(inside):
+        inside.__class__ = stock_class(type(inside))
     return model
+
+
+def classifier_in(model: Any) -> Any:
+    """The transformers model inside a CrossEncoder of sentence-transformers; any other model is its own."""
+    inside = getattr(model, "transformers_model", None)
+    return inside if isinstance(inside, PreTrainedModel) and not isinstance(model, PreTrainedModel) else model
 
 
 def _ignored(config: PretrainedConfig) -> list[str]:

@@ -25,6 +25,11 @@ logger = logging.getLogger(__name__)
 ENGINE = "_engine"
 """The attribute of an accelerated model that holds its engine; no copy and no file has it."""
 
+NO_GRAPH = (
+    "rows leave early by their values, which no exported or traced graph can hold: call pf.restore(model) first, which "
+    "leaves full depth"
+)
+
 
 @dataclass
 class EarlyExitOutput(SequenceClassifierOutput):
@@ -45,10 +50,13 @@ def forward(model: PreTrainedModel, stock_forward: Callable[..., Any], *args: An
         return multi_exit_loss(model, stock_forward, *args, **kwargs)
     if model.exit_policy is None:
         return stock_forward(*args, **kwargs)
+    # Dynamo, by which strict export looks, meets the reason below, and would hide this error behind one of its own.
+    if torch.jit.is_tracing() or (torch.compiler.is_exporting() and not torch.compiler.is_dynamo_compiling()):
+        raise UnsupportedError(NO_GRAPH)
     return _early_exit(model, **named_arguments(model, *args, **kwargs))
 
 
-@torch.compiler.disable  # rows leave by their values, which no graph can know: a compiled model runs this as it is
+@torch.compiler.disable(reason=NO_GRAPH)  # a compiled model runs this as it is
 def _early_exit(
     model: PreTrainedModel,
     input_ids: Tensor | None = None,

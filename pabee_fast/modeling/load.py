@@ -19,9 +19,8 @@ from transformers.models.auto.auto_factory import _get_model_class
 from pabee_fast.errors import CheckpointError, InputError, UnsupportedError
 from pabee_fast.modeling.directory import HUB, check_size, few_of, find_file, read_config, readable, stored_tensors
 from pabee_fast.modeling.early_exit import early_exit_class
-from pabee_fast.models.head import POOLINGS
-from pabee_fast.models.head_kinds import KINDS
-from pabee_fast.models.heads import CONFIG_ENTRY, FORMATS, HEADS, hash_of
+from pabee_fast.modeling.stored_heads import check_heads_of
+from pabee_fast.models.heads import CONFIG_ENTRY, HEADS
 from pabee_fast.policies import Policy
 
 logger = logging.getLogger(__name__)
@@ -112,8 +111,7 @@ def load_classifier(
             "where you trust it, and save_pretrained() it again"
         )
     if hasattr(config, CONFIG_ENTRY):
-        _check_heads(path, getattr(config, CONFIG_ENTRY), heads)
-        _check_settings(path, config)
+        check_heads_of(path, config, heads)
         cls = early_exit_class(cls)
     with readable(path), _without_report():
         if shapes:  # none where the weights are a .bin
@@ -210,43 +208,4 @@ def check_finite(where: str, model: PreTrainedModel) -> None:
         raise CheckpointError(
             f"{where}: values of {few_of(wrong)} are NaN or infinite in {dtype}; give weights that are finite, or "
             "another dtype if they are in float32"
-        )
-
-
-def _check_heads(path: str, entry: Any, stored: Mapping[str, Tensor]) -> None:
-    """Hold the stored head tensors against the config entry that promises them."""
-    if not isinstance(entry, Mapping) or entry.get("format") not in FORMATS:
-        given = entry.get("format") if isinstance(entry, Mapping) else entry
-        raise CheckpointError(
-            f"{path}: heads of format {given!r}; this version reads {' and '.join(map(str, FORMATS))}"
-        )
-    promised = entry.get("shapes")
-    is_known = entry.get("head") in KINDS and entry.get("pooling") in (*POOLINGS, None)
-    if not isinstance(promised, Mapping) or not is_known or type(entry.get("first_layer", 1)) is not int:
-        raise CheckpointError(
-            f"{path}: the entry {CONFIG_ENTRY!r} of its config has no such shapes, head, pooling and first_layer as "
-            "this version writes; save or fit it again"
-        )
-    if absent := sorted(promised.keys() - stored.keys()):
-        raise CheckpointError(
-            f"{path}: the config promises {len(promised)} head tensors and {len(absent)} are absent "
-            f"({absent[0]}, ...): it was saved without pabee_fast, which drops heads; save it again from a model "
-            "loaded by pf.from_pretrained"
-        )
-    shapes = {name: list(tensor.shape) for name, tensor in stored.items()}
-    if shapes != promised or hash_of(stored) != entry.get("sha256"):
-        raise CheckpointError(f"{path}: its heads are not the ones its config describes; save or fit it again")
-
-
-def _check_settings(path: str, config: PretrainedConfig) -> None:
-    """Hold layers and labels against the config entry: heads of others would be new ones, which nobody has trained."""
-    entry = getattr(config, CONFIG_ENTRY)
-    numbers = {name.split(".")[1] for name in entry["shapes"]}  # exit_heads.0.weight
-    layers, labels = entry.get("first_layer", 1) + len(numbers), config.num_labels
-    if numbers:
-        labels = entry["shapes"][f"{HEADS}.0.weight"][0]
-    if (layers, labels) != (config.num_hidden_layers, config.num_labels):
-        raise CheckpointError(
-            f"{path}: its heads are of {layers} layers and {labels} labels, and its config, with the settings given, "
-            f"says {config.num_hidden_layers} and {config.num_labels}; leave num_hidden_layers and num_labels out"
         )

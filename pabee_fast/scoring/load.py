@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 
 import torch
-from transformers import PretrainedConfig, PreTrainedModel
+from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 from pabee_fast.errors import InputError
 from pabee_fast.modeling.directory import read_config
@@ -98,16 +98,25 @@ def load_scorer(
         CheckpointError: heads that are absent or broken.
         InputError: no such directory, no tokenizer or no safetensors in it, or a policy that does not fit.
     """
+    return Scorer(
+        *load_parts(model, setting),
+        policy=policy,
+        max_length=max_length,
+        token_budget=token_budget,
+        window=WINDOWS.get(setting.device.type, 1_024) if window is None else window,
+        tokenizers=tokenizers,
+    )
+
+
+def load_parts(model: str, setting: Setting) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+    """The classifier of texts of a model directory or hub id, and its tokenizer.
+
+    Raises:
+        CheckpointError: weights or heads that are absent or broken.
+        InputError: no such directory, no classifier of texts, tokenizer or safetensors in it.
+    """
     config, _ = read_config(model)
     if classifies(config) == "images":
         raise InputError(f"model {model!r} classifies images, and rows are texts: use pf.accelerate(model, policy)")
     tokenizer = load_tokenizer(model)
-    return Scorer(
-        _load_model(model, config, setting),
-        tokenizer,
-        policy=policy,
-        max_length=max_length,
-        token_budget=token_budget,
-        window=window or WINDOWS.get(setting.device.type, 1_024),
-        tokenizers=tokenizers,
-    )
+    return _load_model(model, config, setting), tokenizer

@@ -2,13 +2,13 @@
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from itertools import islice
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from pabee_fast.arguments import require_whole
+from pabee_fast.arguments import require_one_of, require_whole
 from pabee_fast.errors import InputError
 from pabee_fast.models.heads import require_evaluation
 from pabee_fast.policies import FullDepth, Policy
@@ -61,11 +61,13 @@ class Scorer:
         require_evaluation(model)
         self.engine = Engine(model, token_budget=token_budget)
         self.model, self.tokenizer = model, tokenizer
-        self.policy = self.engine.check(policy or getattr(model, "exit_policy", None) or FullDepth())
-        if self.policy.exit_at() is not None:
-            raise InputError(
-                "policy=Scheduled(...): given exits are of the rows of one call; use pf.accelerate with it"
-            )
+        if policy is not None:
+            self.choose(policy, "asked for")
+        elif (own := getattr(model, "exit_policy", None)) is not None:
+            self.choose(own, "the one that the model was accelerated with")
+        else:
+            reason = "the default, since no policy was named; Scorer.from_pretrained uses one stored with a model"
+            self.choose(FullDepth(), reason)
         limit = min(self.engine.family.max_length(model), tokenizer.model_max_length, self.engine.longest_row)
         if max_length is not None and max_length > limit:
             raise InputError(
@@ -80,6 +82,33 @@ class Scorer:
         self.encoder = Encoder(tokenizer, self.max_length, model, processes=tokenizers)
         self.labels = label_names(model.config)
         self.tally = Tally()
+
+    @property
+    def policy(self) -> Policy:
+        """When a row has settled. `policy_reason` says why it is this one, and `guarantee` what is promised of it."""
+        return self._policy
+
+    @policy.setter
+    def policy(self, policy: Policy) -> None:
+        self.choose(policy, "asked for")
+
+    def choose(self, policy: Policy, reason: str, guarantee: Any = None) -> None:
+        """Use a policy from now on.
+
+        Args:
+            policy: when a row has settled.
+            reason: why it is this one.
+            guarantee: what is promised of it; None: nothing.
+
+        Raises:
+            InputError: it does not fit the model.
+        """
+        policy = self.engine.check(policy)
+        if policy.exit_at() is not None:
+            raise InputError(
+                "policy=Scheduled(...): given exits are of the rows of one call; use pf.accelerate with it"
+            )
+        self._policy, self.policy_reason, self.guarantee = policy, reason, guarantee
 
     def close(self) -> None:
         """End the processes that tokenize, if there are any."""
@@ -104,6 +133,26 @@ class Scorer:
             answers.mark_not_finite()
             tally.add(answers)
             yield from row_results(answers, self.labels, self.engine.kind)
+
+    def predict(self, rows: Iterable[Row], *, on_error: Literal["raise", "none"] = "raise") -> list[str | float | None]:
+        """Return each row's label, or in regression its value, in input order; see `RowResult.prediction`.
+
+        Args:
+            rows: texts, or pairs of texts.
+            on_error: what a row does that cannot be scored: "raise" an error, or have "none" for its answer.
+
+        Raises:
+            InputError: a row that cannot be scored, with on_error="raise".
+        """
+        require_one_of("on_error", on_error, ("raise", "none"))
+        found: list[str | float | None] = []
+        for result in self.score(rows):
+            if result.error is not None and on_error == "raise":
+                raise InputError(
+                    f'row {len(found)}: {result.error}; leave such rows out, or give on_error="none" for None there'
+                )
+            found.append(result.prediction if result.error is None else None)
+        return found
 
     def plan(self, columns: Sequence["pa.Array"], answers: Answers) -> Iterator[tuple[np.ndarray, PackedBatch]]:
         """Tokenize the rows that have no error, window by window.

@@ -6,8 +6,6 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from hypothesis import given
@@ -17,10 +15,10 @@ import pabee_fast as pf
 from pabee_fast.errors import InputError
 from pabee_fast.jobs import ray as ray_module
 from pabee_fast.jobs.job import Columns, Job, JobOptions, Progress
-from pabee_fast.jobs.ray import BatchScorer, RayExecutor, cores_each
+from pabee_fast.jobs.ray import RayExecutor, cores_each
 from pabee_fast.jobs.recipe import Recipe
 from tests.conftest import ROOT
-from tests.jobs.conftest import RunJob, put_rows, text_of
+from tests.jobs.conftest import RunJob, put_rows
 
 pytestmark = pytest.mark.slow
 
@@ -74,15 +72,6 @@ def test_workers_get_as_many_cores_as_lets_all_of_them_start(cores: list[int], d
     assert sum(own // each for own in cores) >= workers > sum(own // (each + 1) for own in cores)
 
 
-def test_columns_of_numpy_batches_have_one_dtype_whatever_rows_are_in_them(small_model: Path) -> None:
-    scorer = BatchScorer(str(small_model), "patience:1", device="cpu", dtype="float32", threads=1)
-    whole, holed = (scorer({"text": np.array(["good film", last], dtype=object)}) for last in ("bad film", None))
-    assert {name: column.dtype for name, column in whole.items()} == {
-        name: column.dtype for name, column in holed.items()
-    }
-    assert whole["exit_layer"].dtype == np.int32 and holed["exit_layer"][1] == 0
-
-
 def test_an_executor_leaves_a_cluster_alone_that_it_did_not_start(two: RayExecutor, cluster: Any) -> None:
     with pytest.raises(InputError, match="2 CPU cores"):
         RayExecutor(Recipe("m", None), 3)
@@ -100,7 +89,7 @@ def test_a_scorer_for_map_batches_adds_the_columns_of_a_job(
     rows = cluster.data.from_items([{"id": row["id"], "text": row["text"]} for row in wanted])
     options = {"model": str(small_model), "policy": "patience:1", "device": "cpu", "dtype": "float32", "threads": 1}
     got = rows.map_batches(
-        BatchScorer, fn_constructor_kwargs=options, batch_size=20, batch_format="pyarrow", concurrency=1
+        pf.BatchScorer, fn_constructor_kwargs=options, batch_size=20, batch_format="pyarrow", concurrency=1
     ).take_all()
     by_id = {row["id"]: row for row in got}
     assert len(got) == 60
@@ -109,28 +98,6 @@ def test_a_scorer_for_map_batches_adds_the_columns_of_a_job(
             name: row[name] for name in ("prediction", "exit_layer")
         }
         assert (by_id[row["id"]]["error"] is None) == (row["error"] is None)
-
-
-@pytest.fixture(scope="module")
-def scorer(small_model: Path) -> BatchScorer:
-    return BatchScorer(str(small_model), pf.Patience(1), device="cpu", dtype="float32", prefix="p_", all_scores=True)
-
-
-def test_batches_of_numpy_and_arrow_get_the_same_columns(scorer: BatchScorer) -> None:
-    texts = [text_of(row) for row in range(8)]
-    arrow = scorer(pa.table({"text": texts}))
-    numpy = scorer({"text": np.array(texts, dtype=object)})
-    results = ("prediction", "score", "exit_layer", "error", "score_bad", "score_so-so", "score_good")
-    assert arrow.column_names == list(numpy) == ["text", *(f"p_{name}" for name in results)]
-    for name in arrow.column_names:
-        assert arrow[name].to_pylist() == numpy[name].tolist()
-
-
-def test_batches_that_lack_the_text_or_have_the_results_are_refused(scorer: BatchScorer) -> None:
-    with pytest.raises(InputError, match="no column text"):
-        scorer({"other": np.array(["a"])})
-    with pytest.raises(InputError, match="p_score already"):
-        scorer({"text": np.array(["a"], dtype=object), "p_score": np.array([1])})
 
 
 def test_without_ray_the_extra_is_named(monkeypatch: pytest.MonkeyPatch) -> None:

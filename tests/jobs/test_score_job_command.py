@@ -17,7 +17,7 @@ from typer.testing import CliRunner, Result
 import pabee_fast as pf
 from pabee_fast.calibration.guarantee import Guarantee
 from pabee_fast.calibration.risks import Risk
-from pabee_fast.calibration.stored import Choice
+from pabee_fast.calibration.scorer import Scorer, open_scorer
 from pabee_fast.cli import app
 from pabee_fast.cli.watch import Bar, JsonLines, Watch, choose_watch
 from pabee_fast.errors import InputError
@@ -41,7 +41,6 @@ import os, signal, sys
 from pabee_fast.cli import main
 from pabee_fast.calibration.guarantee import Guarantee
 from pabee_fast.calibration.risks import Risk
-from pabee_fast.calibration.stored import Choice
 from pabee_fast.jobs import manifest
 signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background jobs inherit that it is ignored
 appends = []
@@ -174,11 +173,13 @@ def test_the_audit_says_what_it_saw_and_cost_and_warns_where_it_contradicts_the_
     assert "on top of computing" in plain.output and "guarantee" not in plain.output
     for epsilon, contradicted in ((0.001, True), (0.999, False)):
 
-        def guaranteed(policy: pf.Policy, epsilon: float = epsilon) -> Choice:
-            of = Guarantee(policy, Risk("disagreement"), epsilon, 0.05, 1, 0, 1, 0.5, CONDITIONS)
-            return Choice(policy, guarantee=of)
+        def guaranteed(*words: Any, epsilon: float = epsilon, **options: Any) -> Scorer:
+            scorer = open_scorer(*words, **options)
+            of = Guarantee(scorer.policy, Risk("disagreement"), epsilon, 0.05, 1, 0, 1, 0.5, CONDITIONS)
+            scorer.choose(scorer.policy, "asked for", of)
+            return scorer
 
-        monkeypatch.setattr("pabee_fast.jobs.recipe.Choice", guaranteed)
+        monkeypatch.setattr("pabee_fast.jobs.recipe.open_scorer", guaranteed)
         found = score(source, *words, "--output", tmp_path / f"{epsilon}.csv")
         assert ("WARNING: the guarantee stored with the model says at most 0.100%" in found.output) == contradicted
         assert ("does not contradict the guarantee" in found.output) != contradicted

@@ -74,26 +74,44 @@ def test_trainer_evaluates_and_predicts(variant: str, tmp_path: Path) -> None:
     assert trainer.evaluate(data)["eval_loss"] == pytest.approx(float(loss), rel=1e-4)
 
 
-def test_a_cross_encoder_predicts_with_its_model_accelerated_in_place(
-    tiny_tokenizer: PreTrainedTokenizerFast, tmp_path: Path
+@pytest.fixture
+def cross_encoder(tiny_tokenizer: PreTrainedTokenizerFast, tmp_path: Path) -> CrossEncoder:
+    """Of a directory with heads, which sentence-transformers loads without them."""
+    zoo.model_with_heads("bert", num_labels=1, vocab_size=len(tiny_tokenizer)).save_pretrained(tmp_path)
+    tiny_tokenizer.save_pretrained(tmp_path)
+    return CrossEncoder(str(tmp_path), device="cpu")
+
+
+def test_a_cross_encoder_is_accelerated_as_it_is_and_restored(
+    cross_encoder: CrossEncoder, tiny_tokenizer: PreTrainedTokenizerFast
 ) -> None:
-    model = zoo.model_with_heads("bert", num_labels=1, vocab_size=len(tiny_tokenizer))
-    model.save_pretrained(tmp_path)
+    full = cross_encoder.predict(PAIRS)
+    assert pf.accelerate(cross_encoder, pf.FullDepth()) is cross_encoder
+    assert cross_encoder.predict(PAIRS) == pytest.approx(full, rel=1e-5)
+
+    pf.accelerate(cross_encoder, pf.Patience(2, threshold=1.0))
+    early = cross_encoder.predict(PAIRS)
+    tokens = tiny_tokenizer(*map(list, zip(*PAIRS, strict=True)), padding=True, return_tensors="pt")
+    with torch.no_grad():
+        out = pf.from_pretrained(cross_encoder.model.name_or_path, policy=pf.Patience(2, threshold=1.0))(**tokens)
+    assert early == pytest.approx(out.logits[:, 0].sigmoid().numpy(), rel=1e-4)
+    assert out.exit_layers.min() < 6
+    assert spearmanr(full, early).statistic < 1, "the same order: it cannot be told from full depth"
+
+    assert pf.restore(cross_encoder) is cross_encoder
+    assert cross_encoder.predict(PAIRS) == pytest.approx(full, rel=1e-5)
+
+
+def test_a_cross_encoder_without_heads_gets_some(tiny_tokenizer: PreTrainedTokenizerFast, tmp_path: Path) -> None:
+    zoo.stock_model("bert", num_labels=1, vocab_size=len(tiny_tokenizer)).save_pretrained(tmp_path)
     tiny_tokenizer.save_pretrained(tmp_path)
     reranker = CrossEncoder(str(tmp_path), device="cpu")
-    full = reranker.predict(PAIRS)
-    pf.accelerate(reranker.model, pf.FullDepth())
-    assert reranker.predict(PAIRS) == pytest.approx(full, rel=1e-5)
-
-    reranker[0].model = pf.from_pretrained(tmp_path, policy=pf.Patience(2, threshold=1.0))
-    early = reranker.predict(PAIRS)
-    with torch.no_grad():
-        logits = reranker.model(
-            **tiny_tokenizer(*map(list, zip(*PAIRS, strict=True)), padding=True, return_tensors="pt")
-        )
-    assert early == pytest.approx(logits.logits[:, 0].sigmoid().numpy(), rel=1e-4)
-    assert logits.exit_layers.min() < 6
-    assert spearmanr(full, early).statistic < 1, "the same order: it cannot be told from full depth"
+    with pytest.raises(pf.InputError, match="has no heads"):
+        pf.accelerate(reranker, pf.Patience(2, threshold=1.0))
+    assert pf.attach_heads(reranker) is reranker
+    assert len(reranker.model.exit_heads) == 5
+    pf.accelerate(reranker, pf.Patience(2, threshold=1.0))
+    assert len(reranker.predict(PAIRS)) == len(PAIRS)
 
 
 # Stock DeBERTa v1 fails under autocast: it fills bfloat16 scores with the least float32.
