@@ -131,11 +131,28 @@ class DeviceOptions(Options):
 
 
 @dataclass(frozen=True, kw_only=True)
+class ThreadOptions(Options):
+    """How much of the CPU is used."""
+
+    threads: Annotated[
+        int | None, Option(RUN, "CPU threads that compute; default: what OMP_NUM_THREADS says, or one for each core.")
+    ] = None
+
+    def check(self) -> None:
+        super().check()
+        if self.threads is not None:
+            require_whole("threads", self.threads, at_least=1)
+
+
+@dataclass(frozen=True, kw_only=True)
 class RunOptions(DeviceOptions):
     """How texts go through a model."""
 
     max_length: Annotated[
-        int | None, Option(RUN, "Tokens at which a text is cut; default: what model and tokenizer allow.")
+        int | None,
+        Option(
+            RUN, "Tokens at which a text is cut; default: what train, fit or tune stored, else what the model allows."
+        ),
     ] = None
     token_budget: Annotated[
         int | None, Option(RUN, "The most tokens computed at once, and of a text; default: by device.")

@@ -25,7 +25,7 @@ from pabee_fast.calibration.candidates import Chain, chains_for
 from pabee_fast.calibration.guarantee import Guarantee
 from pabee_fast.calibration.known import WORTH_SAYING, Known, distinct_rows
 from pabee_fast.calibration.replay import Replayer
-from pabee_fast.calibration.risks import Risk, full_depth_right
+from pabee_fast.calibration.risks import Risk, answers, full_depth_right
 from pabee_fast.calibration.settings import ORDER_SHARE
 from pabee_fast.calibration.trace import Trace
 from pabee_fast.errors import InputError
@@ -63,6 +63,14 @@ class Tested:
 
 
 @dataclass(frozen=True)
+class AnswerErrors:
+    """Of the testing rows with one answer at full depth, or one label in it, what the chosen policy does to them."""
+
+    rows: int
+    errors: int  # by the risk that the guarantee bounds
+
+
+@dataclass(frozen=True)
 class Calibration:
     """What `calibrate` found."""
 
@@ -71,6 +79,7 @@ class Calibration:
     frontier: tuple[Estimate, ...]  # no other candidate was cheaper and safer on the ordering rows; safest first
     known: Known
     full_depth_accuracy: float | None = None  # where the risk is of labels
+    by_answer: tuple[AnswerErrors, ...] = ()  # for each class or label of a set, over the testing rows; none of values
 
     @property
     def policy(self) -> Policy:
@@ -157,7 +166,8 @@ def calibrate(
         cost=best.cost if best else 1.0,
         conditions=trace.conditions,
     )
-    return Calibration(guarantee, tuple(tested), _frontier(estimates), known, accuracy)
+    by_answer = _by_answer(tests, guarantee.policy, judged)
+    return Calibration(guarantee, tuple(tested), _frontier(estimates), known, accuracy, by_answer)
 
 
 def _given(candidates: Sequence[Sequence[Policy]]) -> list[Chain]:
@@ -235,16 +245,9 @@ def _check_distinct(testing: Trace, epsilon: float, delta: float) -> None:
 
 
 def _check_unseen(trace: Trace, allow_learned: bool) -> Known:
-    """Rows that a model has learned from are no draw of those promised for: its heads are surer of them.
-
-    Texts that occur often are among both, so a few are let pass; what is significantly more than half is refused.
-    """
     known = Known.of(trace)
-    if not allow_learned and known.is_more_than(MOST_SHARED):
-        raise InputError(
-            f"{known}, and a model is surer of such rows than of those promised for: give rows that neither has seen; "
-            "or, if texts recur as often in what will be scored, say so by allow_learned (--allow-learned)"
-        )
+    if not allow_learned:
+        known.refuse_most()
     if known.is_more_than(WORTH_SAYING):
         logger.warning("%s: they may be easier than those promised for", known)
     return known
@@ -302,6 +305,16 @@ def _walk(
         if not steps[-1].passed:
             break
     return steps
+
+
+def _by_answer(tests: Replayer, policy: Policy, risk: Risk) -> tuple[AnswerErrors, ...]:
+    """Whom the errors of a policy befall: a bound over all rows says nothing of a rare answer's."""
+    trace = tests.trace
+    if trace.kind == "value":
+        return ()
+    lost, full = risk.losses(trace, tests.replay(policy)), answers(trace.logits[-1], trace.kind)
+    each = (full[:, label] > 0 if full.ndim == 2 else full == label for label in range(trace.classes))
+    return tuple(AnswerErrors(int(rows.sum()), int((rows & lost).sum())) for rows in each)
 
 
 def _frontier(estimates: Sequence[Sequence[Estimate]]) -> tuple[Estimate, ...]:

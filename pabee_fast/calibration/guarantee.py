@@ -13,7 +13,7 @@ from pabee_fast.calibration.audit import interval
 from pabee_fast.calibration.risks import Risk
 from pabee_fast.calibration.settings import config_of
 from pabee_fast.errors import CheckpointError, InputError
-from pabee_fast.models.heads import CONFIG_ENTRY
+from pabee_fast.models.heads import CONFIG_ENTRY, MAX_LENGTH
 from pabee_fast.policies import FullDepth, Policy, parse_policy
 from pabee_fast.scoring.conditions import Conditions
 from pabee_fast.tables.durable import durable_file
@@ -123,12 +123,12 @@ def check_directory(path: str | Path) -> dict[str, Any]:
 
 
 def store_guarantee(path: str | Path, guarantee: Guarantee) -> None:
-    """Puts it into a model directory's config.json and leaves all else in the directory as it is.
+    """Puts it into a model directory's config.json, with the length that rows are cut at, and leaves all else as it is.
 
     Raises:
         InputError: no directory of a model with heads.
     """
     content = check_directory(path)
-    content[CONFIG_ENTRY][KEY] = guarantee.entry()
+    content[CONFIG_ENTRY] |= {KEY: guarantee.entry(), MAX_LENGTH: guarantee.conditions.max_length}
     with durable_file(Path(path) / "config.json", "guarantee") as file:
         file.write((json.dumps(content, indent=2, sort_keys=True) + "\n").encode())

@@ -1,15 +1,21 @@
 """Which rows of a trace the model has learned from, as far as its config can tell, and which are copies of others."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 
-from pabee_fast.calibration.learned_rows import LEARNED, UNSEEN
+from pabee_fast.calibration.learned_rows import LEARNED, UNSEEN, LearnedRows
 from pabee_fast.calibration.trace import Trace
+from pabee_fast.errors import InputError
 from pabee_fast.extras import require
+from pabee_fast.scoring.scorer import Row
 
 WORTH_SAYING = 0.1
 """Of the rows, the share that the model may have learned from without a word."""
+MOST = 0.5
+"""Of the rows, the share beyond which none is calibrated on: some texts occur often, and so are among both."""
 
 
 @dataclass(frozen=True)
@@ -29,6 +35,23 @@ class Known:
             return cls(0, 0)
         learned, unseen = (distinct_rows(trace.select(trace.learned == flag), trace) for flag in (LEARNED, UNSEEN))
         return cls(len(learned | unseen), len(learned))
+
+    @classmethod
+    def of_texts(cls, config: Any, texts: Sequence[Row]) -> "Known":
+        """What a model's config says of texts before the model runs over them; more or less what their trace does."""
+        learned = LearnedRows.of(config)
+        return cls(0, 0) if learned is None else cls(*learned.look_up(texts))
+
+    def refuse_most(self) -> None:
+        """Raise InputError where the model has learned from significantly more than MOST of the rows.
+
+        Such rows are no draw of those promised for: the model's heads are surer of them.
+        """
+        if self.is_more_than(MOST):
+            raise InputError(
+                f"{self}, and a model is surer of such rows than of those promised for: give rows that neither has "
+                "seen; or, if texts recur as often in what will be scored, say so by allow_learned (--allow-learned)"
+            )
 
     def is_more_than(self, share: float) -> bool:
         """Whether the model has learned from more than this share of all rows (one-sided exact binomial test, 5 %)."""

@@ -66,18 +66,24 @@ class LearnedRows:
         for row in rows:
             part.append(row)
             if len(part) == PART_ROWS:
-                self._merge(_hashes(part))
+                self._merge(hashes_of(part))
                 part = []
             yield row
-        self._merge(_hashes(part))
+        self._merge(hashes_of(part))
 
     def flags(self, rows: Sequence[Row]) -> np.ndarray:
         """LEARNED, UNSEEN or NOT_KNOWN of each row, int8."""
-        hashes = _hashes(rows)
+        hashes = hashes_of(rows)
         found = np.where(np.isin(hashes, self.hashes), LEARNED, UNSEEN).astype(np.int8)
         if len(self.hashes) == MOST:
             found[hashes > self.hashes[-1]] = NOT_KNOWN
         return found
+
+    def look_up(self, rows: Sequence[Row]) -> tuple[int, int]:
+        """Of the rows that differ: of how many it is known whether they were learned from, and how many were."""
+        different = {hashed: flag for hashed, flag in zip(hashes_of(rows).tolist(), self.flags(rows), strict=True)}
+        flags = list(different.values())
+        return len(flags) - flags.count(NOT_KNOWN), flags.count(LEARNED)
 
     def _merge(self, hashes: np.ndarray) -> None:
         self.hashes = np.union1d(self.hashes, hashes)[:MOST]
@@ -94,13 +100,18 @@ def remember(config: Any, part: str, rows: LearnedRows | None) -> None:
         entry[LEARNED_ROWS] = {**kept, part: base64.b64encode(rows.hashes.astype("<u8").tobytes()).decode()}
 
 
-def _hashes(rows: Sequence[Row]) -> np.ndarray:
-    """A hash of each row, uint64, whatever its case and white space, which tokenizers may not see."""
+def hashes_of(rows: Sequence[Row], seed: int | None = None) -> np.ndarray:
+    """A hash of each row, uint64, whatever its case and white space, which tokenizers may not see.
+
+    Args:
+        seed: of hashes that have nothing to do with those of another seed, nor with those that configs keep (None).
+    """
     columns, _ = readable(rows)
     texts = zip(*(column.to_pylist() for column in columns), strict=True)
     plain = (
         [" ".join(unicodedata.normalize("NFKC", text).casefold().split()) for text in row if text is not None]
         for row in texts
     )
-    digests = (blake2b(json.dumps(row).encode(), digest_size=8).digest() for row in plain)
+    person, salt = (b"", b"") if seed is None else (b"seed", seed.to_bytes(16, "little"))
+    digests = (blake2b(json.dumps(row).encode(), digest_size=8, person=person, salt=salt).digest() for row in plain)
     return np.frombuffer(b"".join(digests), "<u8").astype(np.uint64)

@@ -7,7 +7,19 @@ from typing import Annotated
 from pabee_fast.arguments import require_one_of, require_seed, require_share
 from pabee_fast.errors import InputError
 from pabee_fast.extras import require
-from pabee_fast.options import GUARANTEED, MODEL, READ, RUN, TABLES, WRITTEN, Argument, Option, RunOptions, TextOptions
+from pabee_fast.options import (
+    GUARANTEED,
+    MODEL,
+    READ,
+    RUN,
+    TABLES,
+    WRITTEN,
+    Argument,
+    Option,
+    RunOptions,
+    TextOptions,
+    ThreadOptions,
+)
 
 ORDER_SHARE = 0.25
 """Of the calibration rows, those that choose what is tested, where nothing else is asked for."""
@@ -16,7 +28,7 @@ TUNING = "tuning"
 
 
 @dataclass(frozen=True, kw_only=True)
-class TuneSettings(TextOptions, RunOptions):
+class TuneSettings(TextOptions, RunOptions, ThreadOptions):
     """What `pabee-fast tune` was asked for."""
 
     table: Annotated[str | None, Argument("TABLE", f"Calibration texts, without labels: {TABLES}.")] = None

@@ -5,19 +5,28 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
-from pabee_fast.cli.loading import loading
+from pabee_fast.cli.loading import loading, use_threads
 from pabee_fast.cli.options import takes
 from pabee_fast.cli.show import progress_bar, quieten_transformers
+from pabee_fast.cli.tune import print_tuned
 from pabee_fast.shown import plain
 from pabee_fast.training.settings import FitSettings
 
 
 @takes(FitSettings)
 def fit_command(settings: FitSettings) -> None:
-    """Give a fine-tuned classifier exits by texts alone; its backbone and its full-depth answers stay as they are."""
+    """Give a fine-tuned classifier exits by texts alone; its backbone and its full-depth answers stay as they are.
+
+    With --tune it also chooses when rows leave, by texts that it keeps apart from the heads: then `pabee-fast score` is
+    the next command. The texts must be unseen by the classifier's own training.
+    """
     with loading():
         from pabee_fast.training.fit_table import fit_table
 
+        if settings.tune:
+            from pabee_fast.calibration.tune import tune
+
+    use_threads(settings.threads)
     quieten_transformers()
     with progress_bar(Console(stderr=True)) as bar:
         task = bar.add_task("running", total=None, rate="")
@@ -28,6 +37,13 @@ def fit_command(settings: FitSettings) -> None:
         )
     _print_summary(fitted)
     print(plain(f"wrote {settings.output}"))
+    if settings.tune:
+        rows, apart = fitted.record["rows"], len(fitted.calibration)
+        print(
+            f"of {rows + apart:,} rows {rows:,} fitted the heads and {apart:,} calibrate, by a hash of each text and "
+            f"seed {settings.seed}; copies of a text are on one side"
+        )
+        print_tuned(tune(settings.tuning, fitted.calibration), stored_in=str(settings.output))
 
 
 def _print_summary(fitted: Any) -> None:

@@ -24,3 +24,11 @@ def loading() -> Iterator[None]:
         atexit.register(gc.unfreeze)  # or libraries take what is never collected for leaks, and print so
     finally:
         gc.enable()
+
+
+def use_threads(threads: int | None) -> None:
+    """Let torch compute by so many threads of the CPU; None: as many as it chose itself."""
+    import torch
+
+    if threads is not None:
+        torch.set_num_threads(threads)

@@ -1,6 +1,6 @@
 """`pabee-fast report`."""
 
-from pabee_fast.cli.loading import loading
+from pabee_fast.cli.loading import loading, use_threads
 from pabee_fast.cli.options import takes
 from pabee_fast.cli.show import quieten_transformers
 from pabee_fast.report.settings import ReportSettings
@@ -13,6 +13,7 @@ def report_command(settings: ReportSettings) -> None:
     with loading():
         from pabee_fast.report.make import make_report
 
+    use_threads(settings.threads)
     quieten_transformers()
     make_report(settings)
     print(plain(f"wrote {settings.output}"))

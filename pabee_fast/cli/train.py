@@ -2,7 +2,7 @@
 
 from rich.console import Console
 
-from pabee_fast.cli.loading import loading
+from pabee_fast.cli.loading import loading, use_threads
 from pabee_fast.cli.options import takes
 from pabee_fast.cli.show import quieten_transformers
 from pabee_fast.shown import plain
@@ -15,6 +15,7 @@ def train_command(settings: TrainSettings) -> None:
     with loading():
         from pabee_fast.training.train import train
 
+    use_threads(settings.threads)
     quieten_transformers()
     train(settings, Console())
     print(plain(f"wrote {settings.output}"))

@@ -5,10 +5,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
 
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Column, Table
 
 from pabee_fast.calibration.settings import TuneSettings
-from pabee_fast.cli.loading import loading
+from pabee_fast.cli.loading import loading, use_threads
 from pabee_fast.cli.options import takes
 from pabee_fast.cli.show import quieten_transformers
 from pabee_fast.shown import plain
@@ -32,15 +33,28 @@ def tune_command(settings: TuneSettings) -> None:
     precision and maximum length stay the same.
     """
     with loading():
-        from pabee_fast.calibration.tune import ASSUMPTION, tune
+        from pabee_fast.calibration.tune import tune
 
+    use_threads(settings.threads)
     quieten_transformers()
+    print_tuned(tune(settings), stored_in=settings.model if settings.store else None)
+
+
+def print_tuned(tuned: "Tuned", stored_in: str | None) -> None:
+    """Show what was chosen, what is promised of it and whom its errors befall; then how it was found."""
+    from pabee_fast.calibration.tune import ASSUMPTION
+
     console = Console()
-    tuned = tune(settings)
+    _print_choice(console, tuned)
+    if tuned.calibration.by_answer:
+        console.print(_answers_table(tuned))
+    console.print(ASSUMPTION, highlight=False)
     console.print(_frontier_table(tuned.calibration))
     console.print(_tested_table(tuned.calibration))
-    _print_choice(console, tuned, stored_in=settings.model if settings.store else None)
-    console.print(ASSUMPTION, highlight=False)
+    for file in tuned.files:
+        print(plain(f"wrote {file}"))
+    if stored_in is not None:
+        print(plain(f"stored in {Path(stored_in) / 'config.json'}"))
 
 
 def _frontier_table(found: "Calibration") -> Table:
@@ -81,7 +95,7 @@ def _thinned(items: Sequence[Item], kept: Callable[[Item], bool] = lambda item: 
     return [item for i, item in enumerate(items) if (len(items) - 1 - i) % every == 0 or kept(item)]
 
 
-def _print_choice(console: Console, tuned: "Tuned", stored_in: str | None) -> None:
+def _print_choice(console: Console, tuned: "Tuned") -> None:
     guarantee, setting = tuned.calibration.guarantee, tuned.setting
     console.print(f"chosen: [bold]{guarantee.policy}[/bold]", highlight=False)
     console.print(f"promise: {guarantee.statement()}", highlight=False)
@@ -93,7 +107,24 @@ def _print_choice(console: Console, tuned: "Tuned", stored_in: str | None) -> No
     if (accuracy := tuned.calibration.full_depth_accuracy) is not None:
         console.print(f"full depth is right on {accuracy:.1%} of these rows", highlight=False)
     console.print(str(tuned.calibration.known), highlight=False)
-    for file in tuned.files:
-        print(plain(f"wrote {file}"))
-    if stored_in is not None:
-        print(plain(f"stored in {Path(stored_in) / 'config.json'}"))
+    if tuned.is_trivial:
+        console.print(
+            f"full depth gives {tuned.alike:.1%} of these rows one and the same answer, so that hardly any policy "
+            "could break the promise: it says little of the other answers. What each loses stands below",
+            highlight=False,
+        )
+
+
+def _answers_table(tuned: "Tuned") -> Table:
+    """The SHOWN answers that lose the largest share of their rows."""
+    found = tuned.calibration
+    title = f"{found.guarantee.risk.name} of each answer, over the {found.guarantee.rows:,} rows that tested it"
+    table = Table(title=title, title_justify="left", min_width=len(title))
+    table.add_column("at full depth", overflow="fold")
+    for name in ("rows", "errors", "share"):
+        table.add_column(name, justify="right", no_wrap=True)
+    named = [(name, of) for name, of in zip(tuned.names, found.by_answer, strict=True) if of.rows]
+    worst = sorted(named, key=lambda one: -one[1].errors / one[1].rows)[:SHOWN]
+    for name, of in worst:
+        table.add_row(escape(plain(name)), f"{of.rows:,}", f"{of.errors}", f"{of.errors / of.rows:.2%}")
+    return table

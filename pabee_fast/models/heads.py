@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from pabee_fast.errors import InputError, UnsupportedError
+from pabee_fast.errors import CheckpointError, InputError, UnsupportedError
 from pabee_fast.models import family_of, is_built_in
 from pabee_fast.models.around import check_around
 from pabee_fast.models.head import Head
@@ -25,6 +25,8 @@ from pabee_fast.policies import AnswerKind
 CONFIG_ENTRY = "pabee_fast"
 FIT = "fit"
 """The key of the entry under which `fit` says what it did."""
+MAX_LENGTH = "max_length"
+"""The key of the entry under which `train`, `fit` and `tune` say at how many tokens they cut rows."""
 LEARNED_ROWS = "learned_rows"
 """The key of the entry under which `training.learned_rows` keeps which rows BACKBONE and HEADS have learned from."""
 BACKBONE = "backbone"
@@ -63,6 +65,20 @@ def inner_heads(model: Any) -> int:
 def spec_of(model: PreTrainedModel) -> HeadSpec:
     """What heads the config of a model with heads promises."""
     return HeadSpec.from_entry(model, getattr(model.config, CONFIG_ENTRY))
+
+
+def stored_max_length(config: Any) -> int | None:
+    """Where heads, or the guarantee that was found last, were made with rows cut; None where the config does not say.
+
+    Raises:
+        CheckpointError: what it says is no number of tokens.
+    """
+    length = (getattr(config, CONFIG_ENTRY, None) or {}).get(MAX_LENGTH)
+    if length is not None and (type(length) is not int or length < 1):
+        raise CheckpointError(
+            f"the config's {CONFIG_ENTRY}.{MAX_LENGTH} is {length!r}, and no number of tokens: correct config.json"
+        )
+    return length
 
 
 def check_heads(model: PreTrainedModel) -> None:

@@ -7,11 +7,11 @@ from typing import Annotated
 from pabee_fast.arguments import require_model
 from pabee_fast.errors import InputError
 from pabee_fast.extras import require
-from pabee_fast.options import MODEL, READ, TABLES, WRITTEN, Argument, Option, RunOptions, TextOptions
+from pabee_fast.options import MODEL, READ, TABLES, WRITTEN, Argument, Option, RunOptions, TextOptions, ThreadOptions
 
 
 @dataclass(frozen=True, kw_only=True)
-class ReportSettings(TextOptions, RunOptions):
+class ReportSettings(TextOptions, RunOptions, ThreadOptions):
     """What `pabee-fast report` was asked for."""
 
     tables: Annotated[list[str], Argument("TABLE...", f"Labelled texts, a section each: {TABLES}.")]

@@ -10,7 +10,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from pabee_fast.arguments import require_one_of, require_whole
 from pabee_fast.errors import InputError
-from pabee_fast.models.heads import require_evaluation
+from pabee_fast.models.heads import require_evaluation, stored_max_length
 from pabee_fast.policies import FullDepth, Policy
 from pabee_fast.runtime.engine import Engine, OnSettled, ignore
 from pabee_fast.runtime.pack import PackedBatch
@@ -36,7 +36,8 @@ class Scorer:
         model: a `*ForSequenceClassification` model of a supported family, in evaluation mode.
         tokenizer: its fast tokenizer.
         policy: when a row has settled; None: the one the model was accelerated with, otherwise full depth.
-        max_length: the most tokens of a row, longer ones are cut; None: what model and tokenizer allow.
+        max_length: the most tokens of a row, longer ones are cut; None: as many as the model's heads or its guarantee
+            were made with, else what model and tokenizer allow.
         token_budget: the most tokens computed at once, and of a row; None: by device, and rows as above.
         window: rows that are tokenized and sorted by length together.
         tokenizers: processes that tokenize where only the model's own tokenizer can; `close` ends them. 0: none, it
@@ -74,7 +75,7 @@ class Scorer:
                 f"max_length={max_length}: the model, its tokenizer and the token budget, where one is given, "
                 f"allow {limit}"
             )
-        self.max_length = limit if max_length is None else max_length
+        self.max_length = min(stored_max_length(model.config) or limit, limit) if max_length is None else max_length
         require_whole("max_length", self.max_length, at_least=tokenizer.num_special_tokens_to_add(pair=True) + 2)
         require_whole("window", window, at_least=1)
         self.window = window

@@ -35,7 +35,7 @@ def evaluate_layers(
         features: tokens and `labels` of each row.
         collator: pads a batch of them.
     """
-    logits = torch.cat(list(_all_logits(model, features, collator, batch_size)), dim=1)
+    logits = torch.cat(list(all_logits(model, features, collator, batch_size)), dim=1)
     order = _by_length(features)
     labels = torch.tensor([features[i]["labels"] for i in order])
     without_head = (None,) * (spec_of(model).first_layer - 1)
@@ -69,7 +69,7 @@ def as_table(title: str, scores: Sequence[LayerScores]) -> Table:
 
 
 @torch.no_grad()
-def _all_logits(
+def all_logits(
     model: PreTrainedModel, features: Features, collator: DataCollatorWithPadding, batch_size: int
 ) -> Iterator[Tensor]:
     """[layers, rows of the batch, classes] float32 on the host, rows by length."""

@@ -103,13 +103,16 @@ def run_once(
     max_length: int | None = None,
     token_budget: int | None = None,
     on_window: Callable[[int], None] = lambda rows: None,
-) -> None:
+) -> int:
     """Runs rows through the packed engine at full depth and fills `store`.
 
     Args:
         pooling: which tokens of a row are read: "first", "last" or "mean".
         max_length, token_budget: as for `Scorer`.
         on_window: told after every window how many rows are done.
+
+    Returns:
+        The most tokens of a row, at which longer ones were cut.
 
     Raises:
         InputError: a row that cannot be scored, or whose features are not finite.
@@ -121,3 +124,4 @@ def run_once(
     while taken := list(islice(source, window)):
         store.append(*engine.every_feature(scorer.batch(taken, store.rows), pooling, store.first_layer))
         on_window(store.rows)
+    return scorer.max_length

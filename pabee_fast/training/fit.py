@@ -1,5 +1,6 @@
 """Exits for a fine-tuned model as it is: the backbone is frozen, and heads learn to answer as the whole model does."""
 
+import logging
 import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from numbers import Real
@@ -12,6 +13,7 @@ from torch.nn.functional import linear
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from pabee_fast.arguments import require_between, require_seed, require_share
+from pabee_fast.calibration.alike import MOST_ROWS, warn_of_alike_heads
 from pabee_fast.calibration.learned_rows import LearnedRows, remember
 from pabee_fast.errors import InputError
 from pabee_fast.kernels.checks import Pooler
@@ -19,13 +21,15 @@ from pabee_fast.kernels.reference import ACTIVATIONS
 from pabee_fast.modeling.early_exit import Model, replace_heads
 from pabee_fast.models import family_of
 from pabee_fast.models.head_kinds import HeadSpec
-from pabee_fast.models.heads import CONFIG_ENTRY, FIT, HEADS, answer_kind
+from pabee_fast.models.heads import CONFIG_ENTRY, FIT, HEADS, MAX_LENGTH, answer_kind
 from pabee_fast.policies import AnswerKind
 from pabee_fast.scoring.scorer import Row, row_source
 from pabee_fast.training.features import FeatureStore, run_once
 from pabee_fast.training.fit_head import Targets, asked, fit_linear, fit_pooled, rescale
 
 LEAST_ROWS = 20
+
+logger = logging.getLogger(__name__)
 
 
 def fit(
@@ -96,7 +100,7 @@ def fit(
         raise InputError(f"onto has {_shape(target.config)}, and the model {_shape(model.config)}: give the same model")
     learned, source = LearnedRows() if remember_rows else None, row_source(rows)
     with FeatureStore(first_layer, folder) as store:
-        run_once(
+        length = run_once(
             store,
             model,
             tokenizer,
@@ -114,17 +118,20 @@ def fit(
         if (left := store.rows - int(aside.sum())) < LEAST_ROWS // 2:
             raise InputError(f"held_out={held_out!r} leaves {left} of {store.rows} rows to learn from: hold out fewer")
         targets = Targets.of(kind, store.logits, known, alpha=alpha, held_out=aside).to(model.device)
-        heads, found = [], []
+        heads, found, outputs = [], [], []
         for layer in range(first_layer, model.config.num_hidden_layers):
-            fitted, figures = _fit_head(model, spec, store, layer, targets, seed)
+            fitted, answered, figures = _fit_head(model, spec, store, layer, targets, seed)
             heads.append(fitted)
+            outputs.append(answered[:MOST_ROWS].cpu())
             found.append({"layer": layer, **figures})
             on_head(layer)
+        warn_of_alike_heads(logger, [*outputs, store.logits[:MOST_ROWS]], kind, first_layer)
     labelled = 0 if known is None else int((~known.isnan()).all(dim=1).sum())
     replace_heads(target, spec)
     with torch.no_grad():
         for new, fitted in zip(getattr(target, HEADS), heads, strict=True):
             new.load_state_dict(fitted.state_dict())
+    getattr(target.config, CONFIG_ENTRY)[MAX_LENGTH] = length
     getattr(target.config, CONFIG_ENTRY)[FIT] = {
         "rows": len(aside), "labelled": labelled, "held_out": int(aside.sum()), "heads": found,
     }  # fmt: skip
@@ -147,8 +154,8 @@ def _choose(rows: int, share: float, seed: int) -> Tensor:
 
 def _fit_head(
     model: PreTrainedModel, spec: HeadSpec, store: FeatureStore, layer: int, targets: Targets, seed: int
-) -> tuple[nn.Linear, dict[str, float]]:
-    """The head of one layer in float32, and what is recorded of it."""
+) -> tuple[nn.Linear, Tensor, dict[str, float]]:
+    """The head of one layer in float32, its logits for all rows, and what is recorded of it."""
     read = _read(model, spec)
 
     def parts() -> Iterator[tuple[slice, Tensor]]:
@@ -160,11 +167,12 @@ def _fit_head(
     else:
         head = fit_linear(parts, targets)
     factor, shift = rescale(head, parts, targets)
-    outputs, full = (values[targets.held_out] for values in (asked(head, parts), targets.answers))
+    answered = asked(head, parts)
+    outputs, full = (values[targets.held_out] for values in (answered, targets.answers))
     if targets.kind == "value":
-        return head, {"scale": factor, "shift": shift, "difference": float((outputs - full).abs().mean())}
+        return head, answered, {"scale": factor, "shift": shift, "difference": float((outputs - full).abs().mean())}
     same = outputs.argmax(1) == full.argmax(1) if targets.kind == "label" else ((outputs > 0) == (full > 0.5)).all(1)
-    return head, {"temperature": factor, "agreement": float(same.float().mean())}
+    return head, answered, {"temperature": factor, "agreement": float(same.float().mean())}
 
 
 def _read(model: PreTrainedModel, spec: HeadSpec) -> Callable[[Tensor], Tensor]:

@@ -2,20 +2,30 @@
 
 import copy
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 from transformers import PreTrainedModel
 
+from pabee_fast.calibration.calibrate import check_rows
+from pabee_fast.calibration.known import Known
+from pabee_fast.calibration.learned_rows import hashes_of
+from pabee_fast.calibration.risks import Risk
+from pabee_fast.calibration.settings import ORDER_SHARE
 from pabee_fast.errors import InputError
-from pabee_fast.models.heads import CONFIG_ENTRY, FIT, classifies
+from pabee_fast.models.heads import CONFIG_ENTRY, FIT, answer_kind, classifies
 from pabee_fast.scoring.examples import Scorable, labels_where_given, open_tables
 from pabee_fast.scoring.labels import labels_of_config
 from pabee_fast.scoring.load import Setting
+from pabee_fast.scoring.scorer import Row
 from pabee_fast.training.directory import load_config_and_tokenizer, load_model, save
 from pabee_fast.training.fit import fit
 from pabee_fast.training.settings import FitSettings
+
+CALIBRATION_SHARE = 0.5
+"""Of the rows, those that calibrate where a policy is to be chosen and nothing else is asked for."""
 
 
 @dataclass(frozen=True)
@@ -28,6 +38,7 @@ class Fitted:
     left_out: int  # rows that cannot be scored
     pass_seconds: float  # the one run of all texts, tokenisation included
     head_seconds: float  # the training of all heads
+    calibration: Sequence[Row]  # the rows that were kept apart to calibrate by; none where no policy is to be chosen
 
 
 def fit_table(
@@ -58,8 +69,17 @@ def fit_table(
     stored = load_model(settings.model, "auto")
     settings.output.parent.mkdir(parents=True, exist_ok=True)  # the features lie beside the model meanwhile
     running = copy.deepcopy(stored).to(setting.device, setting.dtype)
-    texts, started = Scorable(tables), time.perf_counter()
-    passed = started
+    texts = Scorable(tables)
+    rows: Iterable[Row] = texts
+    calibration: list[Row] = []
+    if settings.tune:
+        everything = list(texts)
+        is_apart = apart(everything, _share(settings), settings.seed)
+        calibration = [row for row, flag in zip(everything, is_apart, strict=True) if flag]
+        rows = [row for row, flag in zip(everything, is_apart, strict=True) if not flag]
+        labels = labels and [label for label, flag in zip(labels, is_apart, strict=True) if not flag]
+        _check_calibration(settings, stored, calibration, len(everything))
+    passed = started = time.perf_counter()
 
     def on_pass(rows: int) -> None:
         nonlocal passed
@@ -69,7 +89,7 @@ def fit_table(
     fit(
         running,
         tokenizer,
-        texts,
+        rows,
         labels,
         head=settings.head,
         pooling=settings.pooling,
@@ -88,4 +108,29 @@ def fit_table(
     ended = time.perf_counter()
     record = getattr(stored.config, CONFIG_ENTRY)[FIT]
     save(stored, tokenizer, settings.output, {})
-    return Fitted(stored, setting, record, texts.left_out, passed - started, ended - passed)
+    return Fitted(stored, setting, record, texts.left_out, passed - started, ended - passed, calibration)
+
+
+def apart(rows: Sequence[Row], share: float, seed: int) -> np.ndarray:
+    """[rows] bool: which rows calibrate, about a share of them.
+
+    A row's text and the seed decide, so that copies of a text fall on one side, and no row that heads have learned from
+    is among those that judge them.
+    """
+    return hashes_of(rows, seed) < np.uint64(min(int(share * 2**64), 2**64 - 1))
+
+
+def _share(settings: FitSettings) -> float:
+    return CALIBRATION_SHARE if settings.calibration_share is None else settings.calibration_share
+
+
+def _check_calibration(settings: FitSettings, model: PreTrainedModel, rows: Sequence[Row], of: int) -> None:
+    """Raise InputError, before the model runs, for what would be said of these rows once the heads are fitted."""
+    kind = answer_kind(model)
+    Risk.choose(kind, None, settings.tolerance).check_kind(kind)
+    try:
+        check_rows(len(rows), *settings.bounds, ORDER_SHARE)
+        Known.of_texts(model.config, rows).refuse_most()
+    except InputError as error:
+        told = f"tune: of {of} rows {len(rows)} calibrate (calibration share {_share(settings):g})"
+        raise InputError(f"{told}: {error}") from None

@@ -2,7 +2,7 @@
 
 import importlib.util
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Annotated
 
@@ -15,8 +15,11 @@ from pabee_fast.arguments import (
     require_share,
     require_whole,
 )
+from pabee_fast.calibration.settings import TuneSettings
 from pabee_fast.errors import InputError, PabeeFastError
+from pabee_fast.extras import require
 from pabee_fast.options import (
+    GUARANTEED,
     LEARNED,
     MODEL,
     READ,
@@ -28,11 +31,14 @@ from pabee_fast.options import (
     Options,
     RunOptions,
     TextOptions,
+    ThreadOptions,
 )
 
 OBJECTIVES = ("pabee", "self-distillation")
 """How the heads learn from the last one, beside labels and teacher."""
 SCHEDULES = ("linear", "cosine", "constant")
+MAX_TOKENS = 128
+"""Of a row in training, where nothing else is asked for or stored."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -56,7 +62,7 @@ class ModelOutput(Options):
 
 
 @dataclass(frozen=True, kw_only=True)
-class FitSettings(TextOptions, RunOptions, ModelOutput):
+class FitSettings(TextOptions, RunOptions, ThreadOptions, ModelOutput):
     """What `pabee-fast fit` was asked for."""
 
     table: Annotated[str, Argument("TABLE", f"Texts: {TABLES}.")]
@@ -69,7 +75,28 @@ class FitSettings(TextOptions, RunOptions, ModelOutput):
     first_layer: Annotated[int, Option(MODEL, "First layer that gets a head.")] = 1
     alpha: Annotated[float, Option(LEARNED, "The model's share in what is learned of a row with a label.")] = 0.5
     held_out: Annotated[float, Option(LEARNED, "Share of the rows that only choose and scale.")] = 0.1
-    seed: Annotated[int, Option(LEARNED, "Seed of the rows held out.")] = 0
+    seed: Annotated[int, Option(LEARNED, "Seed of the rows held out, and of those that calibrate.")] = 0
+    tune: Annotated[
+        bool,
+        Option(
+            GUARANTEED,
+            "Keep a share of the rows apart from the heads and choose a policy by them, as pabee-fast tune does.",
+        ),
+    ] = False
+    epsilon: Annotated[
+        float | None, Option(GUARANTEED, "With --tune: the most that the risk may be; default: 0.01.")
+    ] = None
+    delta: Annotated[
+        float | None,
+        Option(GUARANTEED, "With --tune: the most that the probability of a broken promise may be; default: 0.05."),
+    ] = None
+    tolerance: Annotated[
+        float | None,
+        Option(GUARANTEED, "With --tune, regression: how far from full depth's an answer may be, in its units."),
+    ] = None
+    calibration_share: Annotated[
+        float | None, Option(GUARANTEED, "With --tune: the share of the rows that calibrate; default: 0.5.")
+    ] = None
     dtype: Annotated[str, Option(RUN, "Precision of the one run: auto, float32, bfloat16 or float16.")] = "auto"
 
     def check(self) -> None:
@@ -78,12 +105,45 @@ class FitSettings(TextOptions, RunOptions, ModelOutput):
         require_between("alpha", self.alpha, 0, 1)
         require_share("held_out", self.held_out)
         require_seed(self.seed)
+        self._check_tuning()
         require_model(self.model)
         self.check_tables(self.table)
 
+    def _check_tuning(self) -> None:
+        for name in ("epsilon", "delta", "tolerance", "calibration_share"):
+            if (given := getattr(self, name)) is None:
+                continue
+            if not self.tune:
+                raise InputError(f"{name}={given}: it is about choosing a policy; give --tune too")
+            (require_positive if name == "tolerance" else require_share)(name, given)
+        if self.tune:
+            require("scipy.stats")
+            require("matplotlib")
+
+    @property
+    def bounds(self) -> tuple[float, float]:
+        """The epsilon and delta of --tune."""
+        return (
+            TuneSettings.epsilon if self.epsilon is None else self.epsilon,
+            TuneSettings.delta if self.delta is None else self.delta,
+        )
+
+    @property
+    def tuning(self) -> TuneSettings:
+        """What `tune` is asked for once the heads are written."""
+        return TuneSettings(
+            table=self.table,
+            model=str(self.output),
+            epsilon=self.bounds[0],
+            delta=self.bounds[1],
+            tolerance=self.tolerance,
+            seed=self.seed,
+            **{field.name: getattr(self, field.name) for group in (TextOptions, RunOptions) for field in fields(group)},
+        )
+
 
 @dataclass(frozen=True, kw_only=True)
-class TrainSettings(TextOptions, ModelOutput):
+class TrainSettings(TextOptions, ThreadOptions, ModelOutput):
     """What `pabee-fast train` was asked for."""
 
     train: Annotated[str, Argument("TRAIN", f"Labelled texts: {TABLES}.")]
@@ -102,9 +162,19 @@ class TrainSettings(TextOptions, ModelOutput):
         str | None,
         Option(READ, "single_label_classification, multi_label_classification or regression; default: by labels."),
     ] = None
-    head: Annotated[str | None, Option(MODEL, "New heads: pabee, own-pooler or linear; see pf.attach_heads.")] = None
+    head: Annotated[
+        str | None,
+        Option(
+            MODEL, "New heads: linear, own-pooler, or pabee, the published ones; default: linear. See pf.attach_heads."
+        ),
+    ] = None
     pooling: Annotated[
-        str | None, Option(MODEL, "What new heads read: the first token, the last, or the mean of all.")
+        str | None,
+        Option(
+            MODEL,
+            "What new heads read: the first token, the last, or the mean of all; default: mean, of --head pabee what "
+            "the model's own classifier reads.",
+        ),
     ] = None
     first_layer: Annotated[int | None, Option(MODEL, "First layer that gets a head.")] = None
     epochs: Annotated[int, Option(LEARNED, "Passes over the table.")] = 5
@@ -115,6 +185,14 @@ class TrainSettings(TextOptions, ModelOutput):
     warmup: Annotated[float, Option(LEARNED, "Share of the steps in which the learning rate rises, 0 to 1.")] = 0.06
     weight_decay: Annotated[float, Option(LEARNED, "Weight decay of AdamW.")] = 0.01
     seed: Annotated[int, Option(LEARNED, "Seed of new heads, dropout and the order of rows.")] = 0
+    fit_heads: Annotated[
+        bool | None,
+        Option(
+            LEARNED,
+            "Once the backbone is trained, fit the heads anew to its answers on these texts; default: unless they are "
+            "pabee's.",
+        ),
+    ] = None
     objective: Annotated[
         str, Option(LEARNED, "pabee, or self-distillation: every head also learns the last one's answers.")
     ] = "pabee"
@@ -125,17 +203,24 @@ class TrainSettings(TextOptions, ModelOutput):
     temperature: Annotated[
         float | None, Option(LEARNED, "Softens the teacher's and the heads' answers; default: 2.")
     ] = None
-    max_length: Annotated[int, Option(RUN, "Tokens at which a text is cut.")] = 128
+    max_length: Annotated[
+        int | None,
+        Option(RUN, "Tokens at which a text is cut; default: what is stored with the model's heads, or 128."),
+    ] = None
     bf16: Annotated[bool, Option(RUN, "Compute in bfloat16 mixed precision.")] = False
+
+    @property
+    def cut_at(self) -> int:
+        """The most tokens of a row, where a model has none stored."""
+        return MAX_TOKENS if self.max_length is None else self.max_length
 
     def check(self) -> None:
         if importlib.util.find_spec("accelerate") is None:
             raise PabeeFastError("training needs accelerate: pip install 'pabee-fast[train]'")
         super().check()
-        for name in ("epochs", "batch_size", "accumulate", "max_length"):
-            require_whole(name, getattr(self, name), at_least=1)
-        if self.first_layer is not None:
-            require_whole("first_layer", self.first_layer, at_least=1)
+        for name in ("epochs", "batch_size", "accumulate", "max_length", "first_layer"):
+            if (given := getattr(self, name)) is not None:
+                require_whole(name, given, at_least=1)
         for name in ("alpha", "temperature"):
             if self.teacher is None and (given := getattr(self, name)) is not None:
                 raise InputError(f"{name}={given}: it is about a teacher's answers; name the teacher by --teacher")

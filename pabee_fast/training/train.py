@@ -1,10 +1,11 @@
 """Joint fine-tuning of a model and its heads with transformers' Trainer, from tables to a model directory."""
 
 import json
+import logging
 import math
 import sys
 import time
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -22,23 +23,41 @@ from transformers import (
     set_seed,
 )
 
+from pabee_fast.calibration.alike import warn_of_alike_heads
 from pabee_fast.calibration.learned_rows import LearnedRows, remember
 from pabee_fast.errors import InputError, PabeeFastError
 from pabee_fast.modeling.early_exit import attach_heads
 from pabee_fast.modeling.loss import SELF_DISTILLATION, Distillation
 from pabee_fast.models import family_of
-from pabee_fast.models.heads import BACKBONE, CONFIG_ENTRY, FIT, classifies, has_heads, spec_of
+from pabee_fast.models.heads import (
+    BACKBONE,
+    CONFIG_ENTRY,
+    FIT,
+    MAX_LENGTH,
+    answer_kind,
+    classifies,
+    has_heads,
+    spec_of,
+    stored_max_length,
+)
 from pabee_fast.scoring.examples import Examples, Features, read_examples
 from pabee_fast.scoring.labels import Labels, labels_of_column, labels_of_config
 from pabee_fast.scoring.teacher import full_depth_logits, in_order_of
 from pabee_fast.scoring.tokens import embedded_ids
 from pabee_fast.shown import plain
 from pabee_fast.training.directory import load_config_and_tokenizer, load_model, save
-from pabee_fast.training.evaluate import LayerScores, as_table, evaluate_layers
+from pabee_fast.training.evaluate import LayerScores, all_logits, as_table, evaluate_layers
+from pabee_fast.training.fit import LEAST_ROWS, fit
 from pabee_fast.training.settings import TrainSettings
 
 LOGGING_STEPS = 50
 RECORD = "training.json"
+NEW_HEADS = {"head": "linear", "pooling": "mean"}
+"""New heads where nothing else is asked for: the published ones tell no rows apart in the first layers."""
+LOOKED_AT = 512
+"""Training rows by which it is seen whether heads answer alike."""
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass
@@ -47,10 +66,13 @@ class Record:
 
     settings: TrainSettings
     epochs: list[dict[str, Any]] = field(default_factory=list)
+    fitted: dict[str, Any] | None = None
 
     def as_json(self) -> str:
-        """The settings, and for each epoch its number, training loss, seconds so far and metrics by layer."""
-        return json.dumps({"settings": asdict(self.settings), "epochs": self.epochs}, indent=2, default=str) + "\n"
+        """The settings, for each epoch its number, training loss, seconds so far and metrics by layer, and the last two
+        once more where heads were fitted after them."""
+        told = {"settings": asdict(self.settings), "epochs": self.epochs, "fitted": self.fitted}
+        return json.dumps(told, indent=2, default=str) + "\n"
 
 
 def train(settings: TrainSettings, console: Console) -> PreTrainedModel:
@@ -72,15 +94,16 @@ def train(settings: TrainSettings, console: Console) -> PreTrainedModel:
     if settings.eval is not None:
         held_out = read_examples(settings.eval, settings.text_columns, settings.label_column, settings.reading)
     set_seed(settings.seed)
-    model, tokenizer = _load(settings, examples)
+    model, tokenizer, settings = _load(settings, examples)
     _remember(settings, model, examples)
+    fits = _fits(settings, model, len(examples.texts))
     labels = labels_of_config(model.config)
     console.print(plain(f"labels: {labels}"), highlight=False, markup=False)
-    features = examples.features(tokenizer, settings.max_length, labels.encode(examples.column))
+    features = examples.features(tokenizer, settings.cut_at, labels.encode(examples.column))
     eval_features = None
     if held_out is not None:
         eval_labels = labels.encode(held_out.column)
-        eval_features = held_out.features(tokenizer, settings.max_length, eval_labels)
+        eval_features = held_out.features(tokenizer, settings.cut_at, eval_labels)
     if settings.teacher:
         _add_teacher(settings, features, examples, labels, console)
     trainer = _MultiExitTrainer(
@@ -92,9 +115,19 @@ def train(settings: TrainSettings, console: Console) -> PreTrainedModel:
         self_distillation=SELF_DISTILLATION if settings.objective == "self-distillation" else None,
     )
     trainer.remove_callback(PrinterCallback)
-    trainer.add_callback(_Epochs(settings, tokenizer, eval_features, console))
+    epochs = _Epochs(settings, tokenizer, eval_features, console)
+    trainer.add_callback(epochs)
     trainer.train()
-    return model.eval()
+    model.eval()
+    if fits:
+        trainer.accelerator.unwrap_model(model, keep_fp32_wrapper=False)  # whose forward is its own again
+        texts = [text for text, row in zip(examples.texts, features, strict=True) if row["input_ids"]]
+        _fit_heads(settings, model, tokenizer, texts)
+        epochs.on_fitted(model)
+    else:
+        logits = torch.cat(list(all_logits(model, features[:LOOKED_AT], epochs.collator, settings.batch_size)), dim=1)
+        warn_of_alike_heads(logger, list(logits), answer_kind(model), spec_of(model).first_layer)
+    return model
 
 
 class _MultiExitTrainer(Trainer):
@@ -142,19 +175,34 @@ class _Epochs(TrainerCallback):
         if self.losses:
             result["loss"] = sum(self.losses) / len(self.losses)
             self.losses.clear()
-        if self.eval_features is not None:
-            scores: list[LayerScores] = evaluate_layers(
-                model, self.eval_features, self.collator, batch_size=self.settings.batch_size
-            )
-            result |= {column.metric: column.by_layer for column in scores}
-            evaluated = escape(plain(Path(self.settings.eval or "").resolve().name))
-            self.console.print(as_table(f"{evaluated} after epoch {epoch} of {self.settings.epochs}", scores))
+        result |= self._evaluate(model, f"after epoch {epoch} of {self.settings.epochs}")
         self.record.epochs.append(result)
+        self._save(model)
+
+    def on_fitted(self, model: Any) -> None:
+        """Evaluate, show and write the model once more, with heads that were fitted to its answers."""
+        seconds = round(time.monotonic() - self.started, 1)
+        self.record.fitted = {"seconds": seconds, **self._evaluate(model, "with fitted heads")}
+        self._save(model)
+
+    def _evaluate(self, model: Any, when: str) -> dict[str, Any]:
+        if self.eval_features is None:
+            return {}
+        scores: list[LayerScores] = evaluate_layers(
+            model, self.eval_features, self.collator, batch_size=self.settings.batch_size
+        )
+        evaluated = escape(plain(Path(self.settings.eval or "").resolve().name))
+        self.console.print(as_table(f"{evaluated} {when}", scores))
+        return {column.metric: column.by_layer for column in scores}
+
+    def _save(self, model: Any) -> None:
         save(model, self.tokenizer, self.settings.output, {RECORD: self.record.as_json()})
 
 
-def _load(settings: TrainSettings, examples: Examples) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
-    """The model with heads, new ones where it has none, and its tokenizer."""
+def _load(
+    settings: TrainSettings, examples: Examples
+) -> tuple[PreTrainedModel, PreTrainedTokenizerBase, TrainSettings]:
+    """The model with heads, new ones where it has none, its tokenizer, and the settings with the length of rows."""
     config, tokenizer = load_config_and_tokenizer(settings.model)
     # A directory that is a classifier already keeps its labels; a bare encoder learns those of the table.
     if classifies(config) == "texts":
@@ -175,10 +223,13 @@ def _load(settings: TrainSettings, examples: Examples) -> tuple[PreTrainedModel,
             f"model={settings.model!r}: its tokenizer has {len(tokenizer)} tokens, and the model embeds {embedded}; "
             "call model.resize_token_embeddings(len(tokenizer)) and save both"
         )
-    longest = family_of(model).max_length(model)
-    if settings.max_length > longest:
-        raise InputError(f"max_length={settings.max_length}: the model takes {longest} tokens; give at most that")
-    return model, tokenizer
+    longest, length = family_of(model).max_length(model), settings.max_length
+    if length is None:
+        length = stored_max_length(model.config) or min(settings.cut_at, longest)
+    if length > longest:
+        raise InputError(f"max_length={length}: the model takes {longest} tokens; give at most that")
+    getattr(model.config, CONFIG_ENTRY)[MAX_LENGTH] = length
+    return model, tokenizer, replace(settings, max_length=length)
 
 
 def _with_heads(settings: TrainSettings, model: PreTrainedModel) -> PreTrainedModel:
@@ -186,7 +237,7 @@ def _with_heads(settings: TrainSettings, model: PreTrainedModel) -> PreTrainedMo
     asked = {name: getattr(settings, name) for name in ("head", "pooling", "first_layer")}
     asked = {name: value for name, value in asked.items() if value is not None}
     if not has_heads(model):
-        return attach_heads(model, **asked)
+        return attach_heads(model, **(asked if settings.head == "pabee" else NEW_HEADS | asked))
     has = spec_of(model).entry()
     for name, value in asked.items():
         if has[name] != value:
@@ -196,6 +247,36 @@ def _with_heads(settings: TrainSettings, model: PreTrainedModel) -> PreTrainedMo
             )
     getattr(model.config, CONFIG_ENTRY).pop(FIT, None)  # what was fitted for these heads no longer holds
     return model
+
+
+def _fits(settings: TrainSettings, model: PreTrainedModel, rows: int) -> bool:
+    """Whether heads are fitted in the end, by default unless they are the published ones."""
+    if settings.fit_heads is not None:
+        if settings.fit_heads and rows < LEAST_ROWS:
+            raise InputError(f"fit_heads: {rows} row(s) are too few to fit by; give at least {LEAST_ROWS}")
+        return settings.fit_heads
+    if rows < LEAST_ROWS:
+        logger.warning("%d row(s) are too few to fit heads by: they stay as they are trained", rows)
+    return rows >= LEAST_ROWS and spec_of(model).head != "pabee"
+
+
+def _fit_heads(
+    settings: TrainSettings, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, texts: list[tuple[str, ...]]
+) -> None:
+    """Fits the heads to the model's answers, so that their scores mean the same at every layer."""
+    before = getattr(model.config, CONFIG_ENTRY)
+    fit(
+        model,
+        tokenizer,
+        texts,
+        **spec_of(model).entry(),
+        seed=settings.seed,
+        max_length=settings.cut_at,
+        folder=settings.output.parent,
+        remember_rows=settings.remember_rows,
+    )
+    entry = getattr(model.config, CONFIG_ENTRY)
+    setattr(model.config, CONFIG_ENTRY, before | entry)  # with what others keep there
 
 
 def _remember(settings: TrainSettings, model: PreTrainedModel, examples: Examples) -> None:
@@ -220,7 +301,7 @@ def _add_teacher(
     order = in_order_of(labels, teacher)
     console.print(f"computing the teacher's logits of {len(features)} rows")
     teacher.to("cuda" if torch.cuda.is_available() else "cpu")
-    logits = full_depth_logits(teacher, tokenizer, examples.texts, max_length=settings.max_length)[:, order]
+    logits = full_depth_logits(teacher, tokenizer, examples.texts, max_length=settings.cut_at)[:, order]
     wrong = (~logits.isfinite().all(dim=1)).nonzero().flatten().tolist()
     if wrong:
         raise InputError(

@@ -346,6 +346,93 @@ def test_a_config_that_was_cut_is_named(model: Path, tmp_path: Path) -> None:
     assert "config.json is no JSON" in error_of(run("tune", table, "--model", model, *OPTIONS))
 
 
+def test_the_result_is_told_before_how_it_was_found(tuned: tuple[Path, str]) -> None:
+    places = [
+        tuned[1].index(words) for words in ("chosen: ", "promise: ", "of each answer", "Frontier by", "Tests over")
+    ]
+    assert places == sorted(places)
+
+
+def test_the_errors_of_each_answer_add_up_to_those_of_the_promise(tuned: tuple[Path, str]) -> None:
+    figures = json.loads((tuned[0] / "tuning" / "frontier.json").read_text())
+    each = figures["by_answer"]
+    assert list(each) == list(pf.from_pretrained(tuned[0]).config.label2id)
+    assert sum(of["rows"] for of in each.values()) == figures["guarantee"]["rows"]
+    assert sum(of["errors"] for of in each.values()) == figures["guarantee"]["errors"]
+    for name, of in each.items():
+        if of["rows"]:
+            assert f"{name} │ {of['rows']} │ {of['errors']} │ {of['errors'] / of['rows']:.2%}" in tuned[1]
+
+
+def one_answer(folder: Path, layers: list[int]) -> None:
+    """Makes heads of these layers, or the last one, answer the first label whatever the row."""
+    model = pf.from_pretrained(folder)
+    with torch.no_grad():
+        for layer in layers:
+            head = model.classifier if layer == 6 else model.exit_heads[layer - 1]
+            head.weight.zero_()
+            head.bias.copy_(torch.tensor([1.0, 0.0, 0.0]))
+    model.save_pretrained(folder)
+
+
+def test_a_choice_is_called_trivial_where_full_depth_hardly_varies(model: Path, tmp_path: Path) -> None:
+    table = write(tmp_path / "in.jsonl", texts(200))
+    one_answer(model, [6])
+    said = " ".join(run("tune", table, "--model", model, *OPTIONS).output.split())
+    assert "full depth gives 100.0% of these rows one and the same answer" in said
+    assert json.loads((model / "tuning" / "frontier.json").read_text())["full_depth_alike"] == 1.0
+
+
+def test_heads_that_answer_all_rows_alike_are_told_of(
+    model: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    table, loaded = write(tmp_path / "in.jsonl", texts(200)), pf.from_pretrained(model)
+    full = pf.trace(loaded, AutoTokenizer.from_pretrained(model), texts(200)).logits[-1]
+    loaded.classifier.bias.data -= full.median(dim=0).values  # so that it varies
+    loaded.save_pretrained(model)
+    one_answer(model, [1, 2])
+    result = run("tune", table, "--model", model, *OPTIONS)
+    assert result.exit_code == 0 and "one and the same answer" not in " ".join(result.output.split())
+    assert "the heads of layers 1, 2" in caplog.text
+
+
+def test_where_rows_are_cut_is_stored_and_every_command_cuts_there(model: Path, tmp_path: Path) -> None:
+    table, out = write(tmp_path / "in.jsonl", texts(200)), tmp_path / "out.csv"
+    assert run("tune", table, "--model", model, "--max-length", 10, *OPTIONS).exit_code == 0
+    loaded, tokenizer = pf.from_pretrained(model), AutoTokenizer.from_pretrained(model)
+    assert loaded.config.pabee_fast["max_length"] == pf.Scorer(loaded, tokenizer).max_length == 10
+    assert pf.Scorer(loaded, tokenizer, max_length=12).max_length == 12
+    assert pf.Scorer(loaded, tokenizer, token_budget=8).max_length == 8
+    assert pf.trace(loaded, tokenizer, texts(3)).conditions.max_length == 10
+    scored = run("score", table, "--model", model, "--output", out, "--dtype", "float32", "--device", "cpu")
+    assert "stored with the model; " in scored.output and "cut at 10 tokens" in scored.output
+    assert run("tune", table, "--model", model, *OPTIONS).exit_code == 0
+    assert pf.from_pretrained(model).config.pabee_fast["max_length"] == 10
+    (model / "config.json").write_text(
+        (model / "config.json").read_text().replace('"max_length": 10', '"max_length": "ten"')
+    )
+    with pytest.raises(pf.CheckpointError, match="max_length is 'ten'"):
+        pf.Scorer(pf.from_pretrained(model), tokenizer)
+
+
+def test_threads_are_those_asked_for(model: Path, tmp_path: Path) -> None:
+    before, table = torch.get_num_threads(), write(tmp_path / "in.jsonl", texts(200))
+    try:
+        assert "cpu (3 threads)" in run("tune", table, "--model", model, "--threads", 3, *OPTIONS).output
+    finally:
+        torch.set_num_threads(before)
+    assert "threads=0" in error_of(run("tune", table, "--model", model, "--threads", 0, *OPTIONS))
+
+
+def test_rows_that_the_model_knows_are_refused_before_it_runs(
+    model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    table, fitted = write(tmp_path / "in.jsonl", texts(100)), tmp_path / "fitted"
+    assert run("fit", table, "--model", model, "--output", fitted, "--device", "cpu").exit_code == 0
+    monkeypatch.delattr("pabee_fast.runtime.engine.Engine.every_head")
+    assert "has learned from" in error_of(run("tune", table, "--model", fitted, *OPTIONS))
+
+
 def test_rows_that_fit_has_learned_from_are_refused_unless_they_are_allowed(model: Path, tmp_path: Path) -> None:
     learned, unseen = tmp_path / "learned", tmp_path / "unseen"
     for folder, seed in ((learned, 1), (unseen, 2)):

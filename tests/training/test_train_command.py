@@ -278,7 +278,9 @@ def test_training_further_drops_what_was_fitted(
     assert pabee_fast("train", train, "--model", first, "--output", second, *brief) == 0
     entry = json.loads((second / "config.json").read_text())["pabee_fast"]
     assert entry["of another"] == "tool"
-    assert "fit" not in entry
+    assert entry["fit"]["rows"] == len(reviews)
+    assert pabee_fast("train", train, "--model", first, "--output", tmp_path / "third", "--no-fit-heads", *brief) == 0
+    assert "fit" not in json.loads((tmp_path / "third" / "config.json").read_text())["pabee_fast"]
 
 
 def test_labels_and_names_are_shown_as_they_are_and_steer_no_terminal(
