@@ -51,14 +51,19 @@ def alike_layers(logits: Sequence[Tensor], kind: AnswerKind, first_layer: int = 
 def warn_of_alike_heads(
     logger: logging.Logger, logits: Sequence[Tensor], kind: AnswerKind, first_layer: int = 1
 ) -> None:
-    """Warn where `alike_layers` finds heads, of at most MOST_ROWS rows."""
+    """Warn where `told_of_alike_heads` tells of some."""
+    if said := told_of_alike_heads(logits, kind, first_layer):
+        logger.warning(said)
+
+
+def told_of_alike_heads(logits: Sequence[Tensor], kind: AnswerKind, first_layer: int = 1) -> str:
+    """Say of which layers the heads answer alike, and what to do; "" where none do. Looks at MOST_ROWS rows at most."""
     layers = alike_layers([of_head[:MOST_ROWS] for of_head in logits], kind, first_layer)
-    if layers:
-        some = f"s of layers {', '.join(map(str, layers))}" if len(layers) > 1 else f" of layer {layers[0]}"
-        logger.warning(
-            "the head%s answer%s %.0f %% of the rows or more alike, although full depth tells more of them apart: no "
-            "row can settle there. `pabee-fast fit` gives heads that can (linear, over the mean token)",
-            some,
-            "" if len(layers) > 1 else "s",
-            100 * ALIKE,
-        )
+    if not layers:
+        return ""
+    several = len(layers) > 1
+    heads = f"heads of layers {', '.join(map(str, layers))} answer" if several else f"head of layer {layers[0]} answers"
+    return (
+        f"the {heads} {ALIKE:.0%} of the rows or more alike, although full depth tells more of them apart: rows that "
+        "leave there get that one answer. `pabee-fast fit` gives heads that tell more (linear, over the mean token)"
+    )

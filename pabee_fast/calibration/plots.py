@@ -86,9 +86,14 @@ def frontier_figure(found: Calibration) -> Any:
     guarantee = found.guarantee
     with styled():
         figure, axes = new_figure()
+        share = 100 * guarantee.errors / guarantee.rows
+        top = max(
+            300 * guarantee.epsilon, 1.15 * max(share, *(100 * s.errors / guarantee.rows for s in found.tested), 0)
+        )
+        inside = [point for point in found.frontier if 100 * point.risk <= top]  # or its line would leave the axes
         axes.plot(
-            [1 / point.cost for point in found.frontier],
-            [100 * point.risk for point in found.frontier],
+            [1 / point.cost for point in inside],
+            [100 * point.risk for point in inside],
             color=MUTED, marker=".", linewidth=1, label=f"frontier by {guarantee.ordering_rows:,} ordering rows",
         )  # fmt: skip
         for walk in sorted({step.walk for step in found.tested}):
@@ -104,17 +109,14 @@ def frontier_figure(found: Calibration) -> Any:
             f"epsilon = {guarantee.epsilon:.3g}", (1, 100 * guarantee.epsilon), xycoords=("axes fraction", "data"),
             xytext=(-2, 3), textcoords="offset points", ha="right", color=WARN, fontsize=8,
         )  # fmt: skip
-        share = 100 * guarantee.errors / guarantee.rows
         axes.plot(
             [1 / guarantee.cost], [share], marker="o", markersize=10, markerfacecolor="none", color=ACCENT,
             linestyle="none", markeredgewidth=1.8, label=f"chosen: {guarantee.policy}",
         )  # fmt: skip
         axes.set_xlabel("speed-up by layers: tokens x layers of full depth / those of the policy")
         axes.set_ylabel(f"{guarantee.risk.name}, % of rows")
-        highest = max([share, *(100 * step.errors / guarantee.rows for step in found.tested)])
-        top = max(300 * guarantee.epsilon, 1.15 * highest)
         axes.set_ylim(-0.02 * top, top)
-        seen = [1 / p.cost for p in found.frontier if 100 * p.risk <= top] + [1 / step.cost for step in found.tested]
+        seen = [1 / point.cost for point in inside] + [1 / step.cost for step in found.tested]
         axes.set_xlim(0.97, 1.08 * max(seen, default=1.0))
         axes.set_title("What exits save, and what they risk")
         axes.legend(loc="best")

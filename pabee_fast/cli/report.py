@@ -15,5 +15,6 @@ def report_command(settings: ReportSettings) -> None:
 
     use_threads(settings.threads)
     quieten_transformers()
-    make_report(settings)
+    for line in make_report(settings).lines:
+        print(plain(line))
     print(plain(f"wrote {settings.output}"))

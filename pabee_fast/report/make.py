@@ -2,7 +2,7 @@
 
 import logging
 from collections import defaultdict
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -10,12 +10,15 @@ import torch
 import transformers
 from torch import Tensor
 
-from pabee_fast.calibration.guarantee import Guarantee, guarantee_of
+from pabee_fast.calibration.alike import warn_of_alike_heads
+from pabee_fast.calibration.guarantee import guarantee_of
 from pabee_fast.calibration.known import WORTH_SAYING, Known
 from pabee_fast.calibration.risks import answers
 from pabee_fast.calibration.trace import Trace, checked_labels, trace
+from pabee_fast.models.heads import stored_max_length
 from pabee_fast.policies import FullDepth
-from pabee_fast.report.sections import report
+from pabee_fast.report.rule import Stored, time_rule
+from pabee_fast.report.sections import in_short, report
 from pabee_fast.report.settings import ReportSettings
 from pabee_fast.report.study import Study, check_measures, check_shallower
 from pabee_fast.scoring.examples import Examples, read_examples
@@ -28,11 +31,16 @@ from pabee_fast.shown import plain
 logger = logging.getLogger(__name__)
 
 
-def make_report(settings: ReportSettings) -> str:
-    """Runs the models over the tables and writes the page.
+@dataclass(frozen=True)
+class Report:
+    """The page, and in short what it says of each table."""
 
-    Returns:
-        The page.
+    page: str
+    lines: tuple[str, ...]
+
+
+def make_report(settings: ReportSettings) -> Report:
+    """Runs the models over the tables and writes the page.
 
     Raises:
         InputError: a setting, table or model that cannot be used as given.
@@ -42,7 +50,10 @@ def make_report(settings: ReportSettings) -> str:
         read_examples(table, settings.text_columns, settings.label_column, settings.reading)
         for table in settings.tables
     ]
-    scorers = [_load(settings, setting, path) for path in settings.model]
+    first = _load(settings, setting, settings.model[0])
+    if stored_max_length(first.model.config) is not None:
+        settings = replace(settings, max_length=first.max_length)  # all models are to read the same
+    scorers = [first, *(_load(settings, setting, path) for path in settings.model[1:])]
     for scorer in scorers:  # rather than after the models have run
         check_measures(scorer.engine.kind, scorer.engine.classes, settings.metric, settings.tolerance)
     rivals = [_load(settings, setting, path) for path in settings.truncated]
@@ -51,9 +62,9 @@ def make_report(settings: ReportSettings) -> str:
         _study(settings, setting, scorers, rivals, table, rows)
         for table, rows in zip(settings.tables, examples, strict=True)
     ]
-    html = report(studies)
-    settings.output.write_text(html, encoding="utf-8")
-    return html
+    made = Report(report(studies), tuple(line for study in studies for line in in_short(study)))
+    settings.output.write_text(made.page, encoding="utf-8")
+    return made
 
 
 def _load(settings: ReportSettings, setting: Setting, path: str) -> Scorer:
@@ -79,7 +90,9 @@ def _study(
         logits = full_depth_logits(rival.model, rival.tokenizer, examples.texts, max_length=rival.max_length)
         ordered = logits[:, in_order_of(labels, rival.model, path)]
         truncated[len(rival.engine.layers)].append(answers(ordered, traces[0].kind))
-    guarantee, known = guarantee_of(scorers[0].model), [Known.of(trace) for trace in traces]
+    for of_seed in traces:
+        warn_of_alike_heads(logger, list(of_seed.logits[of_seed.first_layer - 1 :]), of_seed.kind, of_seed.first_layer)
+    known = [Known.of(trace) for trace in traces]
     for path, of_model in zip(settings.model, known, strict=True):
         if of_model.is_more_than(WORTH_SAYING):
             logger.warning("%s: of %s, %s; its figures flatter the model", table, path, of_model)
@@ -97,19 +110,20 @@ def _study(
             "rows cut at": f"{scorers[0].max_length} tokens",
             "learned before": "; ".join(map(str, dict.fromkeys(known))),
             "torch, transformers": f"{torch.__version__}, {transformers.__version__}",
-            **({} if guarantee is None else {"stored policy": _promise(guarantee, traces[0])}),
         },
         metric=settings.metric,
         tolerance=settings.tolerance,
-        stored=guarantee.policy if guarantee is not None and guarantee.policy.needs_heads else None,
+        stored=_stored(scorers[0], examples.texts, traces[0]),
     )
 
 
-def _promise(guarantee: Guarantee, trace: Trace) -> str:
-    """What `tune` stored with the first model, and whether it holds for what this report ran."""
-    void = guarantee.why_void(trace.conditions)
-    holds = f"void here: {'; '.join(void)}" if void else guarantee.statement()
-    return f"{guarantee.policy}; {holds}"
+def _stored(scorer: Scorer, texts: list[tuple[str, ...]], trace: Trace) -> Stored | None:
+    """What `tune` stored with the first model, whether it holds for what this report ran, and how fast it is."""
+    guarantee = guarantee_of(scorer.model)
+    if guarantee is None:
+        return None
+    clock = None if isinstance(guarantee.policy, FullDepth) else time_rule(scorer, texts, guarantee.policy)
+    return Stored(guarantee.policy, guarantee, guarantee.why_void(trace.conditions), clock)
 
 
 def _trace(

@@ -5,6 +5,7 @@ from collections.abc import Iterator, Sequence
 
 import torch
 
+from pabee_fast.calibration.alike import told_of_alike_heads
 from pabee_fast.calibration.replay import Replayer
 from pabee_fast.calibration.risks import answers
 from pabee_fast.extras import require
@@ -48,6 +49,7 @@ def _study(study: Study) -> Iterator[Html]:
     candidates = Candidates(study)
     curves = list(candidates.curves())
     yield tag("h2", f"{study.model} on {study.data}")
+    yield from _rule(study)
     yield _facts(study)
     yield from _summary(study, candidates)
     yield from _heads(study)
@@ -56,6 +58,51 @@ def _study(study: Study) -> Iterator[Html]:
     yield from _errors(study)
     yield from _overthinking(study)
     yield from _exits(study, candidates)
+
+
+def _rule(study: Study) -> Iterator[Html]:
+    yield tag("h3", "Is the stored rule fine?")
+    rule = study.rule
+    if rule is None:
+        yield tag("p", "No rule is stored with the model: pabee-fast tune chooses one, and promises what it may cost.")
+        return
+    full = study.score(study.full_depth[:1])
+    yield tag("p", tag("code", rule.stored.policy), f": {rule.verdict}.")
+    own = study.score((rule.answers(study.traces[0]),))
+    clock = rule.stored.clock
+    yield tiles(
+        [
+            (f"{study.main_metric}; full depth has {_number(full)}", _number(own)),
+            ("of the rows are answered otherwise than at full depth", f"{rule.differing / len(rule.exit_layers):.2%}"),
+            (f"by layers; mean exit layer {rule.mean_exit_layer:.2f} of {study.layers}", f"{rule.layer_ratio:.2f}x"),
+            ("by the clock", "none" if clock is None else f"{clock.speed:.2f}x"),
+        ]
+    )
+    told = [("disagreement with full depth", rule.disagreement)]
+    if rule.stored.guarantee is not None:
+        told.append(("what was promised", rule.stored.guarantee.statement()))
+    if clock is not None:
+        told.append(
+            ("the clock", f"{clock.rows:,} of these rows, tokenized beforehand; full depth and the rule by turns")
+        )
+    yield facts(told)
+    shares = [float((rule.exit_layers == layer).double().mean()) for layer in range(1, study.layers + 1)]
+    rows = [[f"layer {layer}", f"{100 * share:.1f} %"] for layer, share in enumerate(shares, 1) if share]
+    yield table(["left after", "rows"], rows)
+
+
+def in_short(study: Study) -> Iterator[str]:
+    """What a terminal shows of a study: whether its stored rule is fine."""
+    rule, full = study.rule, _number(study.score(study.full_depth[:1]))
+    yield f"{study.model} on {study.data}: {study.main_metric} {full} at full depth"
+    if rule is None:
+        yield "  no rule is stored with the model: pabee-fast tune chooses one"
+        return
+    own = _number(study.score((rule.answers(study.traces[0]),)))
+    clock = "" if rule.stored.clock is None else f", {rule.stored.clock.speed:.2f}x by the clock"
+    yield f"  stored {rule.stored.policy}: {study.main_metric} {own}, {rule.layer_ratio:.2f}x by layers{clock}"
+    yield f"  differs from full depth on {rule.disagreement}"
+    yield f"  {rule.verdict}"
 
 
 def _facts(study: Study) -> Html:
@@ -100,7 +147,9 @@ def _heads(study: Study) -> Iterator[Html]:
     yield tag("h3", "How good is each head?")
     says = f"{study.main_metric} of every head alone, of all heads together, and of models truncated to that depth."
     yield figure(figures.heads_figure(study), says)
-    names, first = study.metrics, study.traces[0].first_layer
+    names, first, trace = study.metrics, study.traces[0].first_layer, study.traces[0]
+    if said := told_of_alike_heads(list(trace.logits[first - 1 :]), trace.kind, first):
+        yield tag("p", said[0].upper() + said[1:] + ".")
     rows: list[list[str]] = [
         [f"head {layer}", *(_number(study.score(tuple(heads[i] for heads in study.heads), name)) for name in names)]
         for i, layer in enumerate(range(first, study.layers + 1))
@@ -193,7 +242,7 @@ def _overthinking(study: Study) -> Iterator[Html]:
 def _exits(study: Study, candidates: Candidates) -> Iterator[Html]:
     yield tag("h3", "Where do rows leave?")
     full = study.score(study.full_depth)[0]
-    chosen: list[Policy] = [study.stored] if study.stored is not None else []
+    chosen: list[Policy] = [] if study.stored is None else [study.stored.policy]
     for rule in dict.fromkeys(candidates.rules):
         best = candidates.cheapest(rule, full - CLOSE) if looks_at_rows(rule) else None
         if best is not None:
@@ -203,13 +252,18 @@ def _exits(study: Study, candidates: Candidates) -> Iterator[Html]:
         return
     replayers = [Replayer(trace) for trace in study.traces]
     exits = [
-        (str(policy), torch.stack([replayer.replay(policy).exit_layers for replayer in replayers]))
+        (_called(study, policy), torch.stack([replayer.replay(policy).exit_layers for replayer in replayers]))
         for policy in dict.fromkeys(chosen)
     ]
     says = f"Exit layers of the fastest setting of each rule within {CLOSE:g} of full depth"
-    stored = f"; the first, {study.stored}, is the one stored with the model." if study.stored is not None else "."
+    stored = "; the first is the rule stored with the model." if study.stored is not None else "."
     yield figure(figures.exits_figure(study, exits), says + stored)
     yield from _examples(study, chosen[0])
+
+
+def _called(study: Study, policy: Policy) -> str:
+    is_stored = study.stored is not None and policy == study.stored.policy
+    return f"stored: {policy}" if is_stored else str(policy)
 
 
 def _examples(study: Study, policy: Policy) -> Iterator[Html]:

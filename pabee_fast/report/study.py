@@ -21,6 +21,7 @@ from pabee_fast.calibration.trace import Trace
 from pabee_fast.errors import InputError
 from pabee_fast.policies import AnswerKind, FixedDepth, Patience, Policy
 from pabee_fast.report.metrics import METRICS, ensemble, evaluate, head_answers, metrics_for, right
+from pabee_fast.report.rule import Rule, Stored
 
 SeedAnswers = tuple[Tensor, ...]
 """Of all rows, one tensor for each seed."""
@@ -44,7 +45,7 @@ class Study:
     facts: Mapping[str, str] | None = None  # what a reader of the figures must know: hardware, dtype, ...
     metric: str | None = None  # None: the first of `metrics_for`
     tolerance: float | None = None  # values within it of their label count as right
-    stored: Policy | None = None  # what `tune` stored with the first seed
+    stored: Stored | None = None  # what `tune` stored with the first seed
 
     def __post_init__(self) -> None:
         if not self.traces:
@@ -106,6 +107,11 @@ class Study:
     def right(self) -> SeedAnswers:
         """Which rows every head gets right, [heads, rows] bool for each seed."""
         return tuple(right(heads, self.labels, self.tolerance) for heads in self.heads)
+
+    @cached_property
+    def rule(self) -> Rule | None:
+        """The stored policy on the rows of the first seed."""
+        return None if self.stored is None else Rule.of(self.stored, self.traces[0], self.tolerance)
 
     def score(self, answered: SeedAnswers, metric: str | None = None) -> tuple[float, float]:
         """Mean and standard deviation of a metric over the seeds; 0 where there is one."""

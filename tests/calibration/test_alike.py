@@ -54,4 +54,4 @@ def test_the_warning_names_the_layers_once(caplog: pytest.LogCaptureFixture) -> 
         warn_of_alike_heads(logger, heads("label"), "label")
         warn_of_alike_heads(logger, list(made_up(200).logits), "label")
     [record] = caplog.records
-    assert "the heads of layers 2, 3 answer 95 % of the rows or more alike" in record.message
+    assert "the heads of layers 2, 3 answer 95% of the rows or more alike" in record.message

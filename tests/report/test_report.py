@@ -1,5 +1,6 @@
 """The report: what it works out, the page it makes, and the command."""
 
+import base64
 import dataclasses
 import html.parser
 import json
@@ -17,14 +18,15 @@ from typer.testing import CliRunner, Result
 
 import pabee_fast as pf
 from pabee_fast.calibration.learned_rows import LearnedRows, remember
-from pabee_fast.calibration.risks import answers
+from pabee_fast.calibration.risks import Risk, answers
 from pabee_fast.cli import app
 from pabee_fast.models.heads import BACKBONE
 from pabee_fast.report.claims import claims
 from pabee_fast.report.make import make_report
 from pabee_fast.report.metrics import METRICS
 from pabee_fast.report.page import tag, text
-from pabee_fast.report.sections import report
+from pabee_fast.report.rule import Clock, Rule, Stored
+from pabee_fast.report.sections import in_short, report
 from pabee_fast.report.settings import ReportSettings
 from pabee_fast.report.study import Candidates, Study, looks_at_rows
 from tests.calibration.traces import CONDITIONS, made_up
@@ -141,14 +143,14 @@ def read(page: str) -> Reader:
 
 @pytest.mark.parametrize(("kind", "seeds"), [("label", 1), ("label", 2), ("label_set", 1), ("value", 1)])
 def test_a_page_answers_every_question_for_every_kind_of_answer(kind: str, seeds: int) -> None:
-    made = study(60, seeds, kind, facts={"hardware": "a machine", "dtype": "float32"}, stored=pf.FixedDepth(4))
+    made = study(60, seeds, kind, facts={"hardware": "a machine", "dtype": "float32"}, stored=Stored(pf.FixedDepth(4)))
     page = report([made])
     reader = read(page)
     said = " ".join(reader.words)
     for question in (
         "How good is each head?", "What does speed cost?", "Is any of it better", "err independently?",
         "later layers undo", "Where do rows leave?", "ensemble of all heads", "truncated to 3", "a machine", "float32",
-        "Left earliest by", "Left latest by", "60",
+        "Left earliest by", "Left latest by", "60", "Is the stored rule fine?", "nothing is promised of it",
     ):  # fmt: skip
         assert question in said, question
     assert ("±" in said) == (seeds > 1) or "so no ± is shown" in said
@@ -278,7 +280,7 @@ def test_seeds_that_number_their_labels_otherwise_are_read_by_name(folder: Path,
         dtype="float32",
         device="cpu",
     )
-    said = " ".join(read(make_report(settings)).words)
+    said = " ".join(read(make_report(settings).page).words)
     assert said.count("±") == 1, "one model twice: nothing differs, and only the legend has the sign"
 
 
@@ -322,7 +324,88 @@ def test_a_stored_policy_is_shown_with_what_its_promise_is_worth_here(
     assert result.exit_code == 0, result.output
     said = " ".join(read((tmp_path / "report.html").read_text(encoding="utf-8")).words)
     assert ("void here: " in said) == (max_length is not None)
-    assert ("with probability at least" in said) == (max_length is None)
+    assert "with probability at least" in said and "by the clock" in said
+    assert "by the clock" in result.output and ("void here: " in result.output) == (max_length is not None)
+
+
+def promised(policy: pf.Policy, epsilon: float, **changes: Any) -> Stored:
+    risk = Risk("disagreement")
+    guarantee = pf.Guarantee(policy, risk, epsilon, 0.05, rows=500, errors=0, ordering_rows=100, cost=0.5,
+                             conditions=CONDITIONS)  # fmt: skip
+    return Stored(policy, guarantee, **changes)
+
+
+def test_a_rule_is_judged_by_its_own_exits_on_these_rows() -> None:
+    made = study(400, stored=promised(pf.Patience(1), 0.9, clock=Clock(1.75, 100)))
+    rule, found = made.rule, pf.replay(made.traces[0], pf.Patience(1))
+    assert rule is not None
+    assert torch.equal(rule.exit_layers, found.exit_layers) and rule.layer_ratio == found.layer_ratio
+    own, full = answers(found.logits, "label"), answers(made.traces[0].logits[-1], "label")
+    assert rule.differing == rule.errors == int((own != full).sum()) > 0
+    said = " ".join(read(report([made])).words)
+    share = f"{rule.differing / 400:.2%}"
+    for words in (share, "1.75x", f"{found.layer_ratio:.2f}x", f"{METRICS['accuracy'](own, made.labels):.4f}", "kept"):
+        assert words in said[: said.index("How good is each head?")], words
+    lines = list(in_short(made))
+    assert lines[0].startswith("a model on some rows: accuracy ") and share in " ".join(lines)
+
+
+@pytest.mark.parametrize(
+    ("epsilon", "void", "says"),
+    [
+        (0.9, (), "is kept: "),
+        (0.01, (), "is broken here, "),
+        (0.9, ("the tokenizer is another",), "is void here: the "),
+    ],
+)
+def test_whether_the_promise_is_kept_is_said(epsilon: float, void: tuple[str, ...], says: str) -> None:
+    made = study(400, stored=promised(pf.Patience(1), epsilon, void=void))
+    assert made.rule is not None and says in made.rule.verdict
+    assert says in " ".join(in_short(made))
+
+
+def test_a_few_errors_above_the_promise_are_called_chance() -> None:
+    (trace,) = study(400).traces
+    rule = Rule.of(promised(pf.Patience(1), 0.01), trace, None)
+    within = dataclasses.replace(rule, errors=6)
+    assert "is not contradicted: 1.50% of these rows against 1.00% promised, within chance" in within.verdict
+
+
+def test_without_a_stored_rule_the_report_says_how_to_have_one() -> None:
+    assert "pabee-fast tune chooses one" in " ".join(in_short(study(60)))
+    assert "No rule is stored with the model" in " ".join(read(report([study(60)])).words)
+
+
+def svgs(page: str) -> list[str]:
+    return [base64.b64decode(found).decode() for found in re.findall(r"svg\+xml;base64,([^\"]+)", page)]
+
+
+def test_the_stored_rule_is_marked_in_every_figure() -> None:
+    marked, unmarked = study(60, stored=Stored(pf.FixedDepth(4))), study(60)
+    assert [svg.count("dc2626") > 0 or "stored: fixed-depth:4" in svg for svg in svgs(report([marked]))] == [True] * 5
+    assert not any("dc2626" in svg for svg in svgs(report([unmarked])))
+
+
+def test_lines_end_inside_the_axes(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of a deep model, whose curves go on to many times the speed that is shown."""
+    drawn: list[Any] = []
+    monkeypatch.setattr("pabee_fast.report.figures.as_svg", lambda figure: drawn.append(figure) or "<svg/>")
+    deep = made_up(200, layers=12)
+    report([study(200, traces=(deep,), texts=[("a",)] * 200, truncated={}, stored=Stored(pf.Patience(2)))])
+    for axes in (axes for figure in drawn for axes in figure.axes):
+        (left, right), (bottom, top) = axes.get_xlim(), axes.get_ylim()
+        for line in axes.lines:
+            if line.get_transform() == axes.transData:
+                xs, ys = line.get_xdata(), line.get_ydata()
+                assert all(left <= x <= right for x in xs) and all(bottom <= y <= top for y in ys if y == y)
+
+
+def test_heads_that_answer_all_rows_alike_are_told_of_on_the_page() -> None:
+    made = study(120)
+    logits = made.traces[0].logits.clone()
+    logits[1] = logits[1, :1]
+    made = dataclasses.replace(made, traces=(dataclasses.replace(made.traces[0], logits=logits),))
+    assert "The head of layer 2 answers 95% of the rows or more alike" in " ".join(read(report([made])).words)
 
 
 def test_a_report_says_how_many_of_its_rows_the_model_has_learned_from(

@@ -69,7 +69,7 @@ def test_heads_that_answer_all_rows_alike_are_told_of(
     model.save_pretrained(tmp_path / "out")
     still = ["--epochs", "1", "--learning-rate", "1e-9", "--output", tmp_path / "still", "--no-fit-heads"]
     assert pabee_fast("train", table("train.csv", reviews), "--model", tmp_path / "out", *still) == 0
-    assert "the head of layer 1 answers 95 % of the rows or more alike" in caplog.text
+    assert "the head of layer 1 answers 95% of the rows or more alike" in caplog.text
 
 
 def test_few_rows_fit_no_heads_and_it_is_said(
