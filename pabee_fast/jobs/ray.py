@@ -1,4 +1,4 @@
-"""Ray: an executor for a job over many machines. What users' own Ray Data pipelines call stands in `batches`.
+"""Ray: an executor for a job over many machines. What users' own Ray Data pipelines call is `BatchScorer`.
 
 A machine of the cluster needs this package and must see the model under the same name; input and output are the
 coordinator's alone.
@@ -12,6 +12,7 @@ from dataclasses import replace
 from typing import Any
 
 from pabee_fast.errors import InputError, WorkerDied
+from pabee_fast.jobs.batches import BatchScorer as BatchScorer
 from pabee_fast.jobs.executor import Executor, same_everywhere
 from pabee_fast.jobs.process import TRIES
 from pabee_fast.jobs.recipe import Recipe

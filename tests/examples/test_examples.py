@@ -1,5 +1,6 @@
 """Every script of examples/ runs, on a tiny model, and prints what it says it prints."""
 
+import ast
 import importlib.util
 import os
 import re
@@ -17,6 +18,7 @@ import pyarrow.parquet as pq
 import pytest
 from transformers import AutoImageProcessor, PreTrainedTokenizerFast, ViTImageProcessor
 
+import pabee_fast as pf
 from pabee_fast import models
 from tests import zoo
 from tests.conftest import ROOT
@@ -96,6 +98,18 @@ def test_a_script_that_is_not_told_its_model_says_how_it_is_run(
         runpy.run_path(str(EXAMPLES / f"{name}.py"), run_name="__main__")
     assert ended.value.code == 2
     assert re.search("missing argument .*directory", capsys.readouterr().err.lower())
+
+
+@pytest.mark.parametrize("script", sorted(EXAMPLES.glob("*.py")), ids=lambda script: script.stem)
+def test_scripts_use_public_names_only(script: Path) -> None:
+    for node in ast.walk(ast.parse(script.read_text())):
+        if isinstance(node, ast.Import):
+            ours = [(alias.name, alias.asname) for alias in node.names if alias.name.startswith("pabee_fast")]
+            assert ours in ([], [("pabee_fast", "pf")])
+        elif isinstance(node, ast.ImportFrom):
+            assert not (node.module or "").startswith("pabee_fast"), f"line {node.lineno}"
+        elif isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name) and node.value.id == "pf":
+            assert node.attr in pf.__all__, f"line {node.lineno}: pf.{node.attr}"
 
 
 @pytest.mark.skipif(find_spec("pyspark") is None or shutil.which("java") is None, reason="needs pyspark and Java")
