@@ -82,6 +82,12 @@ def test_python_is_python_and_takes_public_names(page: Path) -> None:
                 assert node.attr in pf.__all__, f"pf.{node.attr}"
 
 
+def test_the_readmes_python_runs(capsys: pytest.CaptureFixture[str]) -> None:
+    (block,) = blocks(README, "python")
+    exec(block.replace("my-model", str(ROOT / "examples" / "sample-model")), {})
+    assert capsys.readouterr().out == "['negative', 'positive']\n"
+
+
 def test_the_newest_changes_are_the_versions() -> None:
     versions = re.findall(r"^## (\d+)\.(\d+)\.(\d+)$", (ROOT / "CHANGELOG.md").read_text(), re.MULTILINE)
     assert ".".join(versions[0]) == pf.__version__
