@@ -8,6 +8,8 @@
 #   make host    hold a layer's time on the host against transformers' layer, without a GPU
 #   make smoke   the small microbenchmarks, each checked before it is timed
 #   make bench   all microbenchmarks
+#   make docs    build the pages of docs/ as a site, build/site; a warning is an error
+#   make dist    build sdist and wheel into dist/, and score the sample table with the wheel in a fresh environment
 #   make clean   remove the environment and everything that was built
 #
 # Another interpreter: make test PYTHON=python3.13. Another environment: make test VENV=/tmp/venv.
@@ -19,7 +21,7 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check
 INSTALL := $(PIP) install --quiet --constraint constraints.txt
 DESCRIPTION := pyproject.toml setup.py constraints.txt
 
-.PHONY: help demo test test-all lint static host smoke bench clean
+.PHONY: help demo test test-all lint static host smoke bench docs dist clean
 
 help:
 	@sed -n 's/^#   make/make/p' Makefile
@@ -59,6 +61,21 @@ smoke: $(VENV)/.test
 bench: $(VENV)/.test
 	$(BIN)/python -m pytest $(MICRO) --cases full
 
+docs: $(VENV)/.docs
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
+
+# The wheel is built from the sdist, so that both are tried; its command runs where the sources are not in sight.
+FRESH := build/fresh
+dist: $(VENV)/.tools
+	rm -rf dist $(FRESH)
+	$(BIN)/python -c 'from setuptools import build_meta; build_meta.build_sdist("dist")'
+	$(PIP) wheel --quiet --no-deps --no-build-isolation --wheel-dir dist dist/*.tar.gz
+	$(PYTHON) -m venv $(FRESH)
+	$(FRESH)/bin/python -m pip --disable-pip-version-check install --quiet --constraint constraints.txt dist/*.whl
+	cd $(FRESH) && bin/pabee-fast --version && bin/pabee-fast score ../../examples/sample.csv \
+	    --model ../../examples/sample-model --policy patience:3 --output scored.csv
+	@ls dist/*
+
 clean:
 	rm -rf $(VENV) build dist .benchmarks .hypothesis .mypy_cache .pytest_cache .ruff_cache *.egg-info
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
@@ -77,6 +94,10 @@ $(VENV)/.tools: constraints.txt $(VENV)/.made
 $(VENV)/.core: $(DESCRIPTION) $(VENV)/.tools
 	$(INSTALL) --no-build-isolation --editable .
 	@touch $@
+
+$(VENV)/.docs: $(DESCRIPTION) $(VENV)/.tools
+	$(INSTALL) --no-build-isolation --editable '.[docs]'
+	@touch $(VENV)/.core $@
 
 $(VENV)/.test: $(DESCRIPTION) $(VENV)/.tools
 	$(INSTALL) --no-build-isolation --editable '.[test]'

@@ -35,7 +35,7 @@ if TYPE_CHECKING:
     from pabee_fast.scoring.conditions import Conditions
     from pabee_fast.training.fit import fit
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"
 
 __all__ = [
     "BatchScorer",

@@ -91,7 +91,7 @@ class Confidence(Exiting):
     `threshold`, between 0 and 1."""
 
     threshold: float
-    _RANGES: ClassVar = {"threshold": (0.0, 1.0)}
+    _RANGES: ClassVar[dict[str, tuple[float, float]]] = {"threshold": (0.0, 1.0)}
 
     def least_tests(self, layers: int) -> int:
         return 1
@@ -121,7 +121,7 @@ class PatientConfidence(Exiting):
 
     patience: int
     threshold: float
-    _RANGES: ClassVar = {"threshold": (0.0, 1.0)}
+    _RANGES: ClassVar[dict[str, tuple[float, float]]] = {"threshold": (0.0, 1.0)}
 
     def least_tests(self, layers: int) -> int:
         return self.patience
