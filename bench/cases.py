@@ -48,13 +48,13 @@ class Rows:
 
 
 def model(name: str, seed: int = 0) -> BertForSequenceClassification:
-    """A stock two-class model with random weights, in evaluation mode."""
+    """Return a stock two-class model with random weights, in evaluation mode."""
     torch.manual_seed(seed)
     return BertForSequenceClassification(BertConfig(**MODELS[name], num_labels=2)).eval()
 
 
 def sst2_lengths(rows: int, seed: int = 0) -> np.ndarray:
-    """[rows] tokens of each row, drawn from sst2 dev's."""
+    """Return [rows] tokens of each row, drawn from sst2 dev's."""
     return _draw_lengths(np.random.default_rng(seed), rows)
 
 
@@ -64,7 +64,8 @@ def _draw_lengths(rng: np.random.Generator, rows: int) -> np.ndarray:
 
 
 def sst2_like(rows: int, layers: int, seed: int = 0) -> Rows:
-    """Rows with sst2 dev's lengths and the shares of EXITS, both seeded; layers other than 12 scale the exits."""
+    """Return rows with sst2 dev's lengths and the shares of EXITS, both seeded; layers other than 12 scale the
+    exits."""
     rng = np.random.default_rng(seed)
     lengths = _draw_lengths(rng, rows)
     exits = _draw_exits(rng, EXITS, rows, layers)
@@ -72,7 +73,7 @@ def sst2_like(rows: int, layers: int, seed: int = 0) -> Rows:
 
 
 def of_length(rows: int, tokens: int, layers: int, seed: int = 0) -> Rows:
-    """Rows of `tokens` tokens each, with the shares of EXITS."""
+    """Return rows of `tokens` tokens each, with the shares of EXITS."""
     rng = np.random.default_rng(seed)
     exits = _draw_exits(rng, EXITS, rows, layers)
     return Rows(_draw_tokens(rng, np.full(rows, tokens)), exits)

@@ -31,13 +31,13 @@ class Ceilings:
     dtype: str
 
     def least_seconds(self, moved: float, flops: float = 0.0) -> float:
-        """The least time for work that must move so many bytes and do so many operations of a matrix product."""
+        """Return the least time for work that must move so many bytes and do so many operations of a matrix product."""
         return max(self.launch_floor, moved / self.copy_bandwidth, flops / self.matrix_rate)
 
 
 @functools.cache
 def measure(device: torch.device, dtype: torch.dtype, rounds: int = 5) -> Ceilings:
-    """Measures all three; medians of `rounds` after one that is not counted."""
+    """Measure all three; medians of `rounds` after one that is not counted."""
     size, n = SIZES[device.type]
     source = torch.randn(size // 4, device=device)
     target = torch.empty_like(source)
@@ -64,7 +64,7 @@ def show(ceilings: Ceilings) -> str:
 
 
 def main() -> None:
-    """Prints the ceilings and, as the last line, one JSON document."""
+    """Print the ceilings and, as the last line, one JSON document."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--dtype", default="auto")
     parser.add_argument("--device", default="auto")

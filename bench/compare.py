@@ -70,7 +70,7 @@ class Worker:
         """By name, why a case cannot be run, or None."""
 
     def round(self) -> dict[str, float]:
-        """Seconds of every case that can be run."""
+        """Return seconds of every case that can be run."""
         assert self._process.stdin is not None
         print("round", file=self._process.stdin, flush=True)
         seconds: dict[str, float] = self._read()
@@ -110,7 +110,7 @@ def checkouts(repository: Path, revisions: Sequence[str]) -> Iterator[tuple[Path
 def measure(
     repository: Path, revisions: Sequence[str], *, pairs: int, rounds: int, arguments: Sequence[str]
 ) -> tuple[dict[str, list[list[float]]], dict[str, str]]:
-    """Ratios by case, pair and round; and by case why it cannot be run in one of the two."""
+    """Return ratios by case, pair and round; and by case why it cannot be run in one of the two."""
     ratios: dict[str, list[list[float]]] = {}
     missing: dict[str, str] = {}
     with checkouts(repository, revisions) as (folder, places):
@@ -132,7 +132,7 @@ def measure(
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Measures, prints the table and, as the last line, one JSON document; returns the exit status."""
+    """Measure, prints the table and, as the last line, one JSON document; returns the exit status."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("revisions", nargs=2, metavar="REV")
     parser.add_argument("--pairs", type=int, default=3, help="pairs of processes")

@@ -17,7 +17,7 @@ Build = Callable[[], Callable[[], Any]]
 
 
 def cases(device_name: str) -> dict[str, Build]:
-    """Builders by name; each returns a call that ends when its results are there."""
+    """Return builders by name; each returns a call that ends when its results are there."""
     from pabee_fast.runtime.device import choose_device, choose_dtype
 
     device = choose_device(device_name)

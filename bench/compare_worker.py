@@ -16,7 +16,7 @@ SHORTEST = 5e-3
 
 
 def main(checkout: str, module: str, device: str) -> None:
-    """Builds the cases, says which cannot be run, and times the others as often as asked."""
+    """Build the cases, say which cannot be run, and time the others as often as asked."""
     package = importlib.import_module("pabee_fast")
     home = Path(package.__file__ or "").resolve()
     if Path(checkout).resolve() not in home.parents:

@@ -60,7 +60,7 @@ class Figures:
 
 
 def compile_for(launch: Launch, target: str) -> Figures:
-    """Compiles what a launch would, for one of TARGETS, and reads the result.
+    """Compile what a launch would, for one of TARGETS, and read the result.
 
     Raises whatever Triton raises, with a note that names kernel, target and specialisation.
     """
@@ -87,7 +87,7 @@ _REDUCTION = re.compile(r'"tt\.reduce"\(.*?\}\) : \(.*?\) -> (.*?) loc\((#loc\w*
 
 
 def count_remade(ttgir: str) -> int:
-    """Returns how many reductions of a kernel's source Triton makes in more than one layout of the same numbers.
+    """Return how many reductions of a kernel's source Triton makes in more than one layout of the same numbers.
 
     What follows from such a one, the masks of two stores say, has two sources, which agree only as far as Triton moves
     numbers between layouts rightly. 3.6 does not where it packs truth values into bytes: a row's state then says that
@@ -116,7 +116,7 @@ _SASS_WIDTHS = {"U8": 1, "S8": 1, "U16": 2, "S16": 2, "64": 8, "128": 16, "256":
 
 
 def read_nvidia(text: str, *, shared: int, warps: int) -> Figures:
-    """Figures out of what `cuobjdump -res-usage -sass` prints of a cubin with one kernel."""
+    """Return figures out of what `cuobjdump -res-usage -sass` prints of a cubin with one kernel."""
     usage = {name: int(number) for name, number in _USAGE.findall(text)}
     counted = Counter(_SASS.findall(text))
     if not usage or not counted:
@@ -157,7 +157,7 @@ _GCN_WIDTHS = {"ubyte": 1, "sbyte": 1, "byte": 1, "ushort": 2, "sshort": 2, "sho
 
 
 def read_amd(text: str, *, shared: int, warps: int) -> Figures:
-    """Figures out of Triton's `amdgcn` text of one kernel: LLVM writes the resources into its metadata."""
+    """Return figures out of Triton's `amdgcn` text of one kernel: LLVM writes the resources into its metadata."""
 
     def resource(name: str) -> int:
         found = re.search(rf"^\s+(?:- )?\.{name}:\s+(\d+)$", text, re.MULTILINE)

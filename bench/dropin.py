@@ -29,13 +29,13 @@ SIZES = (1, 8, 32, 64, 256)
 
 @torch.no_grad()
 def call(model: Any, batch: dict[str, Tensor]) -> Tensor:
-    """The logits of one call, on the host."""
+    """Return the logits of one call, on the host."""
     logits: Tensor = model(**batch).logits
     return logits.float().cpu()
 
 
 def measure(args: argparse.Namespace, tell: Tell) -> dict[str, Any]:
-    """Runs every batch size on every device and returns their figures, by the devices' types."""
+    """Run every batch size on every device and return their figures, by the devices' types."""
     devices = args.device or ["cuda"] * torch.cuda.is_available() + ["cpu"]
     found: dict[str, Any] = {}
     for name in devices:
@@ -61,7 +61,7 @@ def measure(args: argparse.Namespace, tell: Tell) -> dict[str, Any]:
 def _by_size(
     args: argparse.Namespace, device: torch.device, dtype: torch.dtype
 ) -> Iterator[tuple[int, dict[str, Any]]]:
-    """Each batch size and its figures."""
+    """Yield each batch size and its figures."""
     stock = cases.model(args.model).to(device, dtype)
     ours = copy.deepcopy(stock)
     ours.load_state_dict(stock.state_dict(), assign=True)
@@ -100,7 +100,7 @@ def _by_size(
 
 
 def table(found: dict[str, Any]) -> str:
-    """The figures in Markdown, a table for each device."""
+    """Return the figures in Markdown, a table for each device."""
     lines = []
     for figures in found.values():
         lines += [
@@ -121,7 +121,7 @@ def table(found: dict[str, Any]) -> str:
 
 
 def main() -> None:
-    """Parses options, measures, prints the table and, as the last line, one JSON document."""
+    """Parse options, measure, print the table and, as the last line, one JSON document."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", choices=cases.MODELS, default="bert-base")
     parser.add_argument("--sizes", type=int, nargs="+", default=list(SIZES))

@@ -61,7 +61,7 @@ def padded(input_ids: Sequence[Sequence[int]], device: torch.device, pad: int = 
 
 @torch.no_grad()
 def run_stock(model: Any, batches: list[tuple[np.ndarray, dict[str, Tensor]]], rows: int) -> Tensor:
-    """Every row's logits in input order, [rows, classes] on the host."""
+    """Return every row's logits in input order, [rows, classes] on the host."""
     out = torch.empty(rows, model.config.num_labels)
     for members, batch in batches:
         out[torch.from_numpy(members)] = model(**batch).logits.float().cpu()
@@ -69,7 +69,8 @@ def run_stock(model: Any, batches: list[tuple[np.ndarray, dict[str, Tensor]]], r
 
 
 def never_agree(model: Any) -> Any:
-    """A model on the same weights whose neighbouring heads give different answers for every row, whatever the text."""
+    """Return a model on the same weights whose neighbouring heads give different answers for every row, whatever the
+    text."""
     silent = copy.deepcopy(model)
     silent.load_state_dict(model.state_dict(), assign=True)
     for layer, head in enumerate(heads_of(silent)):
@@ -136,7 +137,7 @@ class Setup:
         return run_stock(self.stock, self.batches[size], len(self.rows.input_ids))
 
     def variants(self) -> dict[str, Callable[[], Any]]:
-        """What is timed, by name; the most wanted first."""
+        """Return what is timed, by name; the most wanted first."""
         found = self._both("", self.engine)
         for name, exits in self.exits.items():
             if name != "usual":
@@ -146,7 +147,7 @@ class Setup:
         return found | {f"stock, batch {size}": functools.partial(self.run_stock, size) for size in self.batches}
 
     def ways(self, reference: Tensor) -> tuple[dict[str, Callable[[], Any]], dict[str, str]]:
-        """The other ways whose answers are right, beside the default, and what is wrong with the others."""
+        """Return the other ways whose answers are right, beside the default, and what is wrong with the others."""
         found, wrong = self._both("", self.engine), {}
         for way, engine in self.others.items():
             variants = self._both(f", {way}", engine)
@@ -166,7 +167,7 @@ class Setup:
         }
 
     def check(self, name: str, run: Callable[[], Any], reference: Tensor) -> float:
-        """Holds a variant's answers against stock's, [rows, classes], and the exits given.
+        """Hold a variant's answers against stock's, [rows, classes], and the exits given.
 
         Returns:
             The largest difference of logits over the largest logit; 0 where a variant has none to compare.
@@ -192,19 +193,20 @@ class Setup:
         return difference
 
     def flops(self) -> float:
-        """Operations of full depth: 8 H^2 + 4 H I for the products of a token and 4 L H for its attention, a layer."""
+        """Return operations of full depth: 8 H^2 + 4 H I for the products of a token and 4 L H for its attention, a
+        layer."""
         config, lengths = self.stock.config, self.rows.lengths.astype(float)
         hidden, inner = config.hidden_size, config.intermediate_size
         products = (8 * hidden**2 + 4 * hidden * inner) * lengths.sum()
         return float(self.layers * (products + 4 * hidden * (lengths**2).sum()))
 
     def layer_ratio(self, exits: tuple[int, ...]) -> float:
-        """The most that exits can save."""
+        """Return the most that exits can save."""
         lengths = self.rows.lengths
         return float(lengths.sum() * self.layers / (lengths * np.array(exits)).sum())
 
     def memory(self) -> dict[str, float]:
-        """Peaks of full depth and of stock with as many tokens in flight, in bytes beyond weights and inputs."""
+        """Return peaks of full depth and of stock with as many tokens in flight, in bytes beyond weights and inputs."""
         size, batches = max(self.batches.items())
         ids = batches[0][1]["input_ids"]
         engine = Engine(self.engine.model, token_budget=ids.numel())
@@ -224,7 +226,7 @@ class Setup:
 
 
 def measure(args: argparse.Namespace) -> dict[str, Any]:
-    """Runs the case and returns its figures."""
+    """Run the case and return its figures."""
     device = choose_device(args.device)
     dtype, why = choose_dtype(args.dtype, device)
     setup, tell = Setup.build(args, device, dtype), teller(args.so_far)
@@ -280,7 +282,7 @@ def measure(args: argparse.Namespace) -> dict[str, Any]:
 
 
 def main() -> None:
-    """Parses options, measures, prints the table and, as the last line, one JSON document."""
+    """Parse options, measure, print the table and, as the last line, one JSON document."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", choices=cases.MODELS, default="bert-base")
     parser.add_argument("--rows", type=int, default=256)

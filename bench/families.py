@@ -65,7 +65,7 @@ GOALS = {False: (0.90, 1.00), True: (0.80, 0.95)}
 
 
 def model_of(family: str) -> Any:
-    """A stock two-class model with random weights, in evaluation mode."""
+    """Return a stock two-class model with random weights, in evaluation mode."""
     torch.manual_seed(0)
     is_vision = "pixel_values" in FAMILIES[family].inputs
     auto = AutoModelForImageClassification if is_vision else AutoModelForSequenceClassification
@@ -75,13 +75,13 @@ def model_of(family: str) -> Any:
 
 
 def image_batches(images: Tensor, size: int) -> Batches:
-    """Batches of `size` images in their order."""
+    """Return batches of `size` images in their order."""
     cuts = [np.arange(first, min(first + size, len(images))) for first in range(0, len(images), size)]
     return [(members, {"pixel_values": images[members]}) for members in cuts]
 
 
 def measure(family: str, args: argparse.Namespace) -> dict[str, Any]:
-    """Runs one family and returns its figures."""
+    """Run one family and return its figures."""
     device = choose_device(args.device)
     dtype, _ = choose_dtype(args.dtype, device)
     # Both read the same weights in memory: where a copy happens to lie changes CPU times by several percent.
@@ -152,7 +152,7 @@ def measure(family: str, args: argparse.Namespace) -> dict[str, Any]:
 
 
 def line(figures: dict[str, Any]) -> str:
-    """One family's line of the table, in Markdown; a figure below its goal is followed by it."""
+    """Return one family's line of the table, in Markdown; a figure below its goal is followed by it."""
     efficiency, full_depth = GOALS[figures["family"] in PADDED]
     cells = [
         f"{value:.{digits}f}{'' if value >= goal else f' (goal {goal:.2f})'}"
@@ -170,7 +170,7 @@ def line(figures: dict[str, Any]) -> str:
 
 
 def main() -> None:
-    """Parses options, measures family by family, prints the table and, as the last line, one JSON document."""
+    """Parse options, measure family by family, print the table and, as the last line, one JSON document."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--family", choices=FAMILIES, nargs="+", default=list(FAMILIES))
     parser.add_argument("--rows", type=int, default=128)

@@ -42,7 +42,7 @@ class Instant:
 
 
 def measure(work: Path, args: argparse.Namespace) -> dict[str, Any]:
-    """Rows/s of the host pipeline, by tokenizer, table and processes that tokenize; variants take turns."""
+    """Return rows/s of the host pipeline, by tokenizer, table and processes that tokenize; variants take turns."""
     rows = args.feed_rows
     source = job_cases.make_table(work / f"feed-{rows}.csv", rows)
     columns = work / f"feed-{rows}.parquet"
@@ -114,7 +114,7 @@ def _timed(call: Callable[[], Any]) -> dict[str, float]:
 
 
 def table(found: dict[str, Any]) -> list[str]:
-    """The figures as rows of a Markdown table: what, measured, goal."""
+    """Return the figures as rows of a Markdown table: what, measured, goal."""
     goals = {"wordpiece, csv to parquet": ">= 100,000", "wordpiece, parquet to parquet": ">= 150,000"}
     lines = []
     for name, one in found["cases"].items():

@@ -25,7 +25,7 @@ class Goal:
     """times, ratio, share or rows/s."""
 
     def show(self, value: float) -> str:
-        """A value as the table prints it."""
+        """Return a value as the table prints it."""
         if self.unit == "rows/s":
             return f"{value:,.0f} rows/s"
         return f"{value:.1%}" if self.unit == "share" else f"{value:.2f}x" if self.unit == "times" else f"{value:.3f}"
@@ -42,7 +42,7 @@ class Goal:
         return f"{sign} {limit:.0%}" if self.unit == "share" else f"{sign} {limit:g}{'x' * (self.unit == 'times')}"
 
     def is_met(self, value: float) -> bool | None:
-        """Whether a value reaches the goal; None where it is only reported."""
+        """Return whether a value reaches the goal; None where it is only reported."""
         if self.at_least is not None:
             return value >= self.at_least
         return value <= self.at_most if self.at_most is not None else None

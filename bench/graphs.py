@@ -38,7 +38,7 @@ class Spread(NamedTuple):
 def sample(
     calls: Mapping[str, Call], device: torch.device, *, rounds: int, waiting: Collection[str] = ()
 ) -> dict[str, list[float]]:
-    """Seconds of one run of each call, `rounds` samples each, in turns whose order rotates from round to round.
+    """Return seconds of one run of each call, `rounds` samples each, in turns whose order rotates from round to round.
 
     Args:
         calls: by name; each is run a few times before it is timed.
@@ -54,7 +54,7 @@ def sample(
 
 
 def _timer(call: Call, device: torch.device, waits: bool) -> Callable[[], float]:
-    """What gives one sample of a call's seconds."""
+    """Return what gives one sample of a call's seconds."""
     if device.type != "cuda":
         return _on_the_wall(call)
     flush = Flush(device)
@@ -101,7 +101,8 @@ class Flush:
 
 
 def _captured(call: Call) -> torch.cuda.CUDAGraph:
-    """A graph of REPEATS calls. Compiling and loading happen before, on a stream of their own, as capture demands."""
+    """Return a graph of REPEATS calls. Compiling and loading happen before, on a stream of their own, as capture
+    demands."""
     stream = torch.cuda.Stream()
     stream.wait_stream(torch.cuda.current_stream())
     with torch.cuda.stream(stream):

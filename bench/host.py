@@ -165,7 +165,7 @@ def measure(rounds: int) -> dict[str, Any]:
 
 
 def show(figures: dict[str, Any]) -> str:
-    """The figures as a table."""
+    """Return the figures as a table."""
     before = figures["microseconds_checked_and_by_triton"]
     lines: list[list[object]] = [["us of the host", "prepared", "checked, by Triton's own call"]]
     for name, each in figures["microseconds"].items():

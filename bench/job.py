@@ -54,7 +54,7 @@ def run_job(
     on_part: Callable[[Progress], None] = lambda progress: None,
     **options: Any,
 ) -> Progress:
-    """A job from its beginning."""
+    """Return a job from its beginning."""
     for leftover in (target, Path(f"{target}.parts")):
         shutil.rmtree(leftover, ignore_errors=True) if leftover.is_dir() else leftover.unlink(missing_ok=True)
     return Job([str(source)], str(target), Columns(["text"]), JobOptions(**options)).run(executor, on_part)
@@ -100,7 +100,7 @@ def measure_ratio(work: Path, args: argparse.Namespace) -> dict[str, Any]:
 
 
 def measure_memory(work: Path, args: argparse.Namespace) -> dict[str, Any]:
-    """Peak memory and rows/s of two jobs, each in a process of its own."""
+    """Return peak memory and rows/s of two jobs, each in a process of its own."""
     job_cases.make_model(work / "tiny", **job_cases.TINY)
     found: dict[str, Any] = {}
     for rows in (args.many_rows // 10, args.many_rows):
@@ -114,7 +114,7 @@ def measure_memory(work: Path, args: argparse.Namespace) -> dict[str, Any]:
 
 
 def measure_one(work: Path, args: argparse.Namespace) -> dict[str, Any]:
-    """One job of `measure_memory`, in this process."""
+    """Return one job of `measure_memory`, in this process."""
     times: list[tuple[float, int]] = []
 
     def on_part(progress: Progress) -> None:
@@ -193,7 +193,7 @@ def measure_resume(work: Path, args: argparse.Namespace) -> dict[str, Any]:
 
 
 def measure_kills(work: Path, args: argparse.Namespace) -> dict[str, Any]:
-    """The kills, in a process that loads nothing else."""
+    """Return the kills, in a process that loads nothing else."""
     job_cases.make_model(work / "tiny", **job_cases.TINY)
     source = job_cases.make_table(work / "killed.csv", 3_000, lengths=range(4, 17))
     words = ["--model", work / "tiny", "--input", source, "--work", work / "kills", "--random", args.kills]
@@ -206,7 +206,7 @@ def measure_kills(work: Path, args: argparse.Namespace) -> dict[str, Any]:
 
 
 def measure_ray(work: Path, args: argparse.Namespace) -> dict[str, Any]:
-    """Two Ray workers of one thread against one process of two, jobs in turns, start-up left out."""
+    """Return two Ray workers of one thread against one process of two, jobs in turns, start-up left out."""
     import ray
 
     from pabee_fast.jobs.ray import RayExecutor
@@ -244,7 +244,7 @@ CASES = {
 
 
 def table(figures: dict[str, Any]) -> str:
-    """The figures beside their goals, in Markdown."""
+    """Return the figures beside their goals, in Markdown."""
     lines = [
         f"{figures['hardware']}, torch {figures['torch']}, float32",
         "",
@@ -285,7 +285,7 @@ def table(figures: dict[str, Any]) -> str:
 
 
 def main() -> None:
-    """Parses options, measures, prints the table and, as the last line, one JSON document."""
+    """Parse options, measure, print the table and, as the last line, one JSON document."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("case", choices=["all", *CASES])
     parser.add_argument("--work", type=Path, required=True, help="directory for models and tables")

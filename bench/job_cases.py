@@ -31,7 +31,7 @@ TINY = {"hidden_size": 64, "num_hidden_layers": 2, "num_attention_heads": 2, "in
 
 
 def make_model(folder: Path, **sizes: int) -> Path:
-    """A two-class BERT with random weights and heads, and a tokenizer that knows the words of `make_table`."""
+    """Return a two-class BERT with random weights and heads, and a tokenizer that knows the words of `make_table`."""
     torch.manual_seed(0)
     config = BertConfig(vocab_size=WORDS + len(SPECIAL), num_labels=2, **sizes)
     pf.attach_heads(BertForSequenceClassification(config)).eval().save_pretrained(folder)
@@ -66,7 +66,8 @@ def make_bpe_model(folder: Path, table: Path, **sizes: int) -> Path:
 
 
 def make_table(path: Path, rows: int, lengths: Sequence[int] | None = None) -> Path:
-    """A csv table with the columns id and text; rows of sst2 dev's lengths in tokens, or at random of those given."""
+    """Return a csv table with the columns id and text; rows of sst2 dev's lengths in tokens, or at random of those
+    given."""
     rng = np.random.default_rng(0)
     counts = np.array(list(SST2_DEV_LENGTHS.values()))
     shares = counts / counts.sum() if lengths is None else None

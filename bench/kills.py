@@ -55,7 +55,7 @@ def score(args: argparse.Namespace, target: str) -> None:
 
 
 def in_child(action: Callable[[], None]) -> int:
-    """Forks a child for an action; its process id. A fork spares importing everything for each kill."""
+    """Fork a child for an action; its process id. A fork spares importing everything for each kill."""
     if pid := os.fork():
         return pid
     try:
@@ -67,7 +67,7 @@ def in_child(action: Callable[[], None]) -> int:
 
 
 def kill_at(point: str, times: int) -> None:
-    """Makes this process kill itself when it reaches a moment for the so many-th time."""
+    """Make this process kill itself when it reaches a moment for the so many-th time."""
     left = times
 
     def reached(here: str) -> None:
@@ -81,7 +81,7 @@ def kill_at(point: str, times: int) -> None:
 
 
 def outcome(pid: int) -> str:
-    """How a child ended: finished, killed, or failed."""
+    """Return how a child ended: finished, killed, or failed."""
     _, status = os.waitpid(pid, 0)
     if os.WIFSIGNALED(status) and os.WTERMSIG(status) == signal.SIGKILL:
         return "killed"
@@ -89,21 +89,21 @@ def outcome(pid: int) -> str:
 
 
 def digest(target: str) -> str:
-    """A hash over what the job left: a table's bytes, or those of all parts."""
+    """Return a hash over what the job left: a table's bytes, or those of all parts."""
     path = Path(target)
     files = [path] if path.is_file() else sorted(path.glob("part-*"))
     return hashlib.sha256(b"".join(file.read_bytes() for file in files)).hexdigest()
 
 
 def left_beside(target: str) -> list[Path]:
-    """What a job has not tidied up beside its table."""
+    """Return what a job has not tidied up beside its table."""
     path = Path(target)
     return [beside for name in (f"{path.name}.parts", f".{path.name}.parts.done")
             if (beside := path.with_name(name)).exists()]  # fmt: skip
 
 
 def named_kills(args: argparse.Namespace, target: Callable[[str], str], wanted: str) -> list[dict[str, Any]]:
-    """A job for each named moment, killed there and resumed."""
+    """Return a job for each named moment, killed there and resumed."""
     records = []
     for number, (point, times) in enumerate(POINTS.items()):
         place = target(f"named-{number}")
@@ -153,7 +153,7 @@ def digest_or_none(target: str) -> str | None:
 
 
 def measure(args: argparse.Namespace) -> dict[str, Any]:
-    """Runs an undisturbed job and the killed ones."""
+    """Run an undisturbed job and the killed ones."""
     work = Path(args.work)
     work.mkdir(parents=True, exist_ok=True)
 
@@ -179,7 +179,7 @@ def measure(args: argparse.Namespace) -> dict[str, Any]:
 
 
 def parser() -> argparse.ArgumentParser:
-    """The options."""
+    """Return the options."""
     options = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     options.add_argument("--model", required=True)
     options.add_argument("--input", required=True)
@@ -194,7 +194,7 @@ def parser() -> argparse.ArgumentParser:
 
 
 def main() -> None:
-    """Measures, and prints one JSON document."""
+    """Measure, and print one JSON document."""
     figures = measure(parser().parse_args())
     print(json.dumps(figures))
     sys.exit(figures["survived"] != figures["kills"])

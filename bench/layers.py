@@ -39,7 +39,7 @@ CONFIGS: dict[str, Callable[..., Any]] = {
 
 
 def wave(tokens: int, hidden_size: int, device: torch.device, dtype: torch.dtype) -> tuple[Tensor, Layout]:
-    """Random hidden states [1, at most tokens, hidden_size] of rows with sst2's lengths, and where these lie."""
+    """Return random hidden states [1, at most tokens, hidden_size] of rows with sst2's lengths, and where these lie."""
     lengths = cases.sst2_like(max(64, tokens // 20), 12).lengths
     rows = max(plan_waves(lengths, tokens), key=lambda members: lengths[members].sum())
     ends = cumulative(lengths[rows])
@@ -49,7 +49,7 @@ def wave(tokens: int, hidden_size: int, device: torch.device, dtype: torch.dtype
 
 
 def through(layers: Layers, hidden: Tensor, layout: Layout) -> Tensor:
-    """All layers, one after another, as the engine runs them."""
+    """Return all layers, one after another, as the engine runs them."""
     with torch.no_grad(), layers.ready():
         for number in range(1, len(layers) + 1):
             hidden = layers(number, hidden, layout, {})
@@ -57,7 +57,7 @@ def through(layers: Layers, hidden: Tensor, layout: Layout) -> Tensor:
 
 
 def measure(args: argparse.Namespace) -> dict[str, Any]:
-    """Runs the case and returns its figures."""
+    """Run the case and return its figures."""
     device = choose_device(args.device)
     dtype, why = choose_dtype(args.dtype, device)
     torch.manual_seed(0)
@@ -114,7 +114,7 @@ def measure(args: argparse.Namespace) -> dict[str, Any]:
 
 
 def table(figures: dict[str, Any]) -> str:
-    """The figures in Markdown."""
+    """Return the figures in Markdown."""
     lines = [
         f"{figures['family']}-base, {figures['tokens']} tokens in {figures['rows']} rows, {figures['dtype']}, "
         f"{figures['activation']}, {figures['hardware']}, torch {figures['torch']}, {figures['clock']}",
@@ -133,7 +133,7 @@ def table(figures: dict[str, Any]) -> str:
 
 
 def main() -> None:
-    """Parses options, measures, prints the table and, as the last line, one JSON document."""
+    """Parse options, measure, print the table and, as the last line, one JSON document."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--family", choices=CONFIGS, default="bert")
     parser.add_argument("--layers", type=int, default=2)

@@ -41,7 +41,7 @@ ARCHITECTURES = {
 
 
 def resident_warps(figures: Figures, target: str) -> int:
-    """Warps that one multiprocessor of `target` holds at once; 0 for a program that fits none."""
+    """Return warps that one multiprocessor of `target` holds at once; 0 for a program that fits none."""
     here = ARCHITECTURES[target]
     if figures.registers > here.most_registers:
         return 0
@@ -55,5 +55,5 @@ def resident_warps(figures: Figures, target: str) -> int:
 
 
 def occupancy(figures: Figures, target: str) -> float:
-    """Resident warps as a share of the most that a multiprocessor holds."""
+    """Return resident warps as a share of the most that a multiprocessor holds."""
     return resident_warps(figures, target) / ARCHITECTURES[target].warps

@@ -83,7 +83,7 @@ def _known(**figures: Any) -> dict[str, Any]:
 
 
 def table(figures: dict[str, Any]) -> str:
-    """The figures as a README's table, in Markdown."""
+    """Return the figures as a README's table, in Markdown."""
     lengths = figures["tokens_per_row"]
     lines = [
         f"{figures['model']}, {figures['rows']} rows of {lengths['min']} to {lengths['max']} tokens "

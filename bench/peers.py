@@ -42,7 +42,7 @@ WARM_ROWS = 4_096
 
 
 def measure(args: argparse.Namespace, work: Path, tell: Tell) -> dict[str, Any]:
-    """Runs it all and returns its figures."""
+    """Run it all and return its figures."""
     device = choose_device(args.device)
     dtype, why = choose_dtype("auto", device)
     model = job_cases.make_model(work / "model", **cases.MODELS[args.model])
@@ -85,7 +85,7 @@ def measure(args: argparse.Namespace, work: Path, tell: Tell) -> dict[str, Any]:
 
 
 def tokenized(scorer: Scorer, texts: Sequence[str]) -> tuple[list[PackedBatch], dict[str, float]]:
-    """The rows as batches of a window each, on the host, and rows/s of the tokenizers alone."""
+    """Return the rows as batches of a window each, on the host, and rows/s of the tokenizers alone."""
     started = time.perf_counter()
     batches = [scorer.batch(texts[i : i + scorer.window], i) for i in range(0, len(texts), scorer.window)]
     served = time.perf_counter() - started
@@ -143,7 +143,7 @@ def jobs(
 
 
 def run_job(source: Path, target: Path, executor: Executor) -> Progress:
-    """A job from its beginning."""
+    """Return a job from its beginning."""
     return Job([str(source)], str(target), Columns(["text"]), JobOptions(overwrite=True)).run(executor)
 
 
@@ -152,7 +152,7 @@ Way = Callable[[Sequence[str], int], Any]
 
 
 def stock_ways(model: Path, device: torch.device, dtype: torch.dtype) -> dict[str, Way]:
-    """What others would run, by name; it loads the model anew."""
+    """Return what others would run, by name; it loads the model anew."""
     from transformers import pipeline
 
     piped = pipeline("text-classification", model=str(model), device=device, dtype=dtype)
@@ -178,7 +178,7 @@ def stock_ways(model: Path, device: torch.device, dtype: torch.dtype) -> dict[st
 
 
 def stock_rate(way: Way, texts: Sequence[str], size: int) -> float:
-    """Rows/s; a batch before warms it."""
+    """Return rows/s; a batch before warms it."""
     way(texts[:size], size)
     started = time.perf_counter()
     way(texts, size)
@@ -186,7 +186,7 @@ def stock_rate(way: Way, texts: Sequence[str], size: int) -> float:
 
 
 def table(found: dict[str, Any]) -> str:
-    """The figures in Markdown."""
+    """Return the figures in Markdown."""
     lines = [
         f"{found['model']}, {found['rows']:,} rows of sst2's lengths, csv to parquet, {found['dtype']}, "
         f"{found['hardware']}, {found['cores']} cores, torch {found['torch']}:",
@@ -206,7 +206,7 @@ def table(found: dict[str, Any]) -> str:
 
 
 def main() -> None:
-    """Parses options, measures, prints the table and, as the last line, one JSON document."""
+    """Parse options, measure, print the table and, as the last line, one JSON document."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", choices=cases.MODELS, default="bert-base")
     parser.add_argument("--rows", type=int, default=200_000)

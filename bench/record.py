@@ -95,7 +95,7 @@ def gate_words(gate: dict[str, Any]) -> str:
 
 
 def machine() -> dict[str, Any]:
-    """What the figures were measured on, as far as it can be read."""
+    """Return what the figures were measured on, as far as it can be read."""
     import torch
 
     found: dict[str, Any] = {
@@ -122,7 +122,7 @@ def machine() -> dict[str, Any]:
 
 
 def goals_of(steps: dict[str, dict[str, Any]]) -> list[dict[str, Any]]:
-    """Every goal with its figure, where the steps hold one."""
+    """Return every goal with its figure, where the steps hold one."""
     figures = {name: step["figures"] for name, step in steps.items() if step["figures"] is not None}
     lines: list[dict[str, Any]] = []
     for goal in GOALS:
@@ -138,7 +138,7 @@ def goals_of(steps: dict[str, dict[str, Any]]) -> list[dict[str, Any]]:
 
 
 def compose(folder: Path, commit: str, is_dirty: bool, mode: str) -> dict[str, Any]:
-    """The record of a folder of steps."""
+    """Return the record of a folder of steps."""
     steps = read_steps(folder)
     about = steps.pop("machine", {}).get("figures")
     return {
@@ -155,7 +155,7 @@ def compose(folder: Path, commit: str, is_dirty: bool, mode: str) -> dict[str, A
 
 
 def write(record: dict[str, Any], results: Path) -> Path:
-    """Writes a record under its GPU's name; another one of the same commit gets a number."""
+    """Write a record under its GPU's name; another one of the same commit gets a number."""
     gpu = record["machine"].get("gpu", "cpu")
     folder = results / re.sub(r"[^a-z0-9]+", "-", gpu.lower()).strip("-")
     folder.mkdir(parents=True, exist_ok=True)
@@ -175,7 +175,7 @@ def _names(folder: Path, stem: str) -> Iterator[Path]:
 
 
 def newest(results: Path, *, modes: Sequence[str] = MODES[:-1], step: str | None = None) -> dict[str, dict[str, Any]]:
-    """The newest record of each GPU that is of a clean tree and of one of these modes, by the GPU's name.
+    """Return the newest record of each GPU that is of a clean tree and of one of these modes, by the GPU's name.
 
     Args:
         results: the folder of records.
@@ -196,7 +196,7 @@ def newest(results: Path, *, modes: Sequence[str] = MODES[:-1], step: str | None
 
 
 def table(results: Path = RESULTS) -> str:
-    """The goals in Markdown, with a column for each GPU's newest record of a whole run."""
+    """Return the goals in Markdown, with a column for each GPU's newest record of a whole run."""
     records = newest(results, modes=("full",))
     heads: list[str] = []
     for gpu, record in records.items():
@@ -218,7 +218,7 @@ def _cell(line: dict[str, Any] | None) -> str:
 
 
 def summary(record: dict[str, Any]) -> str:
-    """What bench/gpu.sh prints last."""
+    """Return what bench/gpu.sh prints last."""
     is_rehearsal = record["mode"] == "rehearsal"
     words = {True: "met", False: "MISSED", None: ""} if not is_rehearsal else {}
     lines: list[list[object]] = [
@@ -243,7 +243,7 @@ def _end(step: dict[str, Any]) -> str:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Runs the command; returns its exit status."""
+    """Run the command; returns its exit status."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     commands = parser.add_subparsers(dest="command", required=True)
     commands.add_parser("table")

@@ -20,7 +20,7 @@ LAYERS = 12
 
 
 def made_up_trace(rows: int, classes: int, seed: int = 0) -> pf.Trace:
-    """A trace of no model, the same for the same arguments."""
+    """Return a trace of no model, the same for the same arguments."""
     generator = torch.Generator().manual_seed(seed)
     logits = torch.randn(LAYERS, rows, classes, generator=generator).cumsum(0)
     lengths = torch.randint(4, 128, (rows,), generator=generator)
@@ -28,7 +28,7 @@ def made_up_trace(rows: int, classes: int, seed: int = 0) -> pf.Trace:
 
 
 def hundred_policies() -> list[pf.Policy]:
-    """Sixteen of each rule and twenty of confidence, on four grids of layers."""
+    """Return sixteen of each rule and twenty of confidence, on four grids of layers."""
     policies: list[pf.Policy] = []
     for start, (first_layer, every) in enumerate([(1, 1), (1, 2), (3, 1), (3, 2)]):
         grid = {"first_layer": first_layer, "every": every}
@@ -44,7 +44,7 @@ def hundred_policies() -> list[pf.Policy]:
 
 
 def measure(args: argparse.Namespace) -> dict[str, Any]:
-    """Runs the case and returns its figures."""
+    """Run the case and return its figures."""
     trace, policies = made_up_trace(args.rows, args.classes), hundred_policies()
     exits: dict[str, float] = {}
 
@@ -70,7 +70,7 @@ def measure(args: argparse.Namespace) -> dict[str, Any]:
 
 
 def main() -> None:
-    """Parses options, measures, prints a sentence and, as the last line, one JSON document."""
+    """Parse options, measure, print a sentence and, as the last line, one JSON document."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rows", type=int, default=100_000)
     parser.add_argument("--classes", type=int, default=2)

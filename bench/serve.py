@@ -41,7 +41,7 @@ Score = Callable[[list[Any]], Sequence[pf.RowResult]]
 
 
 def stock(directory: str, device: torch.device) -> Score:
-    """What scores rows as stock transformers does."""
+    """Return what scores rows as stock transformers does."""
     model = AutoModelForSequenceClassification.from_pretrained(directory, dtype=torch.float32).to(device).eval()
     tokenizer, names = AutoTokenizer.from_pretrained(directory), model.config.id2label
     longest = min(tokenizer.model_max_length, model.config.max_position_embeddings)
@@ -114,7 +114,7 @@ class Server:
                 time.sleep(0.1)
 
     def ask(self, texts: Sequence[str]) -> list[dict[str, Any]]:
-        """The results of one request."""
+        """Return the results of one request."""
         body, kind = json.dumps({"texts": texts}).encode(), {"content-type": "application/json"}
         request = urllib.request.Request(f"http://127.0.0.1:{self.port}/classify", body, kind)
         with urllib.request.urlopen(request) as answer:
@@ -128,7 +128,7 @@ class Server:
 
 
 async def load(port: int, requests: Sequence[bytes], clients: int, seconds: float) -> tuple[list[float], float]:
-    """Seconds that each request took, and seconds that all of them did."""
+    """Return seconds that each request took, and seconds that all of them did."""
     took: list[float] = []
     started = time.perf_counter()
 
@@ -151,7 +151,7 @@ async def load(port: int, requests: Sequence[bytes], clients: int, seconds: floa
 
 
 def as_request(text: str) -> bytes:
-    """The bytes of a request of one row."""
+    """Return the bytes of a request of one row."""
     body = json.dumps({"texts": [text]}).encode()
     head = f"POST /classify HTTP/1.1\r\nhost: here\r\ncontent-type: application/json\r\ncontent-length: {len(body)}"
     return f"{head}\r\n\r\n".encode() + body
@@ -198,7 +198,7 @@ def measure(args: argparse.Namespace) -> dict[str, Any]:
 
 
 def arguments() -> argparse.Namespace:
-    """What the command was told."""
+    """Return what the command was told."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", default=str(ROOT / "examples" / "sample-model"))
     parser.add_argument("--policy", default="patience:3")

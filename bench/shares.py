@@ -68,7 +68,7 @@ def _seam(spans: _Spans) -> Iterator[None]:
 
 
 def time_shares(run: Callable[[], Any], device: torch.device) -> dict[str, float]:
-    """Shares of one run's time, by part: "exit_step", "plan", "gather", and "together"."""
+    """Return shares of one run's time, by part: "exit_step", "plan", "gather", and "together"."""
     spans = _Spans(device)
     with _seam(spans):
         timing.wait_for(device)
@@ -81,7 +81,7 @@ def time_shares(run: Callable[[], Any], device: torch.device) -> dict[str, float
 
 
 def kernel_shares(run: Callable[[], Any]) -> dict[str, float]:
-    """Shares of the time in which a CUDA device runs kernels, by kernel; needs a device."""
+    """Return shares of the time in which a CUDA device runs kernels, by kernel; needs a device."""
     from torch.profiler import ProfilerActivity, profile
 
     with profile(activities=[ProfilerActivity.CUDA]) as profiled:
@@ -96,7 +96,8 @@ def kernel_shares(run: Callable[[], Any]) -> dict[str, float]:
 
 
 def peak_bytes(run: Callable[[], Any], device: torch.device) -> tuple[int, int]:
-    """The most memory that a run holds on a CUDA device, and how much of it was held before: weights and inputs."""
+    """Return the most memory that a run holds on a CUDA device, and how much of it was held before: weights and
+    inputs."""
     torch.cuda.synchronize(device)
     torch.cuda.empty_cache()
     torch.cuda.reset_peak_memory_stats(device)

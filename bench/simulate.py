@@ -130,7 +130,7 @@ def simulate(
 
 
 def figures(model: Model, rows: int, costs: Costs, schedule: Schedule) -> dict[str, dict[str, float]]:
-    """Milliseconds of wall-clock and of work, and what follows, by exits."""
+    """Return milliseconds of wall-clock and of work, and what follows, by exits."""
     lengths = cases.sst2_lengths(rows)
     found: dict[str, dict[str, float]] = {}
     stay = np.full(rows, model.layers)
@@ -151,7 +151,7 @@ def figures(model: Model, rows: int, costs: Costs, schedule: Schedule) -> dict[s
 
 
 def checked() -> dict[str, dict[str, float]]:
-    """The measured schedule, simulated: simulated over measured milliseconds, by exits."""
+    """Return the measured schedule, simulated: simulated over measured milliseconds, by exits."""
     found = figures(MODELS["bert-base"], 32_768, FIRST_RUN, MEASURED_SCHEDULE)
     measured = {"wall_ms": MEASURED_MS, "busy_ms": MEASURED_BUSY_MS}
     return {
@@ -160,7 +160,7 @@ def checked() -> dict[str, dict[str, float]]:
 
 
 def table(title: str, found: dict[str, dict[str, float]]) -> str:
-    """Figures as Markdown."""
+    """Return figures as Markdown."""
     lines = [f"{title}:", "", "| | wall ms | busy ms | idle | rows/s | exit efficiency |", "|---|---|---|---|---|---|"]
     for name, each in found.items():
         efficiency = f"{each['exit_efficiency']:.3f} of {each['allowed']:.2f}x" if "allowed" in each else ""
@@ -174,7 +174,7 @@ def table(title: str, found: dict[str, dict[str, float]]) -> str:
 
 
 def main() -> None:
-    """Parses options, simulates, prints tables and, as the last line, one JSON document."""
+    """Parse options, simulate, print tables and, as the last line, one JSON document."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", choices=MODELS, nargs="+", default=list(MODELS))
     parser.add_argument("--rows", type=int, default=32_768)

@@ -43,7 +43,7 @@ _HEAVY_RULES = [("label", "agreement"), ("label", "divergence"), ("label_set", "
 
 @functools.cache
 def by_name() -> dict[str, Launch]:
-    """Launches that stand for everything that is compiled."""
+    """Launch that stand for everything that is compiled."""
     found: dict[str, Launch] = {}
     with torch.device("meta"):
         for name, launch in _every():
@@ -145,7 +145,7 @@ def _pools() -> Named:
 
 
 def _attentions() -> Named:
-    """Heads of every block size, one that is odd, and from nothing that hides a key to everything."""
+    """Yield heads of every block size, one that is odd, and from nothing that hides a key to everything."""
     everything: dict[str, Any] = {"is_causal": True, "window": 64, "is_masked": True, "has_holes": True}
     for dtype, is_causal, is_masked in itertools.product(FEATURE_DTYPES, (False, True), (False, True)):
         yield _attention(dtype, 64, is_causal=is_causal, is_masked=is_masked)
@@ -158,7 +158,7 @@ def _attentions() -> Named:
 
 
 def _short_attentions() -> Named:
-    """Heads of every block size, tiles of every size, and from nothing that hides a key to everything."""
+    """Yield heads of every block size, tiles of every size, and from nothing that hides a key to everything."""
     everything: dict[str, Any] = {"is_causal": True, "window": 8, "is_masked": True, "has_holes": True}
     for dtype, head_dim, longest in itertools.product(FEATURE_DTYPES, (32, 64, 128), (32, 64)):
         if head_dim <= MAX_SHORT_HEAD[dtype]:

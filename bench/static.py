@@ -48,13 +48,13 @@ Measured = dict[str, Figures]
 
 
 def names(target: str, *, whole: bool = False) -> list[str]:
-    """The specialisations that are compiled for `target`."""
+    """Return the specialisations that are compiled for `target`."""
     every = list(by_name())
     return every if whole or target == WHOLE else [name for name in every if "float16" not in name.split("-")]
 
 
 def measure(targets: Iterable[str], *, whole: bool = False, jobs: int | None = None) -> dict[str, Measured]:
-    """Compiles for each target, in `jobs` processes (None: one for each core), and returns what came of it."""
+    """Compile for each target, in `jobs` processes (None: one for each core), and return what came of it."""
     work = [(target, name) for target in targets for name in names(target, whole=whole)]
     jobs = jobs or len(os.sched_getaffinity(0))
     # Spawned, not forked: this process may hold threads. Each looks the launches up by name, since none can be sent.
@@ -68,7 +68,7 @@ def _compile(target: str, name: str) -> Figures:
 
 
 def judge(figures: Figures, before: Figures | None) -> list[str]:
-    """What is wrong with a specialisation, in words; `before` is its baseline, where there is one."""
+    """Return what is wrong with a specialisation, in words; `before` is its baseline, where there is one."""
     wrong = []
     if figures.stack > TOLERATED_STACK or figures.spills > TOLERATED_SPILLS:
         wrong.append(f"{figures.stack} bytes of stack, {figures.spills} spills")
@@ -95,7 +95,7 @@ def baseline_path(target: str) -> Path:
 
 
 def read_baseline(target: str) -> Measured | None:
-    """The baseline of the Triton that is installed, or None."""
+    """Return the baseline of the Triton that is installed, or None."""
     path = baseline_path(target)
     return read_figures(path) if path.exists() else None
 
@@ -123,7 +123,7 @@ def compare(measured: Measured, before: Measured | None) -> dict[str, list[str]]
 
 
 def judge_traffic(found: Traffic, before: Traffic | None) -> list[str]:
-    """What is wrong with a kernel's traffic, in words."""
+    """Return what is wrong with a kernel's traffic, in words."""
     wrong = []
     if found.least != found.expected:
         wrong.append(f"touches {found.least} bytes, and its microbenchmark takes {found.expected} for the least")
@@ -135,7 +135,7 @@ def judge_traffic(found: Traffic, before: Traffic | None) -> list[str]:
 
 
 def check_traffic(found: dict[str, Traffic], update: bool) -> bool:
-    """Compares, prints; returns whether anything is wrong."""
+    """Compare, prints; returns whether anything is wrong."""
     path = BASELINES / "traffic.json"
     if update:
         path.write_text(json.dumps({name: asdict(each) for name, each in found.items()}, indent=2) + "\n")
@@ -149,7 +149,7 @@ def check_traffic(found: dict[str, Traffic], update: bool) -> bool:
 
 
 def show(target: str, measured: Measured) -> str:
-    """The figures of one target as a table."""
+    """Return the figures of one target as a table."""
     head = ["registers", "stack", "shared", "occupancy", "instructions", "mma", "fma", "barriers", "loads", "stores"]
     lines: list[list[object]] = [[f"{target}, Triton {triton.__version__}", *head]]
     for name, each in measured.items():
@@ -162,7 +162,7 @@ def show(target: str, measured: Measured) -> str:
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Compiles, compares, prints; returns the exit status."""
+    """Compile, compares, print; returns the exit status."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--targets", nargs="+", choices=TARGETS, help="default: all, and the count of bytes")
     parser.add_argument("--update", action="store_true", help="write the baselines of this Triton")

@@ -10,7 +10,7 @@ Tell = Callable[[Mapping[str, Any]], None]
 
 
 def columns(lines: Sequence[Sequence[object]], *, left: Collection[int] = (0,)) -> str:
-    """Lines of cells, aligned: the columns named by `left` to the left, the others to the right."""
+    """Return lines of cells, aligned: the columns named by `left` to the left, the others to the right."""
     cells = [[str(cell) for cell in line] for line in lines]
     widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
 

@@ -18,7 +18,7 @@ def interleaved(
     device: torch.device,
     clock: Callable[[], float] = time.perf_counter,
 ) -> dict[str, list[float]]:
-    """Seconds of every variant in each of `rounds` rounds, after one round that is not counted; see `turns`."""
+    """Return seconds of every variant in each of `rounds` rounds, after one round that is not counted; see `turns`."""
     return deque(turns(variants, rounds, device, clock), maxlen=1).pop()
 
 
@@ -56,12 +56,12 @@ def wait_for(device: torch.device) -> None:
 
 
 def median_ratio(numerator: list[float], denominator: list[float]) -> float:
-    """The median of the ratios of the rounds in which both were timed: a slow round slows both of its sides."""
+    """Return the median of the ratios of the rounds in which both were timed: a slow round slows both of its sides."""
     return statistics.median(a / b for a, b in zip(numerator, denominator, strict=False))
 
 
 def hardware(device: torch.device) -> str:
-    """The device's name, as a reader of a figure needs it."""
+    """Return the device's name, as a reader of a figure needs it."""
     if device.type == "cuda":
         return torch.cuda.get_device_name(device)
     return f"{_cpu_name()}, {torch.get_num_threads()} of {os.cpu_count()} cores"

@@ -60,7 +60,7 @@ class _Counter:
 
 @contextmanager
 def _counting() -> Iterator[_Counter]:
-    """Counts what kernels of this process load and store meanwhile."""
+    """Count what kernels of this process load and store meanwhile."""
     from triton.runtime.interpreter import interpreter_builder
 
     counter, builder = _Counter(), type(interpreter_builder)
@@ -82,7 +82,7 @@ def _counting() -> Iterator[_Counter]:
 
 
 def count_here(only: str = "") -> dict[str, Traffic]:
-    """Counts the kernels of microbenchmarks; in a process where they are interpreted, and nowhere else."""
+    """Count the kernels of microbenchmarks; in a process where they are interpreted, and nowhere else."""
     from bench.micro.table import CASES
 
     found = {}
@@ -98,7 +98,7 @@ def count_here(only: str = "") -> dict[str, Traffic]:
 
 
 def count(only: str = "") -> dict[str, Traffic]:
-    """Counts the cases whose name holds `only`, in a process of its own: TRITON_INTERPRET is read when a kernel is
+    """Count the cases whose name holds `only`, in a process of its own: TRITON_INTERPRET is read when a kernel is
     defined."""
     environment = os.environ | {"TRITON_INTERPRET": "1", "CUDA_VISIBLE_DEVICES": "", "OMP_NUM_THREADS": "1"}
     command = [sys.executable, "-m", "bench.traffic", only]

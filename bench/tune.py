@@ -150,7 +150,7 @@ class Case:
 
 @contextlib.contextmanager
 def blocks(span: int, warps: int) -> Iterator[None]:
-    """Launches the kernel for short rows with spans of so many tiles, and so many warps."""
+    """Launch the kernel for short rows with spans of so many tiles, and so many warps."""
     from pabee_fast.kernels import short_attention
 
     with mock.patch.object(short_attention, "short_attention_constants", functools.partial(_constants, span, warps)):
@@ -165,7 +165,7 @@ def _constants(span: int, warps: int, *kind: Any) -> Constants:
 
 
 def most_short(times: Mapping[str, Mapping[str, float]]) -> int:
-    """The longest rows that the kernel for short rows should take; 0: none.
+    """Return the longest rows that the kernel for short rows should take; 0: none.
 
     Args:
         times: tokens of a row -> attention -> microseconds. It must win at every length measured up to that one.
@@ -211,7 +211,7 @@ rows is faster than what else serves."""
 
 
 def source(table: Mapping[tuple[str, str, int], tuple[int, str]]) -> str:
-    """The text of the runtime's table."""
+    """Return the text of the runtime's table."""
     lines = [
         f'    ("{place}", torch.{dtype}, {head_dim}): {most},  # {records}\n'
         for (place, dtype, head_dim), (most, records) in table.items()
@@ -220,7 +220,7 @@ def source(table: Mapping[tuple[str, str, int], tuple[int, str]]) -> str:
 
 
 def show(found: Mapping[str, Any]) -> str:
-    """The figures as a table."""
+    """Return the figures as a table."""
     lines: list[list[object]] = [["us", "library", "kernel", "short", "least"]]
 
     def line(name: str, times: Mapping[str, float]) -> list[object]:
@@ -239,7 +239,7 @@ def show(found: Mapping[str, Any]) -> str:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Runs the command; returns its exit status."""
+    """Run the command; returns its exit status."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     commands = parser.add_subparsers(dest="command", required=True)
     measuring = commands.add_parser("measure")

@@ -7,7 +7,7 @@ from pabee_fast.errors import PabeeFastError
 
 
 def require(module: str) -> Any:
-    """Imports a module of scipy, scikit-learn or matplotlib.
+    """Import a module of scipy, scikit-learn or matplotlib.
 
     Raises:
         PabeeFastError: it is not installed; the message says what to install.

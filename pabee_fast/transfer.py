@@ -22,14 +22,14 @@ class ReadBack:
             self._copied.record(torch.cuda.current_stream(counts.device))
 
     def wait(self) -> list[int]:
-        """The integers, once they are here."""
+        """Return the integers, once they are here."""
         if self._copied is not None:
             self._copied.synchronize()
         return cast(list[int], self._host.tolist())
 
 
 def move(tensor: Tensor, device: torch.device) -> Tensor:
-    """The tensor on `device`; towards CUDA through pinned memory, so that the host need not wait."""
+    """Return the tensor on `device`; towards CUDA through pinned memory, so that the host need not wait."""
     if tensor.device == device:
         return tensor
     if device.type == "cuda" and tensor.device.type == "cpu":

@@ -45,7 +45,7 @@ def draw(
     rows: int, hidden: int, classes: int, has_pooler: bool, device: torch.device, dtype: torch.dtype,
     *, exact: bool = False,
 ) -> Drawn:  # fmt: skip
-    """Random rows; `exact` ones are small integers, so that every order of additions gives the same sums."""
+    """Return random rows; `exact` ones are small integers, so that every order of additions gives the same sums."""
     generator = torch.Generator(device).manual_seed(0)
 
     def numbers(*shape: int, scale: float = 1.0) -> Tensor:
@@ -90,7 +90,7 @@ def in_plain_torch(rows: ExitRows, head: ExitHead, rule: ExitRule, pooler: Poole
 
 
 def behind_the_pooler(step: Callable[..., None], pool: Callable[..., Tensor]) -> Step:
-    """The exit step on what a pooler makes of a row's first token, if there is one."""
+    """Return the exit step on what a pooler makes of a row's first token, if there is one."""
 
     def run(rows: ExitRows, head: ExitHead, rule: ExitRule, pooler: Pooler | None) -> None:
         if rows.cu_seqlens is not None:
@@ -112,7 +112,7 @@ def variants(has_pooler: bool, device: torch.device) -> dict[str, Step]:
 
 
 def build(rows: int, hidden: int, classes: int, has_pooler: bool, device: torch.device, dtype: torch.dtype) -> Subject:
-    """The subject; all variants work on the same tensors, whose streaks grow from call to call."""
+    """Return the subject; all variants work on the same tensors, whose streaks grow from call to call."""
     functions, sizes = variants(has_pooler, device), (rows, hidden, classes, has_pooler, device, dtype)
     data = draw(*sizes)
 

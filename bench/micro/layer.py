@@ -20,7 +20,7 @@ def norm_in_plain_torch(
 
 
 def build_norm(tokens: int, hidden: int, device: torch.device, dtype: torch.dtype) -> Subject:
-    """The kernel and the reference overwrite the product, whose numbers stay of one size under a norm."""
+    """Return the kernel and the reference overwrite the product, whose numbers stay of one size under a norm."""
     generator = torch.Generator(device).manual_seed(0)
     shapes = ((tokens, hidden), (hidden,), (tokens, hidden), (hidden,), (hidden,))
     tensors = [torch.randn(shape, generator=generator, device=device).to(dtype) for shape in shapes]
@@ -40,7 +40,7 @@ def activation_in_plain_torch(product: Tensor, bias: Tensor, *, activation: str)
 
 
 def build_activation(tokens: int, width: int, device: torch.device, dtype: torch.dtype) -> Subject:
-    """The kernel and the reference overwrite the product."""
+    """Return the kernel and the reference overwrite the product."""
     generator = torch.Generator(device).manual_seed(0)
     product, bias = (torch.randn(s, generator=generator, device=device).to(dtype) for s in ((tokens, width), (width,)))
     functions = serving("bias_act", device) | {"torch": activation_in_plain_torch}

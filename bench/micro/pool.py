@@ -16,7 +16,7 @@ TOLERANCE = {torch.float32: 1e-6, torch.float16: 1e-3, torch.bfloat16: 8e-3}
 
 
 def in_plain_torch(features: Tensor, cu_seqlens: Tensor, *, pooling: str) -> Tensor:
-    """An index, or torch's own segmented mean."""
+    """Return an index, or torch's own segmented mean."""
     if pooling == "mean":
         return torch.segment_reduce(features.float(), "mean", offsets=cu_seqlens.long()).to(features.dtype)
     return features[cu_seqlens[:-1] if pooling == "first" else cu_seqlens[1:] - 1]

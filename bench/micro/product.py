@@ -137,7 +137,7 @@ def product_gelu_constants(width: int, hidden_size: int, dtype: torch.dtype) -> 
 
 
 def build(tokens: int, hidden: int, width: int, device: torch.device, dtype: torch.dtype) -> Subject:
-    """The runtime's product and pass, the product with its epilogue, and torch's."""
+    """Return the runtime's product and pass, the product with its epilogue, and torch's."""
     generator = torch.Generator(device).manual_seed(0)
     shapes = ((tokens, hidden), (width, hidden), (width,))
     x, weight, bias = (torch.randn(s, generator=generator, device=device) for s in shapes)

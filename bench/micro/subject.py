@@ -48,7 +48,7 @@ class Case:
 
 
 def serving(name: str, device: torch.device) -> dict[str, Callable[..., Any]]:
-    """The functions of that name that run on `device`: "kernel" where Triton can launch it, and "reference"."""
+    """Return the functions of that name that run on `device`: "kernel" where Triton can launch it, and "reference"."""
     module = _kernels().get(name)
     found = {"reference": getattr(reference, name)}
     if module is not None and (device.type == "cuda" or are_interpreted()):
@@ -65,7 +65,7 @@ def _kernels() -> dict[str, ModuleType]:
 
 
 def are_interpreted() -> bool:
-    """Whether this process runs kernels under Triton's interpreter, on a CPU."""
+    """Return whether this process runs kernels under Triton's interpreter, on a CPU."""
     import triton
 
     from pabee_fast.kernels import compact
@@ -74,7 +74,7 @@ def are_interpreted() -> bool:
 
 
 def same(found: Mapping[str, Sequence[Tensor]], *, tolerance: float = 0.0) -> None:
-    """Raises AssertionError, naming the variant, unless all hold the same tensors as the reference; floating-point ones
+    """Raise AssertionError, naming the variant, unless all hold the same tensors as the reference; floating-point ones
     up to `tolerance` of the largest magnitude."""
     for variant, got in found.items():
         for number, (a, b) in enumerate(zip(got, found["reference"], strict=True)):
@@ -90,5 +90,5 @@ def same(found: Mapping[str, Sequence[Tensor]], *, tolerance: float = 0.0) -> No
 
 
 def size_of(*tensors: Tensor | None) -> int:
-    """Bytes of the tensors that are there."""
+    """Return bytes of the tensors that are there."""
     return sum(t.numel() * t.element_size() for t in tensors if t is not None)

@@ -55,7 +55,7 @@ def substituted(rows: Sequence[tuple[str, ...]], count: int, seed: int = 0) -> l
 
 
 def _parts(known: Sequence[Words]) -> dict[Words, list[tuple[int, int]]]:
-    """Where in each row other rows of two words and more begin and end."""
+    """Return where in each row other rows of two words and more begin and end."""
     rows = set(known)
     return {
         row: [

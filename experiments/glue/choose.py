@@ -27,12 +27,13 @@ class Choice:
 
 
 def looking_chains(replayer: Replayer) -> list[Chain]:
-    """The candidates that look at the row, from strict to loose: all but the fixed depths."""
+    """Return the candidates that look at the row, from strict to loose: all but the fixed depths."""
     return [chain for chain in chains_for(replayer) if not isinstance(chain[0], pf.FixedDepth)]
 
 
 def within_layers(replayer: Replayer, chain: Chain, mean_layers: float) -> Policy | None:
-    """The strictest policy of a chain whose mean exit layer is at most `mean_layers`, or None. It needs no labels."""
+    """Return the strictest policy of a chain whose mean exit layer is at most `mean_layers`, or None. It needs no
+    labels."""
     at = bisect.bisect_left(chain, -mean_layers, key=lambda policy: -replayer.replay(policy).mean_exit_layer)
     return chain[at] if at < len(chain) else None
 
@@ -40,7 +41,7 @@ def within_layers(replayer: Replayer, chain: Chain, mean_layers: float) -> Polic
 def best_within(
     chosen_on: Mapping[str, Replayer], judged_on: Mapping[str, Replayer], mean_layers: float, score: Score
 ) -> Choice | None:
-    """The heads and rule that score best on `chosen_on` at `mean_layers` or less, as they do on `judged_on`.
+    """Return the heads and rule that score best on `chosen_on` at `mean_layers` or less, as they do on `judged_on`.
 
     Args:
         chosen_on, judged_on: the heads' name -> a replayer over the rows of one fold and of the other.
@@ -64,8 +65,8 @@ def best_within(
 def fastest_above(
     chosen_on: Mapping[str, Replayer], judged_on: Mapping[str, Replayer], least_score: float, score: Score
 ) -> Choice | None:
-    """The policy of the least mean exit layer on `chosen_on` among those that score `least_score` there, as it does,
-    threshold and all, on `judged_on`; None where no policy leaves early and scores so much."""
+    """Return the policy of the least mean exit layer on `chosen_on` among those that score `least_score` there, as it
+    does, threshold and all, on `judged_on`; None where no policy leaves early and scores so much."""
     best: tuple[float, str, Policy] | None = None
     for heads, replayer in chosen_on.items():
         for chain in looking_chains(replayer):

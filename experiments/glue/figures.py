@@ -51,12 +51,12 @@ class Folds:
         return next(iter(self.traces.values()))[0]
 
     def whole(self, heads: str) -> Trace:
-        """The rows of both folds as one trace."""
+        """Return the rows of both folds as one trace."""
         first, second = self.traces[heads]
         return first + second
 
     def labels(self, fold: int | None = None) -> Tensor:
-        """[rows] of a fold; None: of both."""
+        """Return [rows] of a fold; None: of both."""
         known = [trace.labels for trace in next(iter(self.traces.values()))]
         assert known[0] is not None and known[1] is not None
         return torch.cat([known[0], known[1]]) if fold is None else (known[0], known[1])[fold]
@@ -82,7 +82,7 @@ class Judge:
         return found
 
     def by_layer(self) -> dict[str, Any]:
-        """Every head's main metric over both folds, and that of all heads together."""
+        """Return every head's main metric over both folds, and that of all heads together."""
         found = {}
         for heads in self.folds.traces:
             trace = self.folds.whole(heads)
@@ -106,7 +106,7 @@ class Judge:
         return found
 
     def within_a_point(self) -> dict[str, Any]:
-        """The least layers at which the rule is no more than a point below the stock model at full depth."""
+        """Return the least layers at which the rule is no more than a point below the stock model at full depth."""
         choices = []
         for fold in (0, 1):
             least = self._metrics(self.folds.stock[1 - fold], 1 - fold)[self.metrics[0]] - MARGIN
@@ -114,7 +114,7 @@ class Judge:
         return self._judged(choices, torch.cat(self.folds.stock))
 
     def within_layers(self, share: float) -> dict[str, Any]:
-        """The best rule with a mean exit layer of at most a share of the layers, against stock at full depth."""
+        """Return the best rule with a mean exit layer of at most a share of the layers, against stock at full depth."""
         most = share * self.layers
         choices = [best_within(self.replayers[1 - fold], self.replayers[fold], most, self._score) for fold in (0, 1)]
         return {"share": share, **self._judged(choices, torch.cat(self.folds.stock))}
@@ -141,7 +141,7 @@ class Judge:
         return evaluate(self.metrics[0], answers(done.logits, self.kind), labels)
 
     def _judged(self, choices: Sequence[Choice | None], rival: Tensor) -> dict[str, Any]:
-        """What the choices did with both folds, against a rival's logits of the same rows."""
+        """Return what the choices did with both folds, against a rival's logits of the same rows."""
         made = [choice for choice in choices if choice is not None]
         if len(made) < 2:
             return {"reached": False}

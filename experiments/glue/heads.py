@@ -27,7 +27,7 @@ KINDS = [
 
 
 def compare(steps: Steps, run: Run, fitted: int, judged: int) -> dict[str, Any]:
-    """Every kind of head on one stock model.
+    """Return every kind of head on one stock model.
 
     Args:
         fitted: the most texts that heads are fitted on.
@@ -65,14 +65,14 @@ def compare(steps: Steps, run: Run, fitted: int, judged: int) -> dict[str, Any]:
 
 
 def _agreement(answered: Tensor, full: Tensor) -> float:
-    """The share of the same labels [rows] int64, or the correlation of values [rows] float32."""
+    """Return the share of the same labels [rows] int64, or the correlation of values [rows] float32."""
     return (
         evaluate("Pearson", answered, full) if full.is_floating_point() else float((answered == full).double().mean())
     )
 
 
 def main() -> None:
-    """Parses options and writes a JSON a task."""
+    """Parse options and write a JSON a task."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--tasks", nargs="+", choices=TASKS, default=list(DEFAULT_TASKS))
     parser.add_argument("--model", choices=glue_models.COPIES, default="minilm")

@@ -26,13 +26,13 @@ COPIES = {"minilm": 1, "minilm12": 2}
 
 
 def default_encoder() -> Path | None:
-    """Where the installed package keeps the encoder; None without the package. It is not imported."""
+    """Return where the installed package keeps the encoder; None without the package. It is not imported."""
     found = importlib.util.find_spec(PACKAGE)
     return Path(found.origin).parent / "model" if found is not None and found.origin else None
 
 
 def load_tokenizer(encoder: Path) -> PreTrainedTokenizerBase:
-    """The encoder's tokenizer, which knows how many positions the encoder has."""
+    """Return the encoder's tokenizer, which knows how many positions the encoder has."""
     longest = AutoConfig.from_pretrained(encoder).max_position_embeddings
     return AutoTokenizer.from_pretrained(encoder, model_max_length=longest)
 
@@ -40,7 +40,7 @@ def load_tokenizer(encoder: Path) -> PreTrainedTokenizerBase:
 def new_classifier(
     encoder: Path, task: Task, copies: int, seed: int, probe: Mapping[str, Tensor], layers: int | None = None
 ) -> PreTrainedModel:
-    """An untrained classifier for a task on the first `layers` layers (None: all) of an encoder.
+    """Return an untrained classifier for a task on the first `layers` layers (None: all) of an encoder.
 
     Args:
         copies: how often each of the encoder's layers stands in the model, 1 or, of a BERT, 2.
@@ -94,7 +94,8 @@ def double_layers(model: Any, probe: Mapping[str, Tensor]) -> None:
 
 @torch.no_grad()
 def mean_weights(models: Sequence[PreTrainedModel]) -> PreTrainedModel:
-    """The first of some models of one shape, in place, with the mean of all their weights, computed in float64."""
+    """Return the first of some models of one shape, in place, with the mean of all their weights, computed in
+    float64."""
     states = [model.state_dict() for model in models]
     for name, own in states[0].items():
         if own.is_floating_point():

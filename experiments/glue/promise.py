@@ -17,7 +17,7 @@ EPSILON, DELTA, LEVEL = 0.01, 0.05, 0.05
 
 
 def promise(folds: Folds, heads: str, *, draws: int = 10) -> dict[str, Any] | None:
-    """Calibrates on ROWS rows and counts disagreements with full depth on the rest; None where there are too few rows.
+    """Calibrate on ROWS rows and counts disagreements with full depth on the rest; None where there are too few rows.
 
     The rows are the second fold's, which is test where it has labels; both folds' where that has too few. The first
     draw is the one to report; the others show how much the choice of rows matters. They share rows, so that their

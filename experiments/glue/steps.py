@@ -140,11 +140,11 @@ class Steps:
             )
 
     def train_rows(self, run: Run) -> Split:
-        """The rows with labels that all models of a run are trained on."""
+        """Return the rows with labels that all models of a run are trained on."""
         return read_split(self.data, run.task, "train").sample(run.budget.train_rows)
 
     def recipe(self, run: Run) -> Recipe:
-        """How all models of a run are trained."""
+        """Return how all models of a run are trained."""
         epochs = min(run.task.epochs, run.budget.epochs or run.task.epochs)
         return Recipe(
             epochs=epochs * run.budget.times,
@@ -156,7 +156,8 @@ class Steps:
         )
 
     def classifier(self, run: Run, layers: int | None = None, heads: str | None = None) -> Path:
-        """A fine-tuned model directory: of all layers or of the first ones; trained together with heads, or stock.
+        """Return a fine-tuned model directory: of all layers or of the first ones; trained together with heads, or
+        stock.
 
         Args:
             layers: None: all.
@@ -201,7 +202,7 @@ class Steps:
         return self._once(f"{run.task.name}-{run.model}-{what}-s{run.seed}", settings, make)
 
     def lessons(self, run: Run) -> tuple[Split, Tensor | None]:
-        """What all models of a run are trained on: rows with labels, and a teacher's logits, [rows, classes].
+        """Return what all models of a run are trained on: rows with labels, and a teacher's logits, [rows, classes].
 
         Augmented texts have the teacher's answers for labels, and train rows beside them NaN for logits.
         """
@@ -216,7 +217,8 @@ class Steps:
         return rows + Split(self.texts(run), answers.tolist()), torch.cat([untaught, logits])
 
     def taught_by(self, run: Run) -> Path:
-        """The folder of a teacher's logits: of a run's augmented texts where it has them, else of its train rows."""
+        """Return the folder of a teacher's logits: of a run's augmented texts where it has them, else of its train
+        rows."""
         texts, teacher = self.texts(run), self.teacher_of(run)
         settings = {"step": "taught", "teacher": teacher.name, "augmented": run.augmented, "rows": len(texts)}
 
@@ -228,7 +230,7 @@ class Steps:
         return self._once(f"{run.task.name}-taught", settings, make)
 
     def teacher_of(self, run: Run) -> Path:
-        """The larger encoder's directory, fine-tuned on a sample of a run's train rows.
+        """Return the larger encoder's directory, fine-tuned on a sample of a run's train rows.
 
         It is one teacher for all seeds, trained by TEACHER, which nobody tuned.
         """
@@ -255,16 +257,17 @@ class Steps:
         return self._once(f"{run.task.name}-teacher", settings, make)
 
     def teacher_recipe(self) -> Recipe:
-        """How a teacher is trained."""
+        """Return how a teacher is trained."""
         return Recipe(**TEACHER, max_length=MAX_LENGTH, dtype=self.training_dtype)
 
     def texts(self, run: Run) -> Sequence[tuple[str, ...]]:
-        """What a run's teacher is asked about; raises ValueError where train rows give no such texts, or too few."""
+        """Return what a run's teacher is asked about; raises ValueError where train rows give no such texts, or too
+        few."""
         rows = self.train_rows(run).rows
         return substituted(rows, run.augmented) if run.augmented else rows
 
     def _mean(self, run: Run, what: str, parts: list[Path]) -> Path:
-        """The directory of the model whose weights are the mean of those of `parts`."""
+        """Return the directory of the model whose weights are the mean of those of `parts`."""
         settings = {"step": "mean", "models": [part.name for part in parts]}
 
         def make(place: Path) -> None:
@@ -293,7 +296,7 @@ class Steps:
         return self._once(f"{stock.name}-fit", settings, make)
 
     def trace(self, run: Run, directory: Path, name: str, split: Split) -> Trace:
-        """What every head of a model directory says of a fold's rows, with their labels."""
+        """Return what every head of a model directory says of a fold's rows, with their labels."""
         settings = {"step": "trace", "model": directory.name, "fold": name, "rows": len(split)}
 
         def make(place: Path) -> None:
@@ -304,7 +307,7 @@ class Steps:
         return Trace.load(self._once(f"{directory.name}-{name}", settings, make) / "trace")
 
     def logits(self, run: Run, directory: Path, name: str, split: Split) -> Tensor:
-        """A stock model's logits of a fold's rows, [rows, classes] float32."""
+        """Return a stock model's logits of a fold's rows, [rows, classes] float32."""
         settings = {"step": "logits", "model": directory.name, "fold": name, "rows": len(split)}
 
         def make(place: Path) -> None:
@@ -315,14 +318,14 @@ class Steps:
         return load_file(self._once(f"{directory.name}-{name}", settings, make) / "logits")["logits"]
 
     def load(self, directory: Path) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
-        """A step's model in evaluation mode, with its heads if it has any, and its tokenizer."""
+        """Return a step's model in evaluation mode, with its heads if it has any, and its tokenizer."""
         has_heads = "pabee_fast" in json.loads((directory / "config.json").read_text())
         load = pf.from_pretrained if has_heads else AutoModelForSequenceClassification.from_pretrained
         model = load(directory, dtype=torch.float32).eval().to(self.device)
         return model, glue_models.load_tokenizer(directory)
 
     def _once(self, name: str, settings: dict[str, Any], make: Callable[[Path], None]) -> Path:
-        """The folder that `make` has filled with these settings, now or before."""
+        """Return the folder that `make` has filled with these settings, now or before."""
         text = json.dumps(settings, indent=1, sort_keys=True)
         place = self.work / f"{name}-{hashlib.sha256(text.encode()).hexdigest()[:8]}"
         if (place / "step.json").is_file():

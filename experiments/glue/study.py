@@ -58,7 +58,7 @@ ROUNDS = 7
 
 
 def folds_of(data: Path, task: Task, most: int | None) -> tuple[tuple[str, str], tuple[Split, Split]]:
-    """The judged rows: dev and test where both have labels, else the halves of dev."""
+    """Return the judged rows: dev and test where both have labels, else the halves of dev."""
     dev = read_split(data, task, "dev")
     if has_split(data, task, "test"):
         return ("dev", "test"), (dev.sample(most), read_split(data, task, "test").sample(most))
@@ -68,7 +68,7 @@ def folds_of(data: Path, task: Task, most: int | None) -> tuple[tuple[str, str],
 
 
 def run_one(steps: Steps, run: Run, heads: Sequence[str], depths: Sequence[int]) -> dict[str, Any]:
-    """All steps of a run, and its figures.
+    """Return all steps of a run, and its figures.
 
     Args:
         heads: which of HEADS are made.
@@ -122,7 +122,7 @@ def run_one(steps: Steps, run: Run, heads: Sequence[str], depths: Sequence[int])
 
 
 def why_not_comparable(steps: Steps, run: Run, splits: tuple[Split, Split]) -> str | None:
-    """What sets these figures apart from published tables; None: nothing."""
+    """Return what sets these figures apart from published tables; None: nothing."""
     _, whole = folds_of(steps.data, run.task, None)
     fewer = len(steps.train_rows(run)) < len(read_split(steps.data, run.task, "train")) or splits != whole
     reasons = [run.task.unlike, f"the {run.budget.name} budget's subset of the rows" if fewer else None]
@@ -132,7 +132,7 @@ def why_not_comparable(steps: Steps, run: Run, splits: tuple[Split, Split]) -> s
 def clock(
     steps: Steps, run: Run, models: dict[str, Path], splits: tuple[Split, Split], within: dict[str, Any]
 ) -> list[dict[str, Any]] | None:
-    """The wall-clock speed-up of the rule that stays within a point, on the fold it was judged on."""
+    """Return the wall-clock speed-up of the rule that stays within a point, on the fold it was judged on."""
     if not within["reached"]:
         return None
     found = []
@@ -155,7 +155,8 @@ def add_places(parser: argparse.ArgumentParser) -> None:
 
 
 def steps_of(parser: argparse.ArgumentParser, args: argparse.Namespace) -> Steps:
-    """The steps that these options describe; ends the program where there is no encoder, or --work has another's."""
+    """Return the steps that these options describe; ends the program where there is no encoder, or --work has
+    another's."""
     if args.data is None or not args.data.is_dir():
         parser.error("name the folder of the tasks by --data")
     if args.encoder is None:
@@ -167,7 +168,7 @@ def steps_of(parser: argparse.ArgumentParser, args: argparse.Namespace) -> Steps
 
 
 def _check_augment(parser: argparse.ArgumentParser, args: argparse.Namespace, steps: Steps) -> None:
-    """Ends the program where a task's rows do not give the texts: said before a teacher is trained."""
+    """End the program where a task's rows do not give the texts: said before a teacher is trained."""
     for task in args.tasks:
         try:
             steps.texts(Run(TASKS[task], "minilm", 0, BUDGETS[args.budget], augmented=args.augment))
@@ -176,7 +177,7 @@ def _check_augment(parser: argparse.ArgumentParser, args: argparse.Namespace, st
 
 
 def main() -> None:
-    """Parses options, runs what is asked, and writes a JSON a run."""
+    """Parse options, run what is asked, and write a JSON a run."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--tasks", nargs="+", choices=TASKS, default=list(DEFAULT_TASKS))
     parser.add_argument("--model", nargs="+", choices=glue_models.COPIES, default=["minilm"])

@@ -16,7 +16,7 @@ Row = list[str]
 
 
 def write(results: Path, target: Path = TARGET) -> None:
-    """Puts the tables of all runs in `results` between the marks of `target`.
+    """Put the tables of all runs in `results` between the marks of `target`.
 
     Raises:
         SystemExit: no runs, or no marks.
@@ -34,7 +34,8 @@ def write(results: Path, target: Path = TARGET) -> None:
 
 
 def tables(runs: Sequence[Figures], heads: Sequence[Figures] = ()) -> str:
-    """All tables: a line for each model, task and budget, with mean ± standard deviation where there are more seeds.
+    """Return all tables: a line for each model, task and budget, with mean ± standard deviation where there are more
+    seeds.
 
     Args:
         heads: what `experiments.glue.heads` found.
@@ -71,7 +72,7 @@ LAYERS = "task | model | heads | score after each layer | all heads together"
 
 
 def _about(runs: Sequence[Figures]) -> str:
-    """What was measured on what, and which figures cannot be compared with published ones."""
+    """Return what was measured on what, and which figures cannot be compared with published ones."""
     lines = []
     for run in sorted(runs, key=_group):
         rows = ", ".join(f"{count} {name}" for name, count in run["folds"].items())
@@ -129,7 +130,7 @@ def _shared(group: Sequence[Figures]) -> Row:
 
 
 def _seeds(reached: Sequence[Figures], group: Sequence[Figures]) -> str:
-    """How many runs the line's means are over, and of how many."""
+    """Return how many runs the line's means are over, and of how many."""
     return str(len(group)) if len(reached) in (0, len(group)) else f"{len(reached)} of {len(group)}"
 
 
@@ -217,7 +218,7 @@ def _layers(group: Sequence[Figures]) -> Iterable[Row]:
 
 
 def _kinds(runs: Sequence[Figures]) -> list[Row]:
-    """A line for each task and kind, and one for each kind over all tasks."""
+    """Return a line for each task and kind, and one for each kind over all tasks."""
     rows = [
         [run["task"], _model(run), kind, _by_layer(layers), f"{100 * statistics.fmean(layers):.1f}"]
         for run in runs
@@ -239,13 +240,13 @@ def _section(title: str, columns: str, rows: Sequence[Row]) -> str:
 
 
 def _group(run: Figures) -> tuple[str, str, str, int, int, str]:
-    """What runs that differ in their seed alone have in common."""
+    """Return what runs that differ in their seed alone have in common."""
     teacher = json.dumps(run["teacher"], sort_keys=True) if run["taught"] else ""
     return run["model"], run["task"], run["budget"], len(run["averaged"]), run["augmented"], teacher
 
 
 def _seed(run: Figures) -> str:
-    """The run's, or those whose models it is the mean of."""
+    """Return the run's, or those whose models it is the mean of."""
     return " + ".join(map(str, run["averaged"] or [run["seed"]]))
 
 
@@ -265,7 +266,7 @@ def _depth(run: Figures) -> int:
 
 
 def _judged_metric(run: Figures) -> str:
-    """What the paired tests are about: they compare rows, so accuracy, whatever else the task's metric is."""
+    """Return what the paired tests are about: they compare rows, so accuracy, whatever else the task's metric is."""
     return "Pearson" if run["metric"] == "Pearson" else "accuracy"
 
 
@@ -291,5 +292,5 @@ def _mean(values: Iterable[float], unit: str = "") -> str:
 
 
 def _each(p_values: Iterable[float]) -> str:
-    """One a seed: tests of several seeds over the same rows are not independent, so they are not joined."""
+    """Return one a seed: tests of several seeds over the same rows are not independent, so they are not joined."""
     return ", ".join("-" if math.isnan(p) else f"{p:.2g}" for p in p_values)

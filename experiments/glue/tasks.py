@@ -70,7 +70,7 @@ class Split:
         return Split([*self.rows, *other.rows], [*self.labels, *other.labels])
 
     def take(self, indices: np.ndarray) -> "Split":
-        """The rows of these indices, in their order."""
+        """Return the rows of these indices, in their order."""
         return Split([self.rows[i] for i in indices], [self.labels[i] for i in indices])
 
     def sample(self, most: int | None, seed: int = 0) -> "Split":
@@ -81,12 +81,12 @@ class Split:
 
 
 def has_split(data: Path, task: Task, name: str) -> bool:
-    """Whether the task's folder holds such labelled rows."""
+    """Return whether the task's folder holds such labelled rows."""
     return _path(data, task, name).is_file()
 
 
 def read_split(data: Path, task: Task, name: str) -> Split:
-    """The rows of `train`, `dev` or `test`.
+    """Return the rows of `train`, `dev` or `test`.
 
     Raises:
         SystemExit: they are not there.

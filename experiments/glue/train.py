@@ -63,7 +63,7 @@ def finetune(
     teacher_logits: Tensor | None = None,
     **objective: Any,
 ) -> PreTrainedModel:
-    """Trains in place and returns the model in evaluation mode.
+    """Train in place and return the model in evaluation mode.
 
     Args:
         say: what progress is printed under; "": none is printed.
@@ -136,7 +136,7 @@ def _save(path: Path, epochs: int, model: Any, optimizer: Any, scheduler: Any, r
 
 
 def _resume(path: Path, model: Any, optimizer: Any, scheduler: Any, rng: np.random.Generator) -> int:
-    """Brings back what `_save` wrote, and returns how many epochs are done."""
+    """Bring back what `_save` wrote, and return how many epochs are done."""
     state = torch.load(path, weights_only=True, map_location="cpu")
     for part, values in zip((model, optimizer, scheduler), state["parts"], strict=True):
         part.load_state_dict(values)
@@ -150,14 +150,14 @@ def _resume(path: Path, model: Any, optimizer: Any, scheduler: Any, rng: np.rand
 def encode(
     tokenizer: PreTrainedTokenizerBase, rows: Sequence[tuple[str, ...]], max_length: int
 ) -> list[dict[str, list[int]]]:
-    """The tokenizer's lists for each row, a text or a pair."""
+    """Return the tokenizer's lists for each row, a text or a pair."""
     texts = [row if len(row) == 2 else row[0] for row in rows]
     encoded = tokenizer(texts, truncation=True, max_length=max_length, return_attention_mask=False)
     return [dict(zip(encoded, lists, strict=True)) for lists in zip(*encoded.values(), strict=True)]
 
 
 def length_grouped(lengths: np.ndarray, batch_size: int, rng: np.random.Generator) -> list[np.ndarray]:
-    """The rows' indices in batches of like length, in random order; the lengths are [rows]."""
+    """Return the rows' indices in batches of like length, in random order; the lengths are [rows]."""
     order, batches = rng.permutation(len(lengths)), []
     for first in range(0, len(order), batch_size * POOL):
         pool = order[first : first + batch_size * POOL]
@@ -167,7 +167,7 @@ def length_grouped(lengths: np.ndarray, batch_size: int, rng: np.random.Generato
 
 
 def padded(rows: Sequence[dict[str, list[int]]], pad: int) -> dict[str, Tensor]:
-    """A batch as the stock model takes it, int64 [rows, longest], padded on the right."""
+    """Return a batch as the stock model takes it, int64 [rows, longest], padded on the right."""
     longest = max(len(row["input_ids"]) for row in rows)
     batch = {}
     for name in rows[0]:

@@ -13,7 +13,7 @@ CONFIDENCE = 0.95
 
 
 def chosen(file: str, first_row: int, rows: int, share: float) -> np.ndarray:
-    """[rows] bool: which of a file's rows from `first_row` on are audited, a share of all.
+    """Return [rows] bool: which of a file's rows from `first_row` on are audited, a share of all.
 
     A pure function of the file's name and the row's number, so that a row is chosen or not however the job is cut, and
     whether or not it is resumed.
@@ -28,7 +28,7 @@ def chosen(file: str, first_row: int, rows: int, share: float) -> np.ndarray:
 
 
 def interval(events: int, trials: int, confidence: float = CONFIDENCE) -> tuple[float, float]:
-    """The exact interval of a probability after `events` in `trials` (Clopper and Pearson, Biometrika 1934).
+    """Return the exact interval of a probability after `events` in `trials` (Clopper and Pearson, Biometrika 1934).
 
     Its ends are the probabilities under which so many events or more, or so many or fewer, come with a probability of
     (1 - confidence) / 2. Written out, since scipy is no requirement of scoring.
@@ -42,7 +42,7 @@ def interval(events: int, trials: int, confidence: float = CONFIDENCE) -> tuple[
 
 
 def _solve(falling: Callable[[float], float], value: float) -> float:
-    """The probability at which a falling function takes the value, by bisection."""
+    """Return the probability at which a falling function takes the value, by bisection."""
     low, high = 0.0, 1.0
     for _ in range(60):
         middle = (low + high) / 2

@@ -93,7 +93,7 @@ def p_value(errors: int, rows: int, epsilon: float) -> float:
 
 
 def rows_needed(epsilon: float, delta: float) -> int:
-    """The fewest testing rows that can support a promise: with less, not even none wrong among them would do."""
+    """Return the fewest testing rows that can support a promise: with less, not even none wrong among them would do."""
     return math.ceil(math.log(delta) / math.log1p(-epsilon))
 
 
@@ -109,7 +109,7 @@ def calibrate(
     seed: int = 0,
     allow_learned: bool = False,
 ) -> Calibration:
-    """The policy of least cost whose risk is at most epsilon with probability at least 1 - delta.
+    """Return the policy of least cost whose risk is at most epsilon with probability at least 1 - delta.
 
     The rows must be exchangeable with the rows promised for, and unseen by training and `fit`. Cost is what a policy
     spends: tokens times layers, summed over rows, as a share of full depth's.
@@ -180,7 +180,7 @@ def _given(candidates: Sequence[Sequence[Policy]]) -> list[Chain]:
 
 
 def check_rows(rows: int, epsilon: float, delta: float, order_share: float | None) -> None:
-    """Raises InputError where `rows` calibration rows cannot support a promise, or a number is out of range; without an
+    """Raise InputError where `rows` calibration rows cannot support a promise, or a number is out of range; without an
     `order_share` all of them test."""
     for name, given in (("epsilon", epsilon), ("delta", delta), ("order share", order_share)):
         if given is not None:
@@ -222,7 +222,7 @@ def _split(trace: Trace, order: Trace | float, seed: int) -> tuple[Trace, Trace]
 
 
 def _shared(one: Trace, other: Trace) -> float:
-    """The share of rows that both have: of the distinct ones of the trace with fewer."""
+    """Return the share of rows that both have: of the distinct ones of the trace with fewer."""
     seen = distinct_rows(one), distinct_rows(other, like=one)
     return len(seen[0] & seen[1]) / min(map(len, seen))
 
@@ -276,7 +276,8 @@ def _estimate(replayer: Replayer, policy: Policy, risk: Risk) -> Estimate:
 def _best_chains(
     estimates: Sequence[Sequence[Estimate]], rows: int, epsilon: float, delta: float, walks: int
 ) -> list[int]:
-    """The chains that lead furthest if every policy errs on the testing rows as often as on the ordering rows."""
+    """Return the chains that lead furthest if every policy errs on the testing rows as often as on the ordering
+    rows."""
     errors = np.arange(rows + 1)
     passing = require("scipy.stats").binom.cdf(errors, rows, epsilon) <= delta / walks
     bound = int(passing.sum() - 1) / rows  # the highest share of errors that passes
@@ -295,7 +296,7 @@ def _best_chains(
 def _walk(
     chain: Chain, whole: Replayer, tests: Replayer, risk: Risk, epsilon: float, delta: float, walk: int
 ) -> list[Tested]:
-    """The chain's policies up to the first that fails, which is among them."""
+    """Return the chain's policies up to the first that fails, which is among them."""
     steps: list[Tested] = []
     for policy in chain:
         errors = int(risk.losses(tests.trace, tests.replay(policy)).sum())

@@ -39,7 +39,7 @@ QUANTILE_ROWS = 4_096
 
 
 def chains_for(replayer: Replayer) -> list[Chain]:
-    """Chains of every rule that suits the trace's answers; each holds only policies by which rows can leave early."""
+    """Chain of every rule that suits the trace's answers; each holds only policies by which rows can leave early."""
     trace = replayer.trace
     chains = [list(_fixed_depths(trace.first_layer, trace.layers))]
     for grid in grids(trace.first_layer, trace.layers):
@@ -55,7 +55,7 @@ def chains_for(replayer: Replayer) -> list[Chain]:
 
 
 def grids(first: int, layers: int) -> Iterator[Grid]:
-    """Layers to begin at, from `first` to two thirds of the model; in a deep model also every second one from the
+    """Yield layers to begin at, from `first` to two thirds of the model; in a deep model also every second one from the
     first two on."""
     wanted = (1, 2, 3, round(layers / 4), round(layers / 3), round(layers / 2), round(2 * layers / 3))
     starts = sorted({max(first, start) for start in wanted if max(first, start) < layers})
@@ -69,7 +69,7 @@ def _fixed_depths(first: int, layers: int) -> Iterator[Policy]:
 
 
 def _of_classes(replayer: Replayer, grid: Grid) -> Iterator[list[Policy]]:
-    """The rules that need probabilities."""
+    """Yield the rules that need probabilities."""
     layers, classes = replayer.trace.layers, replayer.trace.classes
     yield _by_threshold(replayer, functools.partial(Confidence, **grid), falling=True)
     if classes > 2:  # of two classes, entropy and confidence order rows alike
@@ -87,7 +87,7 @@ def _of_classes(replayer: Replayer, grid: Grid) -> Iterator[list[Policy]]:
 def _by_threshold(
     replayer: Replayer, make: Callable[[float], Policy], *, unit: float = 1.0, falling: bool = False
 ) -> list[Policy]:
-    """Policies at quantiles of what their rule sees, the strictest first.
+    """Return policies at quantiles of what their rule sees, the strictest first.
 
     Args:
         make: from a threshold to a policy.
@@ -109,6 +109,6 @@ def _by_threshold(
 
 
 def _rounded(value: float, size: float | None = None) -> float:
-    """The value to three digits of itself, or of `size`."""
+    """Return the value to three digits of itself, or of `size`."""
     size = abs(value if size is None else size)
     return round(value, 2 - math.floor(math.log10(size))) if size > 0 else value

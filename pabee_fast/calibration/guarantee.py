@@ -40,7 +40,7 @@ class Guarantee:
     conditions: Conditions
 
     def statement(self) -> str:
-        """The promise and what it holds for, in one sentence that does not name the policy."""
+        """Return the promise and what it holds for, in one sentence that does not name the policy."""
         where = (
             f"holds for rows like those it was calibrated on, in {self.conditions.dtype}, cut at "
             f"{self.conditions.max_length} tokens, with this model and tokenizer"
@@ -57,7 +57,7 @@ class Guarantee:
         return f"{self.risk} is at most {self.epsilon:.4g} with probability at least {1 - self.delta:.{digits}g}"
 
     def why_void(self, now: Conditions) -> list[str]:
-        """Why it does not hold under the conditions of `now`, in words; empty where it does."""
+        """Return why it does not hold under the conditions of `now`, in words; empty where it does."""
         return self.conditions.differences(now)
 
     @property
@@ -66,17 +66,17 @@ class Guarantee:
         return self.risk.name != "accuracy-loss"
 
     def is_contradicted(self, disagreed: int, audited: int) -> bool:
-        """Whether so many disagreements among audited rows are more than the guarantee and chance explain."""
+        """Return whether so many disagreements among audited rows are more than the guarantee and chance explain."""
         return self.is_of_disagreement and interval(disagreed, audited)[0] > self.epsilon
 
     def entry(self) -> dict[str, Any]:
-        """What the config holds; JSON values only."""
+        """Return what the config holds; JSON values only."""
         own = asdict(self)
         return own | {"policy": str(self.policy), "risk": self.risk.name, "tolerance": self.risk.tolerance}
 
     @classmethod
     def from_entry(cls, entry: Mapping[str, Any]) -> "Guarantee":
-        """Reads what `entry` wrote.
+        """Read what `entry` wrote.
 
         Raises:
             CheckpointError: it is something else.
@@ -94,7 +94,7 @@ class Guarantee:
 
 
 def guarantee_of(model: PreTrainedModel) -> Guarantee | None:
-    """The policy that `pabee-fast tune` stored with a model, and its promise; None where it stored none.
+    """Return the policy that `pabee-fast tune` stored with a model, and its promise; None where it stored none.
 
     `pf.accelerate(model, guarantee.policy)` uses it. Whether the promise holds for how the model is run now, this does
     not say: `guarantee.why_void(Conditions.of(model, tokenizer, max_length, texts))` does.
@@ -107,7 +107,7 @@ def guarantee_of(model: PreTrainedModel) -> Guarantee | None:
 
 
 def check_directory(path: str | Path) -> dict[str, Any]:
-    """Raises InputError unless a guarantee can be stored with this model: a directory of a model with heads.
+    """Raise InputError unless a guarantee can be stored with this model: a directory of a model with heads.
 
     Returns:
         What its config.json says.
@@ -123,7 +123,7 @@ def check_directory(path: str | Path) -> dict[str, Any]:
 
 
 def store_guarantee(path: str | Path, guarantee: Guarantee) -> None:
-    """Puts it into a model directory's config.json, with the length that rows are cut at, and leaves all else as it is.
+    """Put it into a model directory's config.json, with the length that rows are cut at, and leaves all else as it is.
 
     Raises:
         InputError: no directory of a model with heads.

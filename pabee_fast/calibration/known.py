@@ -30,7 +30,7 @@ class Known:
 
     @classmethod
     def of(cls, trace: Trace) -> "Known":
-        """What is known of the rows of a trace."""
+        """Return what is known of the rows of a trace."""
         if trace.learned is None:
             return cls(0, 0)
         learned, unseen = (distinct_rows(trace.select(trace.learned == flag), trace) for flag in (LEARNED, UNSEEN))
@@ -38,7 +38,8 @@ class Known:
 
     @classmethod
     def of_texts(cls, config: Any, texts: Sequence[Row]) -> "Known":
-        """What a model's config says of texts before the model runs over them; more or less what their trace does."""
+        """Return what a model's config says of texts before the model runs over them; more or less what their trace
+        does."""
         learned = LearnedRows.of(config)
         return cls(0, 0) if learned is None else cls(*learned.look_up(texts))
 
@@ -54,7 +55,8 @@ class Known:
             )
 
     def is_more_than(self, share: float) -> bool:
-        """Whether the model has learned from more than this share of all rows (one-sided exact binomial test, 5 %)."""
+        """Return whether the model has learned from more than this share of all rows (one-sided exact binomial test, 5
+        %)."""
         return float(require("scipy.stats").binom.sf(self.learned - 1, self.rows, share)) <= 0.05
 
     def __str__(self) -> str:
@@ -64,7 +66,7 @@ class Known:
 
 
 def distinct_rows(trace: Trace, like: Trace | None = None) -> set[tuple[int, bytes]]:
-    """The rows by tokens and rounded logits, as copies of a text agree in them but for the last bits.
+    """Return the rows by tokens and rounded logits, as copies of a text agree in them but for the last bits.
 
     Args:
         like: by whose rows it is rounded: each logit to a fiftieth of its median distance from its median, and no finer

@@ -37,7 +37,7 @@ class LearnedRows:
 
     @classmethod
     def of(cls, config: Any) -> "LearnedRows | None":
-        """The sketch that a model's config holds, of backbone and heads together; None: it holds none.
+        """Return the sketch that a model's config holds, of backbone and heads together; None: it holds none.
 
         Raises:
             CheckpointError: the config's entry is no such sketch.
@@ -56,12 +56,12 @@ class LearnedRows:
         return found
 
     def add(self, rows: Iterable[Row]) -> None:
-        """Counts rows, texts or pairs, among those learned from."""
+        """Count rows, texts or pairs, among those learned from."""
         for _ in self.watch(rows):
             pass
 
     def watch(self, rows: Iterable[Row]) -> Iterator[Row]:
-        """The rows themselves, each counted as it passes."""
+        """Yield the rows themselves, each counted as it passes."""
         part: list[Row] = []
         for row in rows:
             part.append(row)
@@ -90,7 +90,7 @@ class LearnedRows:
 
 
 def remember(config: Any, part: str, rows: LearnedRows | None) -> None:
-    """Puts what a part of a model with heads, BACKBONE or HEADS, has learned from into its config.
+    """Put what a part of a model with heads, BACKBONE or HEADS, has learned from into its config.
 
     Rows of None are not to be told: then the config keeps none at all, or those would pass as unseen.
     """
@@ -101,7 +101,7 @@ def remember(config: Any, part: str, rows: LearnedRows | None) -> None:
 
 
 def hashes_of(rows: Sequence[Row], seed: int | None = None) -> np.ndarray:
-    """A hash of each row, uint64, whatever its case and white space, which tokenizers may not see.
+    """Return a hash of each row, uint64, whatever its case and white space, which tokenizers may not see.
 
     Args:
         seed: of hashes that have nothing to do with those of another seed, nor with those that configs keep (None).

@@ -54,21 +54,22 @@ def styled() -> Iterator[None]:
 
 
 def new_figure(width: float = 7.2, height: float = 4.2, rows: int = 1, columns: int = 1) -> tuple[Any, Any]:
-    """A figure of that many inches, and its axes, or a list of them where there are several; call it `styled`."""
+    """Return a figure of that many inches, and its axes, or a list of them where there are several; call it
+    `styled`."""
     figure = require("matplotlib.figure").Figure(figsize=(width, height), layout="constrained")
     axes = figure.subplots(rows, columns, squeeze=False).flatten().tolist()
     return figure, axes[0] if len(axes) == 1 else axes
 
 
 def as_svg(figure: Any) -> str:
-    """The figure as an SVG document, without a date; call it `styled`."""
+    """Return the figure as an SVG document, without a date; call it `styled`."""
     text = io.StringIO()
     figure.savefig(text, format="svg", metadata={"Date": None, "Creator": None})
     return text.getvalue()
 
 
 def save_figure(figure: Any, path: Path) -> None:
-    """Writes a PNG or SVG, by the path's suffix; call it `styled`.
+    """Write a PNG or SVG, by the path's suffix; call it `styled`.
 
     Raises:
         InputError: another suffix.

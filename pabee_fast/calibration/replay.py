@@ -52,7 +52,7 @@ class Replayer:
 
     @torch.no_grad()
     def replay(self, policy: Policy) -> Replay:
-        """Every row's exit layer and logits there, as the runtime would give them.
+        """Return every row's exit layer and logits there, as the runtime would give them.
 
         Raises:
             InputError: the policy does not fit the trace's model.
@@ -74,7 +74,7 @@ class Replayer:
 
     @torch.no_grad()
     def measures(self, policy: Policy) -> list[Tensor]:
-        """What the policy's rule looks at in each tested layer but the last, [rows] float32 each; see
+        """Return what the policy's rule looks at in each tested layer but the last, [rows] float32 each; see
         `kernels.reference.observe`. Empty where no row can leave early."""
         tested = self._tested(policy.from_layer(self.trace.first_layer))
         if not tested:
@@ -87,7 +87,7 @@ class Replayer:
         return tuple(layer for layer in range(1, policy.depth(layers)) if policy.tests(layer, layers))
 
     def _leave_by_rule(self, policy: Policy, tested: tuple[int, ...], exit_layers: Tensor) -> None:
-        """Writes the exit layer of every row that leaves before the last layer."""
+        """Write the exit layer of every row that leaves before the last layer."""
         kind, classes = self.trace.kind, self.trace.classes
         rules = [policy.rule(layer, classes) for layer in tested]
         streak = torch.full(exit_layers.shape, -1, dtype=torch.int32)
@@ -127,7 +127,7 @@ def one_thread() -> Iterator[None]:
 
 
 def replay(trace: Trace, policy: Policy) -> Replay:
-    """What `policy` would have done with the rows of `trace`; for many policies, use one `Replayer`.
+    """Return what `policy` would have done with the rows of `trace`; for many policies, use one `Replayer`.
 
     Raises:
         InputError: the policy does not fit the trace's model.

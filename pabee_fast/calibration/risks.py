@@ -46,18 +46,18 @@ class Risk:
 
     @classmethod
     def choose(cls, kind: AnswerKind, name: str | None = None, tolerance: float | None = None) -> "Risk":
-        """The risk of that name; without one, the one that needs no labels and suits answers of this kind."""
+        """Return the risk of that name; without one, the one that needs no labels and suits answers of this kind."""
         return cls(name or ("distance" if kind == "value" else "disagreement"), tolerance)  # type: ignore[arg-type]
 
     def check_kind(self, kind: AnswerKind) -> None:
-        """Raises InputError where answers of this kind do not allow it."""
+        """Raise InputError where answers of this kind do not allow it."""
         if (kind == "value") != (self.name == "distance"):
             what = "values" if kind == "value" else "labels"
             fit = "'distance' with a tolerance" if kind == "value" else "'disagreement' or 'accuracy-loss'"
             raise InputError(f"risk={self.name!r} on a model that answers with {what}: use {fit}")
 
     def check(self, kind: AnswerKind, labels: Tensor | None) -> None:
-        """Raises InputError where a trace's kind of answers or its labels do not allow it."""
+        """Raise InputError where a trace's kind of answers or its labels do not allow it."""
         self.check_kind(kind)
         if self.name != "accuracy-loss":
             return
@@ -69,8 +69,8 @@ class Risk:
             )
 
     def losses(self, trace: Trace, found: Replay) -> Tensor:
-        """[rows] bool: which rows of `trace` pay for what a policy `found`. Logits that are not finite are an answer of
-        their own, and a wrong one."""
+        """Return [rows] bool: which rows of `trace` pay for what a policy `found`. Logits that are not finite are an
+        answer of their own, and a wrong one."""
         full, got = trace.logits[-1], found.logits
         if self.name == "accuracy-loss":
             assert trace.labels is not None
@@ -89,21 +89,23 @@ class Risk:
 
 
 def full_depth_right(trace: Trace) -> Tensor:
-    """[rows] bool: which rows of a trace with labels full depth gets right; of label sets, right as a whole."""
+    """Return [rows] bool: which rows of a trace with labels full depth gets right; of label sets, right as a whole."""
     assert trace.labels is not None
     full = trace.logits[-1]
     return ~_differ(answers(full, trace.kind), trace.labels) & full.isfinite().all(dim=1)
 
 
 def answers(logits: Tensor, kind: AnswerKind) -> Tensor:
-    """What logits [..., classes] say: labels [...] int64, values [...] float32, or label sets [..., classes] int64."""
+    """Return what logits [..., classes] say: labels [...] int64, values [...] float32, or label sets [..., classes]
+    int64."""
     if kind == "label":
         return logits.argmax(dim=-1)
     return logits[..., 0] if kind == "value" else (logits > 0).long()
 
 
 def answers_differ(one: Tensor, other: Tensor, kind: AnswerKind, tolerance: float) -> Tensor:
-    """[rows] bool: whether logits [rows, classes] give different answers; what is not finite differs from everything.
+    """Return [rows] bool: whether logits [rows, classes] give different answers; what is not finite differs from
+    everything.
 
     Args:
         tolerance: how far apart values may be and count as the same; of no meaning for labels.
@@ -116,6 +118,6 @@ def answers_differ(one: Tensor, other: Tensor, kind: AnswerKind, tolerance: floa
 
 
 def _differ(some: Tensor, others: Tensor) -> Tensor:
-    """[rows] bool, of labels [rows] or label sets [rows, classes]."""
+    """Return [rows] bool, of labels [rows] or label sets [rows, classes]."""
     differ = some != others
     return differ.any(dim=1) if differ.ndim == 2 else differ

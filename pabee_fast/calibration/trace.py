@@ -55,12 +55,13 @@ class Trace:
         return f"Trace({len(self)} rows, {self.layers} layers, {self.classes} outputs, {self.kind} answers, {labels})"
 
     def select(self, rows: Tensor) -> "Trace":
-        """The trace of some of the rows: int64 indices, or bool flags."""
+        """Return the trace of some of the rows: int64 indices, or bool flags."""
         labels, learned = (None if of_rows is None else of_rows[rows] for of_rows in (self.labels, self.learned))
         return replace(self, logits=self.logits[:, rows], lengths=self.lengths[rows], labels=labels, learned=learned)
 
     def __add__(self, other: "Trace") -> "Trace":
-        """The rows of both; what is not known of the rows of one (labels, whether they were learned from) is left out.
+        """Return the rows of both; what is not known of the rows of one (labels, whether they were learned from) is
+        left out.
 
         Raises:
             InputError: the other is of another model, or was made otherwise.
@@ -76,7 +77,7 @@ class Trace:
         return replace(self, **found)
 
     def save(self, path: str | Path) -> None:
-        """Writes the trace as one safetensors file; raises InputError where there is no directory for it."""
+        """Write the trace as one safetensors file; raises InputError where there is no directory for it."""
         if not Path(path).absolute().parent.is_dir():
             raise InputError(f"{path} cannot be written: there is no directory {Path(path).absolute().parent}")
         tensors = {name: of_rows.contiguous() for name in TENSORS if (of_rows := getattr(self, name)) is not None}
@@ -85,7 +86,7 @@ class Trace:
 
     @classmethod
     def load(cls, path: str | Path) -> "Trace":
-        """Reads what `save` wrote.
+        """Read what `save` wrote.
 
         Raises:
             InputError: there is no such file.
@@ -108,7 +109,7 @@ class Trace:
         return cls(**found, kind=kind, conditions=conditions, first_layer=first_layer)
 
     def check_model(self, model: PreTrainedModel) -> None:
-        """Raises InputError unless the trace was made with this very model, in this precision."""
+        """Raise InputError unless the trace was made with this very model, in this precision."""
         if model_fingerprint(model) != self.conditions.model:
             raise InputError(
                 f"the trace is of another model, or of this one in another precision than {self.conditions.dtype}: "
@@ -127,7 +128,7 @@ def trace(
     token_budget: int | None = None,
     window: int = 8_192,
 ) -> Trace:
-    """Runs a model with heads once at full depth and keeps what every head says of every row.
+    """Run a model with heads once at full depth and keep what every head says of every row.
 
     Args:
         model: with heads, in evaluation mode.
@@ -164,7 +165,7 @@ def trace(
 
 
 def checked_labels(given: Sequence[int] | Sequence[float] | Tensor | None, logits: Tensor, kind: str) -> Tensor | None:
-    """Labels as a trace of these logits holds them; raises InputError for those that do not fit."""
+    """Return labels as a trace of these logits holds them; raises InputError for those that do not fit."""
     if given is None:
         return None
     try:

@@ -51,7 +51,7 @@ class Tuned:
 
 
 def tune(settings: TuneSettings, rows: Sequence[Row] | None = None) -> Tuned:
-    """Calibrates a model on a table, writes the frontier as JSON and as a plot, and stores the chosen policy.
+    """Calibrate a model on a table, write the frontier as JSON and as a plot, and store the chosen policy.
 
     Args:
         settings: what was asked for.
@@ -100,7 +100,7 @@ def tune(settings: TuneSettings, rows: Sequence[Row] | None = None) -> Tuned:
 
 
 def _load_trace(settings: TuneSettings) -> Trace:
-    """The trace that was given, which no option may contradict."""
+    """Return the trace that was given, which no option may contradict."""
     assert settings.trace is not None
     rows = Trace.load(settings.trace)
     made = rows.conditions
@@ -120,8 +120,8 @@ def _load_trace(settings: TuneSettings) -> Trace:
 def _trace_table(
     settings: TuneSettings, scorer: Scorer, table: str, judged: Risk | None = None, rows: Sequence[Row] | None = None
 ) -> Trace:
-    """A table's trace, or that of `rows` of it; of one that is tested on, by the risk it is `judged` by, what is wrong
-    with it is said first."""
+    """Return a table's trace, or that of `rows` of it; of one that is tested on, by the risk it is `judged` by, what is
+    wrong with it is said first."""
     texts: Sequence[Row]
     if rows is None:
         examples = read_examples(table, settings.text_columns, settings.label_column, settings.reading)
@@ -148,7 +148,7 @@ def _trace_table(
 
 
 def figures(settings: TuneSettings, tuned: Tuned, rows: Trace) -> dict[str, Any]:
-    """All that was found, and what it was measured on, as JSON values."""
+    """Return all that was found, and what it was measured on, as JSON values."""
     found, lengths = tuned.calibration, rows.lengths.double()
     return {
         "model": settings.model,

@@ -95,7 +95,7 @@ def _open_closed_streams() -> None:
 
 
 def _stop(number: int, frame: FrameType | None) -> None:
-    """Ends what runs as Ctrl-C does, so that it tidies up; at once when asked again, or where nothing has begun."""
+    """End what runs as Ctrl-C does, so that it tidies up; at once when asked again, or where nothing has begun."""
     with suppress(OSError):
         os.write(2, b"pabee-fast: stopping\n")
     for one in (signal.SIGINT, signal.SIGTERM):
@@ -106,7 +106,7 @@ def _stop(number: int, frame: FrameType | None) -> None:
 
 
 def _is_importing(frame: FrameType | None) -> bool:
-    """Whether modules are being loaded, where an exception may be swallowed, or shown by others than us."""
+    """Return whether modules are being loaded, where an exception may be swallowed, or shown by others than us."""
     while frame is not None and not frame.f_code.co_filename.startswith("<frozen importlib"):
         frame = frame.f_back
     return frame is not None

@@ -36,7 +36,7 @@ def takes(options: type[Given]) -> Callable[[Callable[[Given], None]], Callable[
 
 
 def _parameter(field: Field[Any], kind: Any, shown: Option | Argument) -> inspect.Parameter:
-    """The field as a parameter that says to typer how it is given."""
+    """Return the field as a parameter that says to typer how it is given."""
     default = field.default if field.default_factory is MISSING else field.default_factory()
     told: Any
     if isinstance(shown, Argument):
@@ -54,5 +54,5 @@ def _parameter(field: Field[Any], kind: Any, shown: Option | Argument) -> inspec
 
 
 def _place(shown: Option | Argument) -> int:
-    """Where the help shows it: what is given by its place first, then panel by panel."""
+    """Return where the help shows it: what is given by its place first, then panel by panel."""
     return -1 if isinstance(shown, Argument) else PANELS.index(shown.panel)

@@ -133,7 +133,7 @@ def score_command(options: ScoreOptions) -> None:
 
 
 def _executor(options: ScoreOptions, watch: Watch) -> Any:
-    """What scores; here torch and transformers are imported, and the model is loaded."""
+    """Return what scores; here torch and transformers are imported, and the model is loaded."""
     with loading():
         import transformers
 

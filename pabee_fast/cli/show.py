@@ -34,7 +34,7 @@ def quieten_transformers() -> None:
 
 
 def progress_bar(console: Console) -> Progress:
-    """A bar with rows per second, and the time left where a task's total is known; silent off a terminal."""
+    """Return a bar with rows per second, and the time left where a task's total is known; silent off a terminal."""
     return Progress(
         TextColumn("{task.description}"),
         BarColumn(),

@@ -8,7 +8,7 @@ from pabee_fast.scoring.tally import STAGES
 
 
 def summary_lines(summary: Any, about: Any, place: object) -> list[str]:
-    """What was done, and how many rows left at each layer.
+    """Return what was done, and how many rows left at each layer.
 
     Args:
         summary: `pabee_fast.jobs.job.Progress`.
@@ -56,7 +56,7 @@ def policy_line(about: Any) -> str:
 
 
 def summary_figures(summary: Any, about: Any, place: object) -> dict[str, Any]:
-    """The same for machines."""
+    """Return the same for machines."""
     tally = summary.tally
     return {
         "output": str(place),
@@ -80,7 +80,7 @@ def summary_figures(summary: Any, about: Any, place: object) -> dict[str, Any]:
 
 
 def _time(summary: Any) -> str:
-    """Where the time went: the device's share first, then what stood beside it."""
+    """Return where the time went: the device's share first, then what stood beside it."""
     spent = summary.tally.seconds
     computing = spent["compute"] + spent["audit"]
     share = computing / (summary.seconds * summary.workers)
@@ -92,7 +92,7 @@ def _time(summary: Any) -> str:
 
 
 def _bound(summary: Any, about: Any) -> str:
-    """What the job waited for, and what would help."""
+    """Return what the job waited for, and what would help."""
     bound = {
         "compute": "computing; more devices would help (--devices), or a policy by which rows leave earlier",
         "read": "reading; parquet is read several times faster than csv and jsonl, and a table of fewer columns too",
@@ -109,7 +109,7 @@ def _faster_tokens(tokenizer: str) -> str:
 
 
 def audit_lines(tally: Any, guarantee: Any, cost: str = "") -> list[str]:
-    """How often an early answer is not the one at full depth, what that says of all rows, and what it cost."""
+    """Return how often an early answer is not the one at full depth, what that says of all rows, and what it cost."""
     low, high = interval(tally.disagreed, tally.audited)
     share = tally.disagreed / tally.audited
     lines = [

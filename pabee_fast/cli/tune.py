@@ -116,7 +116,7 @@ def _print_choice(console: Console, tuned: "Tuned") -> None:
 
 
 def _answers_table(tuned: "Tuned") -> Table:
-    """The SHOWN answers that lose the largest share of their rows."""
+    """Return the SHOWN answers that lose the largest share of their rows."""
     found = tuned.calibration
     title = f"{found.guarantee.risk.name} of each answer, over the {found.guarantee.rows:,} rows that tested it"
     table = Table(title=title, title_justify="left", min_width=len(title))

@@ -102,7 +102,7 @@ class JsonLines(Watch):
 
 
 def choose_watch(log_format: str) -> Watch:
-    """What `--log-format` names.
+    """Return what `--log-format` names.
 
     Raises:
         InputError: another name than text or json.

@@ -102,7 +102,7 @@ class BatchScorer:
 
 
 def _names(batch: Any) -> list[str]:
-    """The names of a batch's columns."""
+    """Return the names of a batch's columns."""
     if isinstance(batch, pa.Table | pa.RecordBatch):
         return list(batch.schema.names)
     if isinstance(batch, Mapping) or (hasattr(batch, "columns") and hasattr(batch, "assign")):
@@ -113,7 +113,7 @@ def _names(batch: Any) -> list[str]:
 
 
 def _values(column: Any) -> list[Any]:
-    """A column's values, None where pandas has a missing one."""
+    """Return a column's values, None where pandas has a missing one."""
     if isinstance(column, pa.Array | pa.ChunkedArray):
         return column.to_pylist()
     if hasattr(column, "isna"):

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
 
 def result_schema(names: Sequence[str], kind: AnswerKind, *, all_scores: bool = False) -> pa.Schema:
-    """The result columns: prediction, score, exit_layer, error, and with `all_scores` one for each label.
+    """Return the result columns: prediction, score, exit_layer, error, and with `all_scores` one for each label.
 
     Raises:
         InputError: two labels of one name, whose columns nobody could tell apart.
@@ -36,12 +36,12 @@ def result_schema(names: Sequence[str], kind: AnswerKind, *, all_scores: bool = 
 
 
 def prefixed(schema: pa.Schema, prefix: str) -> pa.Schema:
-    """The result columns under the names that they have in a table."""
+    """Return the result columns under the names that they have in a table."""
     return pa.schema([field.with_name(prefix + field.name) for field in schema])
 
 
 def result_columns(answers: "Answers", names: Sequence[str], kind: AnswerKind, schema: pa.Schema) -> pa.RecordBatch:
-    """The rows' answers as the columns of `result_schema`."""
+    """Return the rows' answers as the columns of `result_schema`."""
     exits = answers.exit_layers.numpy()
     failed, errors = np.zeros(len(exits), dtype=bool), np.full(len(exits), None)
     for row, error in answers.errors.items():

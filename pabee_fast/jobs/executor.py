@@ -23,7 +23,7 @@ class Executor(ABC):
 
     @abstractmethod
     def submit(self, task: Task) -> Future[Scored]:
-        """The task's results to come.
+        """Return the task's results to come.
 
         The future raises WorkerDied where the task's worker died `process.TRIES` times; any other exception ends the
         job.
@@ -31,7 +31,7 @@ class Executor(ABC):
 
     @abstractmethod
     def close(self) -> None:
-        """Ends the workers, with what they have under way."""
+        """End the workers, with what they have under way."""
 
     def __enter__(self) -> "Executor":
         return self
@@ -41,7 +41,7 @@ class Executor(ABC):
 
 
 def same_everywhere(abouts: Sequence[About]) -> About:
-    """What all workers run; raises InputError, naming the difference, where they do not run the same."""
+    """Return what all workers run; raises InputError, naming the difference, where they do not run the same."""
     for other in abouts[1:]:
         for name, value in abouts[0].identity.items():
             if other.identity[name] != value:

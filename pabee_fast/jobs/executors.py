@@ -63,7 +63,7 @@ def open_executor(
     workers: int | None = None,
     on_rows: Callable[[int, int], None] = lambda rows, layers: None,
 ) -> Executor:
-    """The executor that options name.
+    """Return the executor that options name.
 
     A CUDA device has a process of its own even where it is the only one, since reading and writing tables in Python
     would hold up the thread that launches its kernels. The CPU's worker shares this process.

@@ -152,7 +152,7 @@ class Job:
         self.progress.total = self.source.rows
 
     def _open(self, found: Found) -> Source:
-        """The source; a job that was begun on the same files spares reading them first."""
+        """Return the source; a job that was begun on the same files spares reading them first."""
         scan = None
         if self.output.is_begun:
             with Manifest(self.output.directory, discard_damaged=self.options.overwrite) as manifest:
@@ -168,7 +168,7 @@ class Job:
         return Source(found, self.columns.texts, scan, self.columns.reading)
 
     def run(self, executor: "Executor", on_part: Callable[[Progress], None] = lambda progress: None) -> Progress:
-        """Scores what is not scored yet, and leaves the output.
+        """Score what is not scored yet, and leave the output.
 
         Args:
             executor: what scores.
@@ -219,7 +219,7 @@ class Job:
         return progress
 
     def _begin_or_resume(self, manifest: Manifest, about: "About", part_rows: int) -> tuple[bool, bool]:
-        """Readies the manifest; whether all is done already, and whether a table of that name is replaced."""
+        """Ready the manifest; whether all is done already, and whether a table of that name is replaced."""
         output, overwrite = self.output, self.options.overwrite
         job = self._identity(about, part_rows)
         differences = [] if manifest.job is None else _differences(manifest.job, job)
@@ -251,7 +251,7 @@ class Job:
         return is_done and manifest.finished, overwrite or made is not None
 
     def _keeps_parts(self, manifest: Manifest, is_done: bool, failed: list[int]) -> bool:
-        """Forgets parts that are lost, and those of failed rows where these are tried again; whether to keep the rest.
+        """Forget parts that are lost, and those of failed rows where these are tried again; whether to keep the rest.
 
         Raises:
             JobError: a part is not what was written, and nothing is to be overwritten.
@@ -272,7 +272,7 @@ class Job:
         return True
 
     def _identity(self, about: "About", part_rows: int) -> dict[str, Any]:
-        """All that changes results, and so must be the same when the job goes on."""
+        """Return all that changes results, and so must be the same when the job goes on."""
         return {
             "settings": {
                 **about.identity,

@@ -122,7 +122,7 @@ class Manifest:
         os.close(self._descriptor)
 
     def begin(self, job: Mapping[str, Any]) -> None:
-        """Starts the job that a record describes, forgetting what was there."""
+        """Start the job that a record describes, forgetting what was there."""
         os.ftruncate(self._descriptor, 0)
         os.lseek(self._descriptor, 0, os.SEEK_SET)
         self.job, self.parts, self.files, self.tables, self.finished = None, {}, set(), [], False
@@ -131,19 +131,19 @@ class Manifest:
         sync_directory(self.directory)
 
     def announce(self, name: str) -> None:
-        """Records that a file of this name is about to be the job's."""
+        """Record that a file of this name is about to be the job's."""
         self._append({"kind": "file", "name": name})
 
     def add_part(self, part: PartRecord) -> None:
-        """Records that a part's file is durable."""
+        """Record that a part's file is durable."""
         self._append({"kind": "part", **dataclasses.asdict(part)})
 
     def forget_parts(self, indices: list[int]) -> None:
-        """Records that parts are to be done again."""
+        """Record that parts are to be done again."""
         self._append({"kind": "forget", "parts": indices})
 
     def finish(self, table: Mapping[str, Any] | None) -> None:
-        """Records that there are no more parts; and size and hash of the table of them, before it takes its name."""
+        """Record that there are no more parts; and size and hash of the table of them, before it takes its name."""
         self._append({"kind": "finished", "table": table})
 
     def _lock(self) -> None:
@@ -157,7 +157,7 @@ class Manifest:
         self._check_in_place()
 
     def _check_in_place(self) -> None:
-        """Raises JobError where the open file is not, or no longer, the one that has its name."""
+        """Raise JobError where the open file is not, or no longer, the one that has its name."""
         try:
             if os.path.samestat(os.lstat(self.path), os.fstat(self._descriptor)):
                 return

@@ -50,7 +50,7 @@ class Output:
 
     @classmethod
     def choose(cls, path: str, inputs: Sequence[Path], format: str | None, *, overwrite: bool) -> "Output":
-        """The output that a path names: a table by its suffix; a directory where it is one or ends with a slash.
+        """Return the output that a path names: a table by its suffix; a directory where it is one or ends with a slash.
 
         Args:
             path: as the user gave it.
@@ -103,7 +103,7 @@ class Output:
         return self.table or self.directory
 
     def prepare(self) -> None:
-        """Makes the directory."""
+        """Make the directory."""
         if not os.path.lexists(self.directory):
             self.directory.mkdir(exist_ok=True)
             sync_directory(self.directory.parent)
@@ -111,19 +111,19 @@ class Output:
         self._check_directory()
 
     def _check_directory(self) -> None:
-        """Raises InputError where the directory's name is that of something else: a link leads to what is not ours."""
+        """Raise InputError where the directory's name is that of something else: a link leads to what is not ours."""
         if os.path.lexists(self.directory) and (self.directory.is_symlink() or not self.directory.is_dir()):
             raise InputError(f"{self.directory} is a link or a file; move it away, or name another output")
 
     def check_files(self, manifest: Manifest) -> None:
-        """Raises InputError where files lie in the directory that are not of the manifest's job."""
+        """Raise InputError where files lie in the directory that are not of the manifest's job."""
         known = {NAME, *manifest.files}
         others = (path.name for path in self.directory.iterdir() if path.name not in known and not is_temporary(path))
         if foreign := sorted(others)[:3]:
             raise InputError(f"{self.directory} {_FOREIGN}, or move {quoted(foreign)} away")
 
     def clear(self, manifest: Manifest) -> None:
-        """Removes the job's files but the manifest, which is begun anew or removed next."""
+        """Remove the job's files but the manifest, which is begun anew or removed next."""
         remove_temporaries(self.directory)
         for name in sorted(manifest.files):
             (self.directory / name).unlink(missing_ok=True)
@@ -138,7 +138,7 @@ class Output:
         results_schema: pa.Schema,
         tally: Tally,
     ) -> None:
-        """Writes a part's rows, durable when it returns, and records it.
+        """Write a part's rows, durable when it returns, and record it.
 
         Raises:
             JobError: the part's name is taken by a file that is not of the job.
@@ -154,13 +154,13 @@ class Output:
         manifest.add_part(PartRecord(*record, path.name, path.stat().st_size, sha256_of(path), tally.to_json()))
 
     def write_no_rows(self, manifest: Manifest, schema: pa.Schema, results_schema: pa.Schema) -> None:
-        """Writes a part without rows, for an input without rows: it has the columns."""
+        """Write a part without rows, for an input without rows: it has the columns."""
         rows, results = (pa.RecordBatch.from_pylist([], one) for one in (schema, results_schema))
         chunk = Chunk(rows, (), {}, Place())
         self.write_part(manifest, Part(0, 0, 0, 0, Place()), chunk, results, results_schema, Tally())
 
     def _announced(self, manifest: Manifest, name: str) -> Path:
-        """The path of a file that is about to be written, once the manifest names it."""
+        """Return the path of a file that is about to be written, once the manifest names it."""
         path = self.directory / name
         if name not in manifest.files:
             if os.path.lexists(path):
@@ -169,7 +169,7 @@ class Output:
         return path
 
     def lost_parts(self, manifest: Manifest, *, thoroughly: bool) -> list[int]:
-        """The numbers of recorded parts whose files are gone; raises JobError where one is not what was written.
+        """Return the numbers of recorded parts whose files are gone; raises JobError where one is not what was written.
 
         Only sizes are looked at unless thoroughly.
         """
@@ -180,7 +180,7 @@ class Output:
             return [index for index, is_there in zip(manifest.parts, there, strict=True) if not is_there]
 
     def finish(self, manifest: Manifest, *, is_done: bool, overwrite: bool, keep_parts: bool) -> None:
-        """Leaves what the job was to make, once all parts are durable.
+        """Leave what the job was to make, once all parts are durable.
 
         Args:
             manifest: the job's.
@@ -203,7 +203,7 @@ class Output:
             self._remove_directory(manifest)
 
     def _join(self, manifest: Manifest, table: Path, *, overwrite: bool) -> None:
-        """Makes the table of the parts, and gives it its name."""
+        """Make the table of the parts, and give it its name."""
         if lost := self.lost_parts(manifest, thoroughly=False):
             name = manifest.parts[lost[0]].name
             raise JobError(f"{self.directory / name} was lost meanwhile: the same command makes it again")
@@ -225,7 +225,7 @@ class Output:
         return self.directory.with_name(f".{self.directory.name}.done")
 
     def _remove_directory(self, manifest: Manifest) -> None:
-        """Removes the directory, of which nothing but the manifest is left."""
+        """Remove the directory, of which nothing but the manifest is left."""
         manifest.path.replace(self._aside)
         reached("job: the manifest is aside")
         try:
@@ -239,7 +239,7 @@ class Output:
         sync_directory(self.directory.parent)
 
     def _take_back(self) -> None:
-        """Puts the manifest back that a kill has left aside; raises JobError where what lies there is none."""
+        """Put the manifest back that a kill has left aside; raises JobError where what lies there is none."""
         if not os.path.lexists(self._aside):
             return
         self._check_directory()
@@ -249,11 +249,11 @@ class Output:
                 self._aside.replace(self.directory / NAME)
 
     def is_finished(self, manifest: Manifest, made: dict[str, Any] | None) -> bool:
-        """Whether what the job was to make is there; `made`: what `made_table` says."""
+        """Return whether what the job was to make is there; `made`: what `made_table` says."""
         return manifest.finished and (self.table is None or (made is not None and made == manifest.tables[-1]))
 
     def made_table(self, manifest: Manifest) -> dict[str, Any] | None:
-        """The manifest's record of the file under the table's name; None where it is none that this job made."""
+        """Return the manifest's record of the file under the table's name; None where it is none that this job made."""
         if self.table is None or not self.table.is_file():
             return None
         size = self.table.stat().st_size

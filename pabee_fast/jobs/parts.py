@@ -26,7 +26,7 @@ _Done = tuple[Part, Chunk, Future[Scored]]
 
 
 def run_parts(parts: Parts, names: list[str], executor: Executor, results_schema: pa.Schema, commit: Commit) -> Seconds:
-    """Scores parts and commits each when it is scored.
+    """Score parts and commits each when it is scored.
 
     Args:
         parts: each with its rows; read in a thread of its own.
@@ -98,7 +98,7 @@ def run_parts(parts: Parts, names: list[str], executor: Executor, results_schema
 
 
 def _failed(chunk: Chunk, error: str, schema: pa.Schema) -> Scored:
-    """What stands for the results of a part that cannot be scored: every row has an error."""
+    """Return what stands for the results of a part that cannot be scored: every row has an error."""
     errors = [known or error for known in chunk.errors]
     columns = [
         pa.array(errors) if name == "error" else pa.nulls(len(errors), schema.field(name).type) for name in schema.names

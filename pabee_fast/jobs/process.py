@@ -39,7 +39,7 @@ class Work:
     deaths: int = 0
 
     def resolve(self, answer: Any) -> None:
-        """Passes the answer, or the exception that it is, to whoever waits."""
+        """Pass the answer, or the exception that it is, to whoever waits."""
         _resolve(self.future, answer)
 
 
@@ -66,11 +66,11 @@ class Process:
         return len(self._waiting) + len(self._sent)
 
     def wait_until_ready(self) -> About:
-        """What it runs, once its model is loaded."""
+        """Return what it runs, once its model is loaded."""
         return self._ready.result()
 
     def give(self, work: Work) -> Future[Scored]:
-        """Queues a task; its results to come."""
+        """Queue a task; its results to come."""
         with self._lock:
             if self._failure is not None:
                 work.resolve(self._failure)
@@ -80,7 +80,7 @@ class Process:
         return work.future
 
     def end(self) -> None:
-        """Kills the process; futures that have no result are cancelled."""
+        """Kill the process; futures that have no result are cancelled."""
         self._ended = True
         self._process.kill()  # a send that waits for it ends, and with it whoever has the lock
         with self._lock:
@@ -100,7 +100,7 @@ class Process:
         theirs.close()  # so that the pipe ends when the process does
 
     def _fill(self) -> None:
-        """Sends what waits. A task under which a worker has died is sent alone, so that no other is blamed for it."""
+        """Send what waits. A task under which a worker has died is sent alone, so that no other is blamed for it."""
         while self._waiting:
             alone = self._waiting[0].deaths or any(work.deaths for work in self._sent.values())
             if alone and self._sent:
@@ -111,7 +111,7 @@ class Process:
                 self._pipe.send((number, work.task))
 
     def _receive(self) -> None:
-        """Takes what the process says, until it is ended; in a thread of its own."""
+        """Take what the process says, until it is ended; in a thread of its own."""
         while True:
             try:
                 number, answer = self._pipe.recv()
@@ -130,7 +130,7 @@ class Process:
             work.resolve(answer)
 
     def _restart(self) -> bool:
-        """Starts a process in place of the dead one; whether that is of any use."""
+        """Start a process in place of the dead one; whether that is of any use."""
         self._process.join()
         code, where = self._process.exitcode, self._recipe.device
         self._deaths_in_a_row += 1
@@ -155,7 +155,7 @@ class Process:
 
 @contextlib.contextmanager
 def _no_signals() -> Iterator[None]:
-    """Lets a process that is started here have no signals that stop it, from its first moment on."""
+    """Let a process that is started here have no signals that stop it, from its first moment on."""
     if not hasattr(signal, "pthread_sigmask"):
         yield
         return

@@ -25,7 +25,7 @@ SLOW_START = 60
 
 
 def cores_each(cores: Sequence[int], workers: int) -> int:
-    """The most cores that each of `workers` can have, none of them spread over machines.
+    """Return the most cores that each of `workers` can have, none of them spread over machines.
 
     Args:
         cores: of each machine; `workers` are no more than their sum.

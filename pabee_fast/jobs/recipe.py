@@ -50,7 +50,7 @@ class Recipe:
             raise InputError(f"audit={self.audit}: give a share of the rows, from 0 to 1")
 
     def worker(self) -> tuple[Worker, About]:
-        """Loads the model; raises what `open_scorer` raises."""
+        """Load the model; raises what `open_scorer` raises."""
         os.environ.setdefault(*_PRIMITIVES)
         if self.threads is not None:
             torch.set_num_threads(self.threads)
@@ -70,7 +70,7 @@ class Recipe:
 
 
 def device_recipes(recipe: Recipe, devices: str) -> list[Recipe]:
-    """A recipe for each device of a list as the command line takes it.
+    """Return a recipe for each device of a list as the command line takes it.
 
     Args:
         recipe: of one worker.
@@ -96,7 +96,8 @@ def device_recipes(recipe: Recipe, devices: str) -> list[Recipe]:
 
 
 def _tokenizers(recipe: Recipe, devices: int) -> int:
-    """How many processes tokenize for each of so many GPUs: the cores, less two for what launches and what reads."""
+    """Return how many processes tokenize for each of so many GPUs: the cores, less two for what launches and what
+    reads."""
     if recipe.tokenizers is not None:
         return recipe.tokenizers
     return max(1, min(MOST_TOKENIZERS, (os.cpu_count() or 1) // devices - 2))

@@ -32,7 +32,7 @@ _Group = tuple[list[str], Future[Scored]]
 def score_stream(
     source: BinaryIO, target: BinaryIO, columns: Columns, executor: Executor, max_errors: int | None = None
 ) -> Tally:
-    """Scores JSON Lines from a stream into another, in order; memory holds a few groups of `ROWS` rows.
+    """Score JSON Lines from a stream into another, in order; memory holds a few groups of `ROWS` rows.
 
     A line that cannot be scored comes out with its `error`; one that is no JSON object, with its results alone. Blank
     lines are no rows. Nothing is kept to resume from.
@@ -95,7 +95,7 @@ def score_stream(
 def _task(
     lines: list[bytes], numbers: Iterator[int], first_row: int, columns: Columns, taken: frozenset[str]
 ) -> tuple[list[str], Task]:
-    """The lines' objects without their braces, and the task that they make."""
+    """Return the lines' objects without their braces, and the task that they make."""
     bodies: list[str] = []
     texts: list[list[str | None]] = [[] for _ in columns.texts]
     refused: dict[int, str] = {}
@@ -119,7 +119,7 @@ def _task(
 
 
 def _groups(source: BinaryIO) -> Iterator[list[bytes]]:
-    """The stream's lines, in groups of `ROWS` or of what has come."""
+    """Yield the stream's lines, in groups of `ROWS` or of what has come."""
     rest, lines = b"", list[bytes]()
     while True:
         if lines and not _has_more(source):
@@ -142,7 +142,7 @@ def _groups(source: BinaryIO) -> Iterator[list[bytes]]:
 
 
 def _has_more(source: BinaryIO) -> bool:
-    """Whether more comes within `WAIT_SECONDS`; a file always has, and at its end says so."""
+    """Return whether more comes within `WAIT_SECONDS`; a file always has, and at its end says so."""
     try:
         return bool(select.select([source], [], [], WAIT_SECONDS)[0])
     except (OSError, ValueError):  # no descriptor, or none to wait for (Windows)

@@ -107,11 +107,11 @@ class Worker:
         self._stopped = threading.Event()
 
     def about(self, setting: Setting) -> About:
-        """What this worker runs."""
+        """Return what this worker runs."""
         return about(self.scorer, setting, self.schema)
 
     def score(self, task: Task) -> Scored:
-        """The results of a task's rows; may be called by several threads at once.
+        """Return the results of a task's rows; may be called by several threads at once.
 
         A row that cannot be scored has an error and stops nothing.
         """
@@ -134,7 +134,7 @@ class Worker:
         return Scored(result_columns(answers, scorer.labels, scorer.engine.kind, self.schema), tally)
 
     def stop(self) -> None:
-        """Gives up what is under way, after the wave on the device."""
+        """Give up what is under way, after the wave on the device."""
         self._stopped.set()
         self._device.shutdown(wait=True, cancel_futures=True)
         self.scorer.close()
@@ -144,7 +144,7 @@ class Worker:
             torch.cuda.set_device(self.scorer.engine.device)
 
     def _to_device(self, batch: PackedBatch) -> tuple[PackedBatch, Any]:
-        """The batch on its way to the device, and the event that says that it is there."""
+        """Return the batch on its way to the device, and the event that says that it is there."""
         if self._copies is None:
             return batch, None
         with torch.cuda.stream(self._copies):
@@ -175,7 +175,8 @@ class Worker:
         self.on_rows(rows, rows * layer)
 
     def _disagreements(self, batch: PackedBatch, answers: Answers, audit: np.ndarray) -> int:
-        """How many of the audited rows have another answer at full depth; those that ran so deep have the same."""
+        """Return how many of the audited rows have another answer at full depth; those that ran so deep have the
+        same."""
         engine = self.scorer.engine
         early = audit[(answers.exit_layers[audit] < len(engine.layers)).numpy()]
         if not len(early):
@@ -186,7 +187,7 @@ class Worker:
 
 
 def about(scorer: Scorer, setting: Setting, schema: pa.Schema) -> About:
-    """Everything of a scorer that changes results, by the names that a message tells."""
+    """Return everything of a scorer that changes results, by the names that a message tells."""
     engine, conditions = scorer.engine, scorer.conditions()
     identity = {
         "the model's weights, heads or config": conditions.model,

@@ -157,7 +157,7 @@ def _answers(scores: Tensor, kind: str) -> Tensor:
 
 @torch.no_grad()
 def pool(features: Tensor, cu_seqlens: Tensor, *, pooling: str, key_mask: Tensor | None = None) -> Tensor:
-    """What the heads read of every row of a packed batch.
+    """Return what the heads read of every row of a packed batch.
 
     Args:
         features: [tokens, hidden_size]; float32, float16 or bfloat16.

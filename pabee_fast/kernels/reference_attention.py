@@ -116,7 +116,7 @@ def _runs(ends: list[int]) -> Iterator[tuple[int, int, int]]:
 def _seen(
     length: int, device: torch.device, *, is_causal: bool, window: int | None, positions: Tensor | None
 ) -> Tensor | None:
-    """Which keys each query of a row sees, [length, length] or [rows, length, length] bool; None where the flag
+    """Return which keys each query of a row sees, [length, length] or [rows, length, length] bool; None where the flag
     `is_causal` says it all."""
     if window is None or (positions is None and window >= length):
         return None

@@ -65,7 +65,7 @@ def readable(where: str, note: str = "") -> Iterator[None]:
 
 
 def find_file(path: str, name: str, hub: Mapping[str, Any]) -> str | None:
-    """Where a file of a directory or hub id lies on this machine; None where there is none of that name."""
+    """Return where a file of a directory or hub id lies on this machine; None where there is none of that name."""
     not_raised = ("missing_entries", "gated_repo", "connection_errors")
     return cached_file(path, name, **{f"_raise_exceptions_for_{what}": False for what in not_raised}, **hub)
 
@@ -73,7 +73,7 @@ def find_file(path: str, name: str, hub: Mapping[str, Any]) -> str | None:
 def stored_tensors(
     path: str, hub: Mapping[str, Any], variant: str | None = None, values_of: str | None = None
 ) -> tuple[dict[str, list[int]], dict[str, Tensor]]:
-    """What a directory's safetensors hold, one file or several; nothing where there are none.
+    """Return what a directory's safetensors hold, one file or several; nothing where there are none.
 
     Args:
         values_of: how the names of the tensors begin that are read; of the others, the headers alone are.
@@ -174,7 +174,7 @@ def _check_counts(path: str, raw: Mapping[str, Any], hub: Mapping[str, Any], var
 
 
 def check_size(path: str, cls: Any, config: PretrainedConfig, shapes: Mapping[str, list[int]]) -> None:
-    """Raises CheckpointError where a config asks for far more values than are stored, before memory is taken for them.
+    """Raise CheckpointError where a config asks for far more values than are stored, before memory is taken for them.
 
     Args:
         cls: of the model; it is built without storage, which takes 25 ms for BERT-base.
@@ -195,7 +195,7 @@ def check_size(path: str, cls: Any, config: PretrainedConfig, shapes: Mapping[st
 
 
 def few_of(names: Collection[str]) -> str:
-    """The first of some tensors, and how many more there are."""
+    """Return the first of some tensors, and how many more there are."""
     few = sorted(names)[:3]
     return (", ".join(few) or "nothing") + (f" and {len(names) - len(few)} more" if len(names) > len(few) else "")
 

@@ -77,7 +77,7 @@ class EarlyExitModel(PreTrainedModel if TYPE_CHECKING else object):  # type: ign
 
 
 def early_exit_class(stock: Any) -> Any:
-    """The subclass of a stock model class that can leave early; the same one at every call."""
+    """Return the subclass of a stock model class that can leave early; the same one at every call."""
     return stock if issubclass(stock, EarlyExitModel) else _early_exit_class(stock)
 
 
@@ -93,13 +93,14 @@ def _early_exit_class(stock: Any) -> Any:
 
 
 def _empty_instance(stock: Any) -> Any:
-    """Where pickle and deepcopy start from: their `__setstate__` fills it, so its forward is bound to the copy."""
+    """Return where pickle and deepcopy start from: their `__setstate__` fills it, so its forward is bound to the
+    copy."""
     cls = early_exit_class(stock)
     return cls.__new__(cls)
 
 
 def attach_heads(model: Given, head: str = "pabee", *, pooling: str | None = None, first_layer: int = 1) -> Given:
-    """Adds untrained internal classifiers before the last layer, in place.
+    """Add untrained internal classifiers before the last layer, in place.
 
     In training mode the model's forward then returns the loss over all heads, sum_j j * L_j / sum_j j (PABEE,
     section 3.3); in evaluation mode it answers as before. `save_pretrained` writes a normal model directory.
@@ -128,7 +129,7 @@ def attach_heads(model: Given, head: str = "pabee", *, pooling: str | None = Non
 
 
 def accelerate(model: Given, policy: Policy, *, token_budget: int | None = None) -> Given:
-    """Swaps the model's forward in place: in evaluation mode every row leaves at its own layer.
+    """Swap the model's forward in place: in evaluation mode every row leaves at its own layer.
 
     Args:
         model: a `*ForSequenceClassification` model of a supported family, or a CrossEncoder with one inside. Policies
@@ -161,7 +162,7 @@ def accelerate(model: Given, policy: Policy, *, token_budget: int | None = None)
 
 
 def restore(model: Given) -> Given:
-    """Undoes `accelerate`: the stock forward again (with heads attached: the loss over all heads in training).
+    """Undo `accelerate`: the stock forward again (with heads attached: the loss over all heads in training).
 
     Returns:
         The same object. A model that was not accelerated is left as it is.
@@ -182,18 +183,18 @@ def restore(model: Given) -> Given:
 
 
 def classifier_in(model: Any) -> Any:
-    """The transformers model inside a CrossEncoder of sentence-transformers; any other model is its own."""
+    """Return the transformers model inside a CrossEncoder of sentence-transformers; any other model is its own."""
     inside = getattr(model, "transformers_model", None)
     return inside if isinstance(inside, PreTrainedModel) and not isinstance(model, PreTrainedModel) else model
 
 
 def _ignored(config: PretrainedConfig) -> list[str]:
-    """What Trainer leaves out of predictions; the default is the one it takes itself."""
+    """Return what Trainer leaves out of predictions; the default is the one it takes itself."""
     return list(getattr(config, "keys_to_ignore_at_inference", ["past_key_values"]))
 
 
 def replace_heads(model: Model, spec: HeadSpec) -> Model:
-    """Gives a model untrained heads in place of those it may have, and its config a new entry."""
+    """Give a model untrained heads in place of those it may have, and its config a new entry."""
     become_early_exit(model)
     setattr(model, HEADS, spec.new_heads(model))
     heads = getattr(model, HEADS).state_dict(prefix=f"{HEADS}.")
@@ -205,7 +206,7 @@ def replace_heads(model: Model, spec: HeadSpec) -> Model:
 
 
 def become_early_exit(model: Model) -> Model:
-    """Gives a model the class that can leave early, in place.
+    """Give a model the class that can leave early, in place.
 
     Raises:
         UnsupportedError: an attribute hides the class's forward.

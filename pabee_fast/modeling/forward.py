@@ -39,8 +39,8 @@ class EarlyExitOutput(SequenceClassifierOutput):
 
 
 def forward(model: PreTrainedModel, stock_forward: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
-    """What an early-exit model answers. Training: the loss over all heads. Evaluation: full depth, or early exit once
-    a policy is set."""
+    """Return what an early-exit model answers. Training: the loss over all heads. Evaluation: full depth, or early exit
+    once a policy is set."""
     if model.training:
         if not has_heads(model):
             raise UnsupportedError(
@@ -114,7 +114,7 @@ def _named_inputs(cls: type[PreTrainedModel]) -> frozenset[str]:
 
 
 def _refuse(model: PreTrainedModel, unsupported: dict[str, Any], labels: Tensor | None) -> None:
-    """Raises for whatever early exit cannot honour; ignoring it would change the answer without a word."""
+    """Raise for whatever early exit cannot honour; ignoring it would change the answer without a word."""
     if getattr(model, "_is_replica", False):
         raise UnsupportedError(
             "nn.DataParallel: its replicas share one config, by which early exit routes their attention. Show one GPU "

@@ -43,7 +43,7 @@ class Distillation:
         require_positive("temperature", self.temperature)
 
     def loss(self, label_loss: Tensor, logits: Tensor, teacher_logits: Tensor, kind: AnswerKind) -> Tensor:
-        """One head's loss from its loss by the labels, its logits and the teacher's, [rows, classes] both.
+        """Return one head's loss from its loss by the labels, its logits and the teacher's, [rows, classes] both.
 
         A row whose teacher's logits are NaN has no teacher: its second term is 0, its first keeps the weight 1 - alpha.
         """
@@ -76,7 +76,7 @@ def multi_exit_loss(
     self_distillation: Distillation | None = None,
     **kwargs: Any,
 ) -> SequenceClassifierOutput | tuple[Tensor, ...]:
-    """The stock forward with PABEE's joint loss in place of the last head's.
+    """Return the stock forward with PABEE's joint loss in place of the last head's.
 
     Args:
         teacher_logits: [rows, classes] of another model, for all heads to learn by `distillation`; None: there is none.
@@ -107,8 +107,8 @@ def multi_exit_loss(
 def every_head(
     model: PreTrainedModel, stock_forward: Callable[..., Any], *args: Any, **kwargs: Any
 ) -> tuple[SequenceClassifierOutput, list[Tensor]]:
-    """The stock output and every head's logits, [rows, classes] each, the model's own classifier last; the first are
-    those of layer `spec_of(model).first_layer`."""
+    """Return the stock output and every head's logits, [rows, classes] each, the model's own classifier last; the first
+    are those of layer `spec_of(model).first_layer`."""
     wanted = kwargs.pop("output_hidden_states", None) or model.config.output_hidden_states
     out = stock_forward(*args, **kwargs, output_hidden_states=True, return_dict=True)
     check_heads(model)

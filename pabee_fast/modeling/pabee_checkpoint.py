@@ -21,7 +21,7 @@ def load_pabee_checkpoint(
     state_dict_or_path: Mapping[str, Tensor] | str | Path,
     config: PretrainedConfig | Mapping[str, Any] | str | Path,
 ) -> PreTrainedModel:
-    """A model with heads from the published code's state dict: `bert.*` or `albert.*`, and `classifiers.{i}.*`.
+    """Return a model with heads from the published code's state dict: `bert.*` or `albert.*`, and `classifiers.{i}.*`.
 
     Args:
         state_dict_or_path: the state dict, or a `.safetensors`, `.bin` or `.pt` file of it.

@@ -17,7 +17,8 @@ logger = logging.getLogger(__name__)
 
 
 def lacks_its_heads(model: Any) -> bool:
-    """Whether it is a model whose config promises heads, and that transformers' own classes loaded without them."""
+    """Return whether it is a model whose config promises heads, and that transformers' own classes loaded without
+    them."""
     return isinstance(model, PreTrainedModel) and hasattr(model.config, CONFIG_ENTRY) and not has_heads(model)
 
 

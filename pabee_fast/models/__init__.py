@@ -32,7 +32,7 @@ EXAMPLE = "examples/custom_family.py"
 
 
 def register_family(family: Family, *, replace: bool = False) -> Family:
-    """Teaches pabee_fast a family of your own, for this process.
+    """Teach pabee_fast a family of your own, for this process.
 
     Args:
         family: an instance of a subclass of `Family` with a `model_type`, as `examples/custom_family.py` shows.
@@ -55,7 +55,7 @@ def register_family(family: Family, *, replace: bool = False) -> Family:
 
 
 def family_of(model: Any) -> Family:
-    """The family of a classifier.
+    """Return the family of a classifier.
 
     Raises:
         UnsupportedError: a wrapped model, no such family, another kind of head, or a variant that cannot be packed.
@@ -79,10 +79,10 @@ def family_of(model: Any) -> Family:
 
 
 def is_built_in(family: Family) -> bool:
-    """Whether the family is one of ours, whose models are transformers' own."""
+    """Return whether the family is one of ours, whose models are transformers' own."""
     return type(family).__module__.startswith(f"{__name__}.")
 
 
 def _names(model: Any) -> set[str]:
-    """What is the model's own, and not handed on from one inside: attributes, modules and properties."""
+    """Return what is the model's own, and not handed on from one inside: attributes, modules and properties."""
     return {*vars(model), *vars(model).get("_modules", {}), *dir(type(model))} if hasattr(model, "__dict__") else set()

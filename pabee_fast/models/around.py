@@ -22,7 +22,7 @@ _WAY_OUT = (
 
 
 def check_around(model: nn.Module, called: Iterable[nn.Module], heads: Sequence[Head]) -> None:
-    """Raises UnsupportedError where a head's linear, or a module that holds `called` ones or heads, was changed.
+    """Raise UnsupportedError where a head's linear, or a module that holds `called` ones or heads, was changed.
 
     The model itself is its class's affair: hooks on it are run by whoever calls it.
 

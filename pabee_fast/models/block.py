@@ -26,7 +26,7 @@ class Block(NamedTuple):
 
 
 def bert_block(layer: Any) -> Block:
-    """The block that BERT's layers are, and those of the models that took over its code."""
+    """Return the block that BERT's layers are, and those of the models that took over its code."""
     attention, own = layer.attention, layer.attention.self
     return Block(
         query=own.query,

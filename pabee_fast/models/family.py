@@ -41,11 +41,11 @@ class Family:
     """Whether a token sees none of those after it; a model whose config says otherwise is refused."""
 
     def has_position_table(self, model: Any) -> bool:
-        """Whether a token's place is looked up in a table of `config.max_position_embeddings` lines."""
+        """Return whether a token's place is looked up in a table of `config.max_position_embeddings` lines."""
         return hasattr(model.config, "max_position_embeddings")
 
     def check(self, model: Any) -> None:
-        """Raises UnsupportedError for a variant whose layers mean something else when packed."""
+        """Raise UnsupportedError for a variant whose layers mean something else when packed."""
         config = model.config
         is_causal = getattr(getattr(self.backbone(model), "config", config), "is_causal", None)
         if is_causal is not None and is_causal != self.is_causal:  # transformers' masks follow it, whatever layers say
@@ -65,21 +65,21 @@ class Family:
             )
 
     def backbone(self, model: Any) -> Any:
-        """The module that holds embeddings and encoder."""
+        """Return the module that holds embeddings and encoder."""
         return model.base_model
 
     def pooling(self, model: Any) -> str:
-        """Which tokens of a row the model's own classifier reads: "first", "last" or "mean"."""
+        """Return which tokens of a row the model's own classifier reads: "first", "last" or "mean"."""
         return "first"
 
     def position_ids(self, model: Any, input_ids: Tensor | None, shape: tuple[int, int]) -> Tensor:
-        """Positions in the padded layout, [rows, length] int64, as the stock model numbers them; `shape` is that
+        """Return positions in the padded layout, [rows, length] int64, as the stock model numbers them; `shape` is that
         layout's, `input_ids` are None where the caller gives embeddings."""
         device = input_ids.device if input_ids is not None else None
         return torch.arange(shape[1], device=device).expand(shape)
 
     def kept(self, model: Any, input_ids: Tensor | None, visible: Tensor) -> Tensor:
-        """Which tokens of the padded layout a packed row is made of, [rows, length] bool.
+        """Return which tokens of the padded layout a packed row is made of, [rows, length] bool.
 
         A token that is kept although its mask hides it asks and answers, but nobody attends to it.
 
@@ -92,21 +92,22 @@ class Family:
         return kept
 
     def max_length(self, model: Any) -> int:
-        """The most tokens that a row may have."""
+        """Return the most tokens that a row may have."""
         return model.config.max_position_embeddings
 
     def separates_texts(self, model: Any, use_cache: bool | None) -> bool:
-        """Whether the stock model, called without a mask, takes a row whose given positions start anew for several
-        texts that do not see each other; `use_cache` is what the caller said. Only the last one is then run."""
+        """Return whether the stock model, called without a mask, takes a row whose given positions start anew for
+        several texts that do not see each other; `use_cache` is what the caller said. Only the last one is then run."""
         return False
 
     def embed(self, model: Any, layout: Layout, **inputs: Tensor) -> Tensor:
-        """The hidden states that enter layer 1, [1, tokens, hidden_size], of packed inputs [tokens, ...]."""
+        """Return the hidden states that enter layer 1, [1, tokens, hidden_size], of packed inputs [tokens, ...]."""
         given = {name: values[None] for name, values in inputs.items()}
         return self.backbone(model).embeddings(**{"input_ids": None, **given})
 
     def beside(self, model: Any, hidden: Tensor, position_ids: Tensor) -> Mapping[str, Tensor]:
-        """What layers are given beside hidden states, [tokens, ...] each: it moves with the tokens when rows leave.
+        """Return what layers are given beside hidden states, [tokens, ...] each: it moves with the tokens when rows
+        leave.
 
         Args:
             hidden: [1, tokens, hidden_size], as `embed` gives them.
@@ -115,7 +116,7 @@ class Family:
         return {}
 
     def layers(self, model: Any) -> Sequence[nn.Module]:
-        """The layers in order, a shared one repeated."""
+        """Return the layers in order, a shared one repeated."""
         return list(self.backbone(model).encoder.layer)
 
     def windows(self, model: Any) -> Iterable[tuple[int | None, int | None]]:
@@ -123,42 +124,42 @@ class Family:
         return ()
 
     def run_layer(self, model: Any, layer: Any, hidden: Tensor, layout: Layout, beside: Mapping[str, Tensor]) -> Tensor:
-        """One layer of packed rows, [1, tokens, hidden_size] to the same shape; attention goes through
+        """Return one layer of packed rows, [1, tokens, hidden_size] to the same shape; attention goes through
         `runtime.attention.packed_attention`, which transformers' layers call by name and hand `layout` on to."""
         return call_layer(layer, hidden, layout)
 
     def called(self, layer: Any) -> tuple[nn.Module, ...]:
-        """What `run_layer` calls of one of `layers`: whatever its owner did to the rest would be passed over."""
+        """Return what `run_layer` calls of one of `layers`: whatever its owner did to the rest would be passed over."""
         return (layer,)
 
     def blocks(self, layer: Any) -> tuple[Block, ...]:
-        """The post-norm blocks, in order, that one of `layers` is made of while its modules are transformers' own; none
-        where it is something else."""
+        """Return the post-norm blocks, in order, that one of `layers` is made of while its modules are transformers'
+        own; none where it is something else."""
         return ()
 
     def norm(self, model: Any) -> RowMap | None:
-        """What every token goes through behind the last layer, before any head; None: nothing."""
+        """Return what every token goes through behind the last layer, before any head; None: nothing."""
         return None
 
     def pooler(self, model: Any) -> Pooler | RowMap | None:
-        """What stands between the tokens that a head reads and its linear."""
+        """Return what stands between the tokens that a head reads and its linear."""
         return pooler_of(self.backbone(model).pooler.dense, "tanh")
 
     def pooled(self, model: Any, tokens: Tensor) -> Tensor:
-        """The heads' input for training, [rows, size], with the stock model's dropout, from what they read."""
+        """Return the heads' input for training, [rows, size], with the stock model's dropout, from what they read."""
         return self.dropout(model)(through_pooler(self.pooler(model), tokens))
 
     def dropout(self, model: Any) -> nn.Module:
-        """What the stock model applies in front of its classifier in training."""
+        """Return what the stock model applies in front of its classifier in training."""
         return model.dropout
 
     def classifier(self, model: Any) -> nn.Linear:
-        """The model's own classifier, which is the last head."""
+        """Return the model's own classifier, which is the last head."""
         return model.classifier
 
     def layer_outputs(self, model: Any, hidden_states: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
-        """One [rows, length, hidden_size] a layer, out of the stock model's `hidden_states`; the last may have gone
-        through `norm`."""
+        """Return one [rows, length, hidden_size] a layer, out of the stock model's `hidden_states`; the last may have
+        gone through `norm`."""
         return hidden_states[1:]
 
 
@@ -198,12 +199,12 @@ class DenseHeadFamily(Family):
 
 
 def word_embeddings(table: Any, inputs: Mapping[str, Tensor]) -> Tensor:
-    """[tokens, hidden_size] of packed inputs: what the caller embedded, or `table` of the input_ids."""
+    """Return [tokens, hidden_size] of packed inputs: what the caller embedded, or `table` of the input_ids."""
     return inputs["inputs_embeds"] if "inputs_embeds" in inputs else table(inputs["input_ids"])
 
 
 def check_kind(model: Any, family: Family) -> None:
-    """Raises UnsupportedError for a class of another kind."""
+    """Raise UnsupportedError for a class of another kind."""
     if not isinstance(model, PreTrainedModel) or not type(model).__name__.endswith(family.class_names):
         raise UnsupportedError(
             f"{type(model).__name__} is none of the classes *{family.class_names} that family {family.model_type!r} "
@@ -223,7 +224,7 @@ def check_kind(model: Any, family: Family) -> None:
 
 
 def check_weights(model: Any) -> None:
-    """Raises UnsupportedError for weights that are elsewhere, or that the exit step cannot read.
+    """Raise UnsupportedError for weights that are elsewhere, or that the exit step cannot read.
 
     What torch's `quantize_dynamic` makes of the backbone is run, and a row given alone gets the quantised model's own
     answer, but for int8 values that round to a neighbour. Among others a row may get another answer, since each product

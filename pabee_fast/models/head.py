@@ -41,15 +41,15 @@ class CalledPooler:
 
 
 def pooler_of(dense: nn.Module, activation: str) -> Pooler | CalledPooler:
-    """What a dense layer and an activation, by the kernels' name, are to the exit step: it reads the weights of torch's
-    own linear layer, and whatever an owner has put in its place (an adapter) or on it (a hook) is called."""
+    """Return what a dense layer and an activation, by the kernels' name, are to the exit step: it reads the weights of
+    torch's own linear layer, and whatever an owner has put in its place (an adapter) or on it (a hook) is called."""
     if type(dense) is nn.Linear and why_not_original(dense) is None:
         return Pooler(dense.weight, dense.bias, activation)
     return CalledPooler(dense, ACTIVATIONS[activation])
 
 
 def through_pooler(pooler: Pooler | Callable[[Tensor], Tensor] | None, tokens: Tensor) -> Tensor:
-    """What a head's linear reads, [rows, width], given the tokens that the head reads, [rows, hidden_size];
+    """Return what a head's linear reads, [rows, width], given the tokens that the head reads, [rows, hidden_size];
     differentiable."""
     if pooler is None:
         return tokens

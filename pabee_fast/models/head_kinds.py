@@ -64,15 +64,15 @@ class HeadSpec:
 
     @classmethod
     def from_entry(cls, model: PreTrainedModel, entry: Mapping[str, Any]) -> "HeadSpec":
-        """What a config entry says; one of format 1 knows the published heads alone."""
+        """Return what a config entry says; one of format 1 knows the published heads alone."""
         return cls.of(model, entry["head"], entry.get("pooling"), entry.get("first_layer", 1))
 
     def entry(self) -> dict[str, Any]:
-        """What the config entry says of it."""
+        """Return what the config entry says of it."""
         return {"head": self.head, "pooling": self.pooling, "first_layer": self.first_layer}
 
     def new_heads(self, model: PreTrainedModel) -> nn.ModuleList:
-        """Untrained heads for the layers from `first_layer` to the last but one, as HEADS holds them."""
+        """Return untrained heads for the layers from `first_layer` to the last but one, as HEADS holds them."""
         heads = [self._new_head(model) for _ in range(self.first_layer, model.config.num_hidden_layers)]
         for head in heads:
             nn.init.normal_(head.weight, std=getattr(model.config, "initializer_range", 0.02))
@@ -81,7 +81,7 @@ class HeadSpec:
         return nn.ModuleList(heads).train(model.training)
 
     def exit_head(self, own: Head, linear: nn.Linear) -> Head:
-        """What the exit step asks, given one of the heads, and the model's own that is asked last."""
+        """Return what the exit step asks, given one of the heads, and the model's own that is asked last."""
         pooler: Pooler | RowMap | None = None
         if self.head == "pabee":
             pooler = own.pooler
@@ -90,7 +90,7 @@ class HeadSpec:
         return Head(linear, self.pooling, pooler, own.norm)
 
     def logits(self, model: PreTrainedModel, linear: nn.Linear, tokens: Tensor) -> Tensor:
-        """One head's logits for training, with the model's dropout; differentiable.
+        """Return one head's logits for training, with the model's dropout; differentiable.
 
         Args:
             linear: the head.
@@ -136,7 +136,8 @@ class PooledLinear(nn.Linear):
 def read_padded(
     states: Tensor, mask: Tensor | None, pooling: str, kept: Callable[[Tensor], Tensor] | None = None
 ) -> Tensor:
-    """What heads read of every row of a padded batch, as `kernels.reference.pool` reads a packed one; differentiable.
+    """Return what heads read of every row of a padded batch, as `kernels.reference.pool` reads a packed one;
+    differentiable.
 
     Args:
         states: [rows, length, hidden_size], a layer's output.

@@ -41,7 +41,7 @@ def stock_class(cls: Any) -> Any:
 
 
 def named_arguments(model: PreTrainedModel, *args: Any, **kwargs: Any) -> dict[str, Any]:
-    """A call of the model's forward as a mapping from names to values."""
+    """Return a call of the model's forward as a mapping from names to values."""
     given = dict(_signature(stock_class(type(model))).bind(model, *args, **kwargs).arguments)
     del given["self"]
     return given | given.pop("kwargs", {})
@@ -53,22 +53,23 @@ def _signature(cls: type[PreTrainedModel]) -> inspect.Signature:
 
 
 def has_heads(model: Any) -> bool:
-    """Whether the model carries internal classifiers."""
+    """Return whether the model carries internal classifiers."""
     return getattr(model, HEADS, None) is not None
 
 
 def inner_heads(model: Any) -> int:
-    """How many heads stand before the model's own classifier."""
+    """Return how many heads stand before the model's own classifier."""
     return len(getattr(model, HEADS)) if has_heads(model) else 0
 
 
 def spec_of(model: PreTrainedModel) -> HeadSpec:
-    """What heads the config of a model with heads promises."""
+    """Return what heads the config of a model with heads promises."""
     return HeadSpec.from_entry(model, getattr(model.config, CONFIG_ENTRY))
 
 
 def stored_max_length(config: Any) -> int | None:
-    """Where heads, or the guarantee that was found last, were made with rows cut; None where the config does not say.
+    """Return where heads, or the guarantee that was found last, were made with rows cut; None where the config does not
+    say.
 
     Raises:
         CheckpointError: what it says is no number of tokens.
@@ -82,7 +83,7 @@ def stored_max_length(config: Any) -> int | None:
 
 
 def check_heads(model: PreTrainedModel) -> None:
-    """Raises InputError where a model's heads are not as many as its layers from the first one with a head on."""
+    """Raise InputError where a model's heads are not as many as its layers from the first one with a head on."""
     if not has_heads(model):
         return
     first, heads, layers = spec_of(model).first_layer, inner_heads(model) + 1, model.config.num_hidden_layers
@@ -94,7 +95,7 @@ def check_heads(model: PreTrainedModel) -> None:
 
 
 def heads_of(model: PreTrainedModel) -> list[nn.Linear]:
-    """The heads of the layers from `spec_of(model).first_layer` on, the model's own classifier last.
+    """Return the heads of the layers from `spec_of(model).first_layer` on, the model's own classifier last.
 
     Raises:
         InputError: the model has no heads.
@@ -108,8 +109,8 @@ def heads_of(model: PreTrainedModel) -> list[nn.Linear]:
 
 
 def exit_heads_of(model: PreTrainedModel) -> list[Head]:
-    """What the exit step asks after each of the last layers, as `heads_of` orders them; of a model without heads, after
-    the last layer alone.
+    """Return what the exit step asks after each of the last layers, as `heads_of` orders them; of a model without
+    heads, after the last layer alone.
 
     Raises:
         InputError: a head is missing or left over.
@@ -139,13 +140,13 @@ def exit_heads_of(model: PreTrainedModel) -> list[Head]:
 
 
 def require_evaluation(model: PreTrainedModel) -> None:
-    """Raises InputError in training mode, in which dropout has a say in the answers."""
+    """Raise InputError in training mode, in which dropout has a say in the answers."""
     if model.training:
         raise InputError("the model is in training mode: call model.eval() first")
 
 
 def answer_kind(model: PreTrainedModel) -> AnswerKind:
-    """What an answer of the model is: a label, one output's value, or a set of labels.
+    """Return what an answer of the model is: a label, one output's value, or a set of labels.
 
     Raises:
         UnsupportedError: a regression with several outputs, which has no answer that could settle.
@@ -161,7 +162,7 @@ def answer_kind(model: PreTrainedModel) -> AnswerKind:
 
 
 def classifies(config: Any) -> Literal["texts", "images"] | None:
-    """What the model of a config's directory classifies; None: it is a bare encoder, say."""
+    """Return what the model of a config's directory classifies; None: it is a bare encoder, say."""
     names = " ".join(config.architectures or [])
     return "texts" if "SequenceClassification" in names else "images" if "ImageClassification" in names else None
 

@@ -23,7 +23,7 @@ def why_not_original(module: nn.Module) -> str | None:
 
 @functools.lru_cache(maxsize=1024)
 def is_original(forward: Callable[..., Any]) -> bool:
-    """Whether a forward is from the code of transformers or torch."""
+    """Return whether a forward is from the code of transformers or torch."""
     # Decorators copy a function's name and module, but not where its code looks up names.
     where: str = getattr(forward, "__globals__", {}).get("__name__", "")
     return where.startswith(("transformers.", "torch.nn."))

@@ -37,9 +37,11 @@ class PaddedFamily(Family):
         return (*layer.attention.children(), layer.intermediate, layer.output)
 
     def attend(self, model: Any, layer: Any, states: Tensor, rows: PaddedRows) -> Tensor:
-        """Attention over padded rows, [rows, length, hidden_size] to the same shape, without residual and norm."""
+        """Return attention over padded rows, [rows, length, hidden_size] to the same shape, without residual and
+        norm."""
         raise NotImplementedError
 
     def join(self, layer: Any, attended: Tensor, hidden: Tensor) -> Tensor:
-        """What the rest of the layer reads: attention's output with residual and norm, [1, tokens, hidden_size]."""
+        """Return what the rest of the layer reads: attention's output with residual and norm, [1, tokens,
+        hidden_size]."""
         raise NotImplementedError

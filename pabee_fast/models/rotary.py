@@ -14,7 +14,7 @@ ROTARY = "rotary"
 
 
 def check_rotary(config: Any) -> None:
-    """Raises UnsupportedError where the frequencies depend on the longest row of a batch, and so on batch-mates."""
+    """Raise UnsupportedError where the frequencies depend on the longest row of a batch, and so on batch-mates."""
     parameters = getattr(config, "rope_parameters", None) or {}
     nested = [value for value in parameters.values() if isinstance(value, Mapping)]
     for kind in [parameters.get("rope_type"), *(value.get("rope_type") for value in nested)]:
@@ -26,7 +26,8 @@ def check_rotary(config: Any) -> None:
 
 
 def cosines_and_sines(pair: tuple[Tensor, Tensor]) -> Tensor:
-    """What a rotary module gives for [1, tokens] positions as [tokens, 2, head_dim], so that it moves in one piece."""
+    """Return what a rotary module gives for [1, tokens] positions as [tokens, 2, head_dim], so that it moves in one
+    piece."""
     return torch.stack(pair, dim=2)[0]
 
 
@@ -51,5 +52,5 @@ class RotaryFamily(Family):
         return call_layer(layer, hidden, layout, position_embeddings=beside[self.rotary_of(layer)][None].unbind(2))
 
     def rotary_of(self, layer: Any) -> str:
-        """The name among `beside` of the embeddings that a layer takes."""
+        """Return the name among `beside` of the embeddings that a layer takes."""
         return ROTARY

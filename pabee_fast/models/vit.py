@@ -17,7 +17,7 @@ class Vit(Family):
     inputs = ("pixel_values",)
 
     def image_tokens(self, model: Any, pixel_values: Tensor) -> int:
-        """How many tokens each image of a batch becomes.
+        """Return how many tokens each image of a batch becomes.
 
         Raises:
             InputError: another shape than the model was made for.

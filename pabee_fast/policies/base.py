@@ -33,19 +33,19 @@ class Policy:
                 object.__setattr__(self, f.name, int(given) if isinstance(given, numbers.Integral) else float(given))
 
     def depth(self, layers: int) -> int:
-        """The last layer that any row is given, of a model with `layers` layers."""
+        """Return the last layer that any row is given, of a model with `layers` layers."""
         return layers
 
     def first_exit(self, layers: int) -> int:
-        """The first layer at which a row can leave; `depth(layers)` when none leaves early."""
+        """Return the first layer at which a row can leave; `depth(layers)` when none leaves early."""
         return self.depth(layers)
 
     def tests(self, layer: int, layers: int) -> bool:
-        """Whether the head of `layer` runs: the state needs it only where some row can still leave early."""
+        """Return whether the head of `layer` runs: the state needs it only where some row can still leave early."""
         return layer == self.depth(layers)
 
     def from_layer(self, first: int) -> "Policy":
-        """The policy for a model whose heads begin at layer `first`: no layer before it is tested.
+        """Return the policy for a model whose heads begin at layer `first`: no layer before it is tested.
 
         Raises:
             InputError: it tests an earlier layer alone.
@@ -53,7 +53,7 @@ class Policy:
         return self
 
     def rule(self, layer: int, classes: int) -> Rule:
-        """What the exit step does at a tested layer of a model with so many classes; its name never changes."""
+        """Return what the exit step does at a tested layer of a model with so many classes; its name never changes."""
         return Rule("none")
 
     def exit_at(self) -> tuple[int, ...] | None:
@@ -61,14 +61,15 @@ class Policy:
         return None
 
     def check(self, layers: int, kind: AnswerKind, rows: int | None = None) -> None:
-        """Raises InputError where the policy does not fit a model of `layers` layers whose answers are of `kind`."""
+        """Raise InputError where the policy does not fit a model of `layers` layers whose answers are of `kind`."""
 
     def warning(self, layers: int) -> str | None:
-        """What a user should know before using it on a model of `layers` layers."""
+        """Return what a user should know before using it on a model of `layers` layers."""
         return None
 
     def __str__(self) -> str:
-        """The command line's spelling, which `parse_policy` reads back where the policy is among COMMAND_LINE."""
+        """Return the command line's spelling, which `parse_policy` reads back where the policy is among
+        COMMAND_LINE."""
         own = [f for f in dataclasses.fields(self) if not f.kw_only]
         shared = [f for f in dataclasses.fields(self) if f.kw_only]
         words = [f"{getattr(self, f.name)}" for f in own[:1]]
@@ -102,7 +103,7 @@ class Stepping(Policy):
 
 
 def require_policy(policy: Any, name: str = "policy") -> None:
-    """Raises InputError unless it is a Policy."""
+    """Raise InputError unless it is a Policy."""
     if not isinstance(policy, Policy):
         raise InputError(f"{name}={policy!r}: give a policy, pf.Patience(6) for instance")
 

@@ -30,7 +30,7 @@ class Exiting(Stepping):
                     raise InputError(f"{f.name}={given!r}: give {wanted}")
 
     def least_tests(self, layers: int) -> int:
-        """How many layers must have been tested before a row can leave."""
+        """Return how many layers must have been tested before a row can leave."""
         raise NotImplementedError
 
     def first_exit(self, layers: int) -> int:
@@ -154,7 +154,8 @@ class Vote(Exiting):
     exponent: float = 0.5
 
     def _votes(self, tests: int) -> int:
-        """The fewest votes by which a row leaves at the tests-th tested layer; tests + 1 where none is enough."""
+        """Return the fewest votes by which a row leaves at the tests-th tested layer; tests + 1 where none is
+        enough."""
         return next((v for v in range(1, tests + 1) if v / tests**self.exponent >= self.threshold), tests + 1)
 
     def least_tests(self, layers: int) -> int:

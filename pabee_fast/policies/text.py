@@ -30,7 +30,7 @@ COMMAND_LINE: tuple[type[Policy], ...] = (
 
 
 def parse_policy(text: str) -> Policy:
-    """Reads `name:value,option=value`, as in `patience:6,first_layer=4`, `patience:3,threshold=0.1`, `full-depth`.
+    """Read `name:value,option=value`, as in `patience:6,first_layer=4`, `patience:3,threshold=0.1`, `full-depth`.
 
     Raises:
         InputError: an unknown name or option (naming the valid ones), or a value that is not a number.

@@ -49,7 +49,7 @@ def _layer_ticks(axes: Any, layers: int) -> None:
 
 
 def heads_figure(study: Study) -> str:
-    """The main metric of every head, of the ensemble, and of truncated models at their depth."""
+    """Return the main metric of every head, of the ensemble, and of truncated models at their depth."""
     first = study.traces[0].first_layer
     x = list(range(first, study.layers + 1))
     by_head = [study.score(tuple(heads[i] for heads in study.heads)) for i in range(len(x))]
@@ -72,7 +72,7 @@ def heads_figure(study: Study) -> str:
 
 
 def curves_figure(study: Study, curves: Sequence[tuple[str, Sequence[Point]]]) -> str:
-    """The main metric of every rule against speed, which grows to the right."""
+    """Return the main metric of every rule against speed, which grows to the right."""
     with styled():
         figure, axes = new_figure(height=4.8)
         full, spread = study.score(study.full_depth)
@@ -141,7 +141,7 @@ def neighbours_figure(study: Study) -> str:
 
 
 def overthinking_figure(study: Study) -> str:
-    """Rows that full depth gets wrong although an earlier head had them right, by the last such head."""
+    """Return rows that full depth gets wrong although an earlier head had them right, by the last such head."""
     found = [overthinking(flags) for flags in study.right]
     first = study.traces[0].first_layer
     x = list(range(first, study.layers))
@@ -161,7 +161,7 @@ def overthinking_figure(study: Study) -> str:
 
 
 def exits_figure(study: Study, chosen: Sequence[tuple[str, torch.Tensor]]) -> str:
-    """Histograms of exit layers, one for each of some policies: [seeds, rows] of exit layers with a title."""
+    """Return histograms of exit layers, one for each of some policies: [seeds, rows] of exit layers with a title."""
     columns = min(3, len(chosen))
     rows = -(-len(chosen) // columns)
     with styled():

@@ -40,7 +40,7 @@ class Report:
 
 
 def make_report(settings: ReportSettings) -> Report:
-    """Runs the models over the tables and writes the page.
+    """Run the models over the tables and write the page.
 
     Raises:
         InputError: a setting, table or model that cannot be used as given.
@@ -118,7 +118,7 @@ def _study(
 
 
 def _stored(scorer: Scorer, texts: list[tuple[str, ...]], trace: Trace) -> Stored | None:
-    """What `tune` stored with the first model, whether it holds for what this report ran, and how fast it is."""
+    """Return what `tune` stored with the first model, whether it holds for what this report ran, and how fast it is."""
     guarantee = guarantee_of(scorer.model)
     if guarantee is None:
         return None
@@ -129,7 +129,7 @@ def _stored(scorer: Scorer, texts: list[tuple[str, ...]], trace: Trace) -> Store
 def _trace(
     settings: ReportSettings, scorer: Scorer, texts: list[tuple[str, ...]], labels: list[Any], order: list[int]
 ) -> Trace:
-    """The trace of a seed, its outputs in the given order, which is that of the labels."""
+    """Return the trace of a seed, its outputs in the given order, which is that of the labels."""
     own = trace(
         scorer.model, scorer.tokenizer, texts, max_length=settings.max_length, token_budget=settings.token_budget
     )

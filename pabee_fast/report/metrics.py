@@ -25,7 +25,7 @@ Metric = Callable[[Tensor, Tensor], float]
 
 
 def _accuracy(answered: Tensor, labels: Tensor) -> float:
-    """The share of rows that are right; of label sets, right as a whole."""
+    """Return the share of rows that are right; of label sets, right as a whole."""
     return float(require("sklearn.metrics").accuracy_score(labels.numpy(), answered.numpy()))
 
 
@@ -35,8 +35,8 @@ def _f1(answered: Tensor, labels: Tensor) -> float:
 
 
 def _macro_f1(answered: Tensor, labels: Tensor) -> float:
-    """The mean over the labels that rows have. What is answered has no say in which these are, so that heads can be
-    compared."""
+    """Return the mean over the labels that rows have. What is answered has no say in which these are, so that heads can
+    be compared."""
     return _f1_score(answered, labels, average="macro", labels=labels.unique().tolist())
 
 
@@ -82,7 +82,7 @@ METRICS: dict[str, Metric] = {
 
 
 def metrics_for(kind: AnswerKind, classes: int) -> tuple[str, ...]:
-    """The names of the metrics that suit a model's answers of a kind, of so many classes, the main one first."""
+    """Return the names of the metrics that suit a model's answers of a kind, of so many classes, the main one first."""
     return {
         "label": ("accuracy", "F1" if classes == 2 else "macro-F1", "Matthews"),
         "label_set": ("accuracy", "micro-F1"),
@@ -91,7 +91,7 @@ def metrics_for(kind: AnswerKind, classes: int) -> tuple[str, ...]:
 
 
 def evaluate(name: str, answered: Tensor, labels: Tensor) -> float:
-    """One metric.
+    """Return one metric.
 
     Raises:
         InputError: no such metric, answers and labels of different shapes, or labels that are all the same, which
@@ -110,8 +110,8 @@ def evaluate(name: str, answered: Tensor, labels: Tensor) -> float:
 
 
 def ensemble(trace: Trace) -> Tensor:
-    """Logits [rows, classes] of all heads together, which no row leaves early: of the mean of their probabilities, or
-    the mean of their values."""
+    """Return logits [rows, classes] of all heads together, which no row leaves early: of the mean of their
+    probabilities, or the mean of their values."""
     heads = trace.logits[trace.first_layer - 1 :]
     if trace.kind == "value":
         return heads.mean(dim=0)
@@ -119,7 +119,7 @@ def ensemble(trace: Trace) -> Tensor:
 
 
 def right(answered: Tensor, labels: Tensor, tolerance: float | None = None) -> Tensor:
-    """Which answers are right, [...] bool; values: which are within `tolerance` of their label.
+    """Return which answers are right, [...] bool; values: which are within `tolerance` of their label.
 
     Args:
         answered: as `risks.answers` makes them, with any dimensions before the rows, [layers, rows] say.
@@ -199,5 +199,5 @@ def _share(flags: Tensor) -> float:
 
 
 def head_answers(trace: Trace) -> Tensor:
-    """What every head from the first one on answers, [heads, rows] or [heads, rows, classes]."""
+    """Return what every head from the first one on answers, [heads, rows] or [heads, rows, classes]."""
     return answers(trace.logits[trace.first_layer - 1 :], trace.kind)

@@ -51,13 +51,13 @@ def text(value: object) -> Html:
 
 
 def tag(name: str, *content: object, **attributes: object) -> Html:
-    """An element; `class_` is the attribute class."""
+    """Return an element; `class_` is the attribute class."""
     given = "".join(f' {key.rstrip("_")}="{escape(str(value))}"' for key, value in attributes.items())
     return Html(f"<{name}{given}>{''.join(text(part) for part in content)}</{name}>")
 
 
 def table(head: Sequence[str], rows: Iterable[Sequence[object]], *, caption: str = "", texts: int = 1) -> Html:
-    """A table whose first `texts` columns are words and whose others are numbers, to the right."""
+    """Return a table whose first `texts` columns are words and whose others are numbers, to the right."""
     kinds = ["" if i < texts else "n" for i in range(len(head))]
     header = tag("tr", *(tag("th", name, class_=kind) for name, kind in zip(head, kinds, strict=True)))
     body = [tag("tr", *(tag("td", cell, class_=kind) for cell, kind in zip(row, kinds, strict=True))) for row in rows]
@@ -66,19 +66,19 @@ def table(head: Sequence[str], rows: Iterable[Sequence[object]], *, caption: str
 
 
 def figure(svg: str, says: str) -> Html:
-    """An SVG document as an image with its caption, which is also what is read out in its place."""
+    """Return an SVG document as an image with its caption, which is also what is read out in its place."""
     data = base64.b64encode(svg.encode()).decode()
     image = Html(f'<img src="data:image/svg+xml;base64,{data}" alt="{escape(says)}">')
     return tag("figure", image, tag("figcaption", says))
 
 
 def facts(pairs: Iterable[tuple[str, object]]) -> Html:
-    """A list of names and what they are."""
+    """Return a list of names and what they are."""
     return tag("dl", *(Html(tag("dt", name) + tag("dd", value)) for name, value in pairs))
 
 
 def tiles(pairs: Iterable[tuple[str, str]]) -> Html:
-    """Figures in large type, what follows a ± in small, with what they are below."""
+    """Return figures in large type, what follows a ± in small, with what they are below."""
     boxes = []
     for name, value in pairs:
         number, plus_minus, deviation = value.partition(" ±")
@@ -88,7 +88,7 @@ def tiles(pairs: Iterable[tuple[str, str]]) -> Html:
 
 
 def page(title: str, *content: object) -> str:
-    """The whole document."""
+    """Return the whole document."""
     head = Html(
         f'<meta charset="utf-8"><meta name="viewport" content="width=device-width, initial-scale=1">'
         f"<title>{escape(title)}</title><style>{STYLE}</style>"

@@ -52,7 +52,7 @@ class Rule:
 
     @classmethod
     def of(cls, stored: Stored, trace: Trace, tolerance: float | None) -> "Rule":
-        """What the policy does, by replay.
+        """Return what the policy does, by replay.
 
         Args:
             stored: the policy.
@@ -70,7 +70,7 @@ class Rule:
         return float(self.exit_layers.double().mean())
 
     def answers(self, trace: Trace) -> Tensor:
-        """What it answers, as `risks.answers` has it."""
+        """Return what it answers, as `risks.answers` has it."""
         return answers(self.logits, trace.kind)
 
     @property
@@ -100,7 +100,7 @@ class Rule:
 
 
 def time_rule(scorer: Scorer, rows: Sequence[Row], policy: Policy) -> Clock:
-    """The clock's speed-up of a policy over full depth, on some of the rows, evenly chosen."""
+    """Return the clock's speed-up of a policy over full depth, on some of the rows, evenly chosen."""
     most = TIMED_ROWS.get(scorer.engine.device.type, TIMED_ROWS["cpu"])
     batch = scorer.batch(rows[:: -(-len(rows) // most)])
     seconds: dict[Policy, list[float]] = {FullDepth(): [], policy: []}

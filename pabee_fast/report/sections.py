@@ -24,7 +24,7 @@ CLOSE = 0.01
 
 
 def report(studies: Sequence[Study]) -> str:
-    """The page as HTML; the same for the same studies.
+    """Return the page as HTML; the same for the same studies.
 
     Args:
         studies: a section each.
@@ -92,7 +92,7 @@ def _rule(study: Study) -> Iterator[Html]:
 
 
 def in_short(study: Study) -> Iterator[str]:
-    """What a terminal shows of a study: whether its stored rule is fine."""
+    """Yield what a terminal shows of a study: whether its stored rule is fine."""
     rule, full = study.rule, _number(study.score(study.full_depth[:1]))
     yield f"{study.model} on {study.data}: {study.main_metric} {full} at full depth"
     if rule is None:

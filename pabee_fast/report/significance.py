@@ -55,7 +55,7 @@ def paired_bootstrap(
     resamples: int = RESAMPLES,
     seed: int = 0,
 ) -> Bootstrap:
-    """The paired bootstrap over rows (Efron and Tibshirani 1993, chapter 16) of the difference of a metric.
+    """Return the paired bootstrap over rows (Efron and Tibshirani 1993, chapter 16) of the difference of a metric.
 
     Rows are drawn anew with replacement, the same ones for both sides and for every seed of a side, and the metric is
     the mean over a side's seeds: so it speaks of other rows from the same source, and not of other seeds.
@@ -99,7 +99,8 @@ def _bootstrap(difference: Callable[[Tensor | slice], float], rows: int, resampl
 
 
 def holm(p_values: Sequence[float]) -> list[float]:
-    """P-values adjusted for being several (Holm 1979): the probability of any false claim stays below each level."""
+    """Return P-values adjusted for being several (Holm 1979): the probability of any false claim stays below each
+    level."""
     order = sorted(range(len(p_values)), key=lambda i: p_values[i])
     adjusted, highest = [0.0] * len(p_values), 0.0
     for rank, index in enumerate(order):

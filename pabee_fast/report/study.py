@@ -119,7 +119,7 @@ class Study:
 
 
 def check_measures(kind: AnswerKind, classes: int, metric: str | None, tolerance: float | None) -> None:
-    """Raises InputError where answers of this kind, of so many classes, have no such metric, or lack a tolerance."""
+    """Raise InputError where answers of this kind, of so many classes, have no such metric, or lack a tolerance."""
     if (kind == "value") != (tolerance is not None):
         raise InputError("give a tolerance where answers are values and only there (--tolerance): what counts as right")
     if metric is not None and metric not in (known := metrics_for(kind, classes)):
@@ -127,7 +127,7 @@ def check_measures(kind: AnswerKind, classes: int, metric: str | None, tolerance
 
 
 def check_shallower(truncated: Iterable[int], layers: int) -> None:
-    """Raises InputError for a truncated model that is none, by its layers."""
+    """Raise InputError for a truncated model that is none, by its layers."""
     for depth in truncated:
         if not 0 < depth < layers:
             raise InputError(f"a truncated model has {depth} layers, the model {layers}: give shallower ones")
@@ -179,7 +179,7 @@ class Candidates:
         return (costs / whole).tolist(), [statistics.fmean(seeds) for seeds in zip(*scores, strict=True)]
 
     def _scores(self, seed: int, half: Tensor) -> list[float]:
-        """The main metric of every candidate on some rows."""
+        """Return the main metric of every candidate on some rows."""
         study, metric = self.study, self.study.main_metric
         if metric == "accuracy":  # which rows are right says it all, for every candidate at once
             at = self.exits[seed][:, half].long() - study.traces[seed].first_layer
@@ -193,8 +193,8 @@ class Candidates:
         return self.study.heads[seed][exits, torch.arange(len(exits))]
 
     def best(self, rule: Callable[[str], bool], most: float, name: str) -> Point | None:
-        """The cross-fitted point of the best candidates of some rules that cost no more than `most`; None where a half
-        knows of none."""
+        """Return the cross-fitted point of the best candidates of some rules that cost no more than `most`; None where
+        a half knows of none."""
         chosen = []
         for costs, scores in self.seen:
             able = [i for i, cost in enumerate(costs) if cost <= most and rule(self.rules[i])]
@@ -204,7 +204,8 @@ class Candidates:
         return self._point(name, chosen)
 
     def cheapest(self, rule: str, least: float) -> int | None:
-        """The candidate of a rule that costs least, over all rows, among those that score at least so much there."""
+        """Return the candidate of a rule that costs least, over all rows, among those that score at least so much
+        there."""
         costs, scores = self._whole
         able = [i for i, score in enumerate(scores) if score >= least and self.rules[i] == rule]
         return min(able, key=lambda i: costs[i], default=None)
@@ -214,7 +215,7 @@ class Candidates:
         return self._seen(torch.arange(len(self.study.labels)))
 
     def figures(self, policy: int) -> tuple[float, float]:
-        """A candidate's cost and score over all rows."""
+        """Return a candidate's cost and score over all rows."""
         return self._whole[0][policy], self._whole[1][policy]
 
     def _point(self, name: str, chosen: Sequence[int]) -> Point:
@@ -248,7 +249,7 @@ def rule_name(policy: Policy) -> str:
 
 
 def looks_at_rows(rule: str) -> bool:
-    """Whether a rule lets rows leave at different layers."""
+    """Return whether a rule lets rows leave at different layers."""
     return rule != rule_name(FixedDepth(1))
 
 

@@ -26,7 +26,7 @@ have used before; and a flag of the cache, which would have been filled before a
 
 @contextlib.contextmanager
 def packed_attention_in(*configs: PretrainedConfig) -> Iterator[None]:
-    """Routes the layers that hold one of these configs to `packed_attention` meanwhile; the stock forward finds its own
+    """Route the layers that hold one of these configs to `packed_attention` meanwhile; the stock forward finds its own
     again after."""
     _register()
     before = [config._attn_implementation for config in configs]
@@ -60,7 +60,7 @@ def packed_attention(
     sliding_window: int | None = None,
     **kwargs: Any,
 ) -> tuple[Tensor, None]:
-    """Softmax(q k^T * scaling) v within each row.
+    """Return softmax(q k^T * scaling) v within each row.
 
     Args:
         module: the layer's attention module; its `is_causal` says whether a query sees the tokens after it.

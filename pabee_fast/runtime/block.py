@@ -61,7 +61,7 @@ class Weights:
 
     @classmethod
     def of(cls, block: Block, activation: str) -> "Weights":
-        """The tensors of `block`; query's, key's and value's are joined where JOINED says so."""
+        """Return the tensors of `block`; query's, key's and value's are joined where JOINED says so."""
         parts = (block.query, block.key, block.value)
         projections = tuple(map(Dense.of, parts))
         if block.query.weight.device.type in JOINED:
@@ -82,15 +82,15 @@ class Weights:
 
 
 def fused(weights: Weights, hidden: Tensor, layout: Layout) -> Tensor:
-    """The block over hidden [tokens, hidden_size], with bias, residual and norm in one pass, bias and activation in
-    another, and no copy of an activation but the one that a product writes."""
+    """Return the block over hidden [tokens, hidden_size], with bias, residual and norm in one pass, bias and activation
+    in another, and no copy of an activation but the one that a product writes."""
     attended = _add_norm(_attend(weights, hidden, layout), weights.output, hidden, weights.attention_norm)
     inner = ops.linear_act(attended, *weights.up, activation=weights.activation)
     return _add_norm(inner, weights.down, attended, weights.norm)
 
 
 def _attend(weights: Weights, hidden: Tensor, layout: Layout) -> Tensor:
-    """[tokens, heads * head_dim]: attention in front of its output product."""
+    """Return [tokens, heads * head_dim]: attention in front of its output product."""
     shape = (hidden.shape[0], 3 // len(weights.projections), -1, weights.head_dim)
     projected = [linear(hidden, *dense).view(shape) for dense in weights.projections]
     query, key, value = (part for each in projected for part in each.unbind(1))

@@ -17,7 +17,7 @@ several. An engine that is asked for one takes it wherever it can serve; elsewhe
 
 
 def architecture(device: torch.device) -> str:
-    """A GPU's architecture, "sm_90" say, by which measured choices are told apart; another device's type."""
+    """Return a GPU's architecture, "sm_90" say, by which measured choices are told apart; another device's type."""
     if device.type != "cuda":
         return device.type
     major, minor = torch.cuda.get_device_capability(device)
@@ -26,14 +26,15 @@ def architecture(device: torch.device) -> str:
 
 @functools.cache
 def most_short(device: torch.device, dtype: torch.dtype, head_dim: int) -> int:
-    """Tokens of the longest row up to which the kernel for short rows is known to be the fastest; 0: none."""
+    """Return tokens of the longest row up to which the kernel for short rows is known to be the fastest; 0: none."""
     if device.type != "cuda" or not SHORT_ROWS:
         return 0
     return min(SHORT_ROWS.get((architecture(device), dtype, head_dim), 0), MAX_SHORT_ROW)
 
 
 def takes_short(device: torch.device, dtype: torch.dtype, head_dim: int, longest: int, asked: str | None) -> bool:
-    """Whether the kernel for short rows serves rows of up to `longest` tokens, with heads of `head_dim` numbers."""
+    """Return whether the kernel for short rows serves rows of up to `longest` tokens, with heads of `head_dim`
+    numbers."""
     if asked == "short":
         if longest <= MAX_SHORT_ROW and head_dim <= MAX_SHORT_HEAD.get(dtype, 0):
             return True

@@ -9,7 +9,7 @@ DTYPES = {name: getattr(torch, name) for name in DTYPE_NAMES}
 
 
 def choose_device(name: str = "auto") -> torch.device:
-    """The device for `auto`, `cpu`, `cuda` or one of several, `cuda:1`.
+    """Return the device for `auto`, `cpu`, `cuda` or one of several, `cuda:1`.
 
     Raises:
         InputError: another name, or a CUDA device that is not there.
@@ -25,7 +25,7 @@ def choose_device(name: str = "auto") -> torch.device:
 
 
 def choose_dtype(name: str, device: torch.device) -> tuple[torch.dtype, str]:
-    """The precision of the layers, and the reason for it.
+    """Return the precision of the layers, and the reason for it.
 
     `auto` takes bfloat16 where the device multiplies it in hardware (CUDA from compute capability 8.0; CPUs with AMX),
     float16 on older CUDA devices, and float32 elsewhere: without AMX a CPU's bfloat16 products are several times

@@ -106,7 +106,7 @@ class Engine:
         require_whole("under_way", self.under_way, at_least=1)
 
     def _look(self) -> None:
-        """Notes what the model is now, beside its layers and heads."""
+        """Note what the model is now, beside its layers and heads."""
         self.kind = answer_kind(self.model)
         self.classes: int = self.model.config.num_labels
         own = self.family.classifier(self.model).weight
@@ -128,7 +128,8 @@ class Engine:
             yield
 
     def check(self, policy: Policy) -> Policy:
-        """The policy as this model runs it: tests begin where its heads do. Meant for the moment a policy is chosen.
+        """Return the policy as this model runs it: tests begin where its heads do. Meant for the moment a policy is
+        chosen.
 
         Raises InputError where the policy does not fit the model or needs heads that it lacks, UnsupportedError where
         its weights are elsewhere or quantised, or what stands around its layers was changed; warns where it is of no
@@ -146,7 +147,7 @@ class Engine:
 
     @torch.no_grad()
     def run(self, batch: PackedBatch, policy: Policy, on_settled: OnSettled = ignore) -> Results:
-        """Every row's logits at its exit layer, in the order of `batch`.
+        """Return every row's logits at its exit layer, in the order of `batch`.
 
         Args:
             on_settled: told as rows leave; what it raises ends the run.
@@ -194,8 +195,8 @@ class Engine:
 
     @torch.no_grad()
     def every_head(self, batch: PackedBatch) -> Tensor:
-        """What every head says of every row, [layers, rows, classes] float32, in the order of `batch`; NaN in layers
-        without one."""
+        """Return what every head says of every row, [layers, rows, classes] float32, in the order of `batch`; NaN in
+        layers without one."""
         require_evaluation(self.model)
         self._look()
         rows, layers = len(batch.lengths), len(self.layers)
@@ -209,7 +210,7 @@ class Engine:
 
     @torch.no_grad()
     def every_feature(self, batch: PackedBatch, pooling: str, first_layer: int = 1) -> tuple[Tensor, Tensor]:
-        """What heads read of every row, in the order of `batch`.
+        """Return what heads read of every row, in the order of `batch`.
 
         Args:
             pooling: "first", "last" or "mean" of a row's tokens.
@@ -238,7 +239,7 @@ class Engine:
         return features, results.logits
 
     def _full_depth(self, batch: PackedBatch) -> Iterator[tuple[int, Wave]]:
-        """Every wave after every layer, with the layer.
+        """Yield every wave after every layer, with the layer.
 
         Rows of a wave that ran out of memory come again, in smaller waves and from the first layer on.
         """
@@ -263,7 +264,8 @@ class Engine:
         return deque(plan_waves(lengths, self.token_budget, self.longest_row))
 
     def _smaller(self, waves: list[np.ndarray], lengths: np.ndarray) -> deque[np.ndarray]:
-        """The waves still to run, cut anew to half the budget: called while an out-of-memory error is handled."""
+        """Return the waves still to run, cut anew to half the budget: called while an out-of-memory error is
+        handled."""
         tokens, longest = int(lengths[waves[0]].sum()), int(lengths[waves[0]].max())
         if len(waves[0]) == 1:
             raise

@@ -12,7 +12,8 @@ from torch import Tensor
 
 
 def joined(parts: Sequence[Tensor]) -> Tensor:
-    """Some parameters as one tensor [sum of their lengths, ...] over their own memory, moved together if need be.
+    """Return some parameters as one tensor [sum of their lengths, ...] over their own memory, moved together if need
+    be.
 
     They keep their identity, values and gradients. `save_pretrained`, copies and optimisers work as before;
     `safetensors.torch.save_model` refuses parameters that are parts of a larger storage, until they are `separate`.
@@ -28,7 +29,7 @@ def joined(parts: Sequence[Tensor]) -> Tensor:
 
 
 def separate(parts: Sequence[Tensor]) -> None:
-    """Gives each of some joined parameters memory of its own again; others are left as they are."""
+    """Give each of some joined parameters memory of its own again; others are left as they are."""
     if are_joined(parts):
         with torch.inference_mode(False):
             for part in parts:
@@ -36,7 +37,7 @@ def separate(parts: Sequence[Tensor]) -> None:
 
 
 def are_joined(parts: Sequence[Tensor]) -> bool:
-    """Whether the parameters follow one another in one storage; reads addresses, not the device."""
+    """Return whether the parameters follow one another in one storage; reads addresses, not the device."""
     storage, address = parts[0].untyped_storage().data_ptr(), parts[0].data_ptr()
     for part in parts:
         # Two storages may be neighbours by chance, and a tensor over both would reach beyond its own.

@@ -132,7 +132,7 @@ class Layers:
                     self._bound = None
 
     def _parts(self) -> list[nn.Module]:
-        """Every module in the layers."""
+        """Return every module in the layers."""
         return list(chain.from_iterable(map(parts_of, dict.fromkeys(self.modules))))
 
     def _bind(self) -> _Bound:
@@ -152,7 +152,7 @@ class Layers:
         )
 
     def _check(self, parts: Iterable[nn.Module]) -> None:
-        """Raises UnsupportedError where layers would attend to other tokens than with transformers' masks, which follow
+        """Raise UnsupportedError where layers would attend to other tokens than with transformers' masks, which follow
         the config."""
         for own, now in self.family.windows(self.model):
             if own != now:
@@ -169,8 +169,8 @@ class Layers:
                 )
 
     def _configs(self, parts: Iterable[nn.Module]) -> list[PretrainedConfig]:
-        """The model's config, and any other that a part of a layer holds: a copied module (deepcopy, quantize_dynamic)
-        finds its attention by a copy of the config."""
+        """Return the model's config, and any other that a part of a layer holds: a copied module (deepcopy,
+        quantize_dynamic) finds its attention by a copy of the config."""
         found = {id(self.model.config): self.model.config}
         for part in parts:
             config = vars(part).get("config")
@@ -213,7 +213,7 @@ class Layers:
         return family.blocks is not Family.blocks and family.run_layer is Family.run_layer
 
     def _blocks(self, module: nn.Module, parts: Sequence[nn.Module]) -> tuple[Block, ...] | str:
-        """The blocks that a layer of these parts can be run as, or in words why it cannot."""
+        """Return the blocks that a layer of these parts can be run as, or in words why it cannot."""
         if not self._has_blocks:
             return f"{self.family.model_type} has no post-norm blocks"
         package = type(self.model.config).__module__.rpartition(".")[0]
@@ -226,8 +226,8 @@ class Layers:
         return why_not_fused(parts, blocks) or blocks
 
     def _slow_activations(self, parts: Iterable[nn.Module]) -> list[nn.Module]:
-        """The modules, of a family without blocks, that take many passes over the widest array there is; none where
-        stock layers were asked for, or autocast rounds between the passes: those stay as they are."""
+        """Return the modules, of a family without blocks, that take many passes over the widest array there is; none
+        where stock layers were asked for, or autocast rounds between the passes: those stay as they are."""
         if self.variant is not None or self._has_blocks or self._has_autocast:
             return []
         return list(dict.fromkeys(part for part in parts if in_many_passes(part)))
@@ -246,7 +246,7 @@ class Layers:
 
 
 def choose_layers(device: torch.device, dtype: torch.dtype) -> tuple[str, str]:
-    """The variant that LAYERS holds for a device and dtype, and the reason in words."""
+    """Return the variant that LAYERS holds for a device and dtype, and the reason in words."""
     variant = LAYERS.get((device.type, dtype))
     if variant is None:
         return "stock", f"nothing faster is known for {dtype} on {device.type}"
@@ -256,7 +256,7 @@ def choose_layers(device: torch.device, dtype: torch.dtype) -> tuple[str, str]:
 
 
 def separate_weights(model: PreTrainedModel) -> None:
-    """Gives weights that a run has joined memory of their own again; a model without such is left as it is."""
+    """Give weights that a run has joined memory of their own again; a model without such is left as it is."""
     with contextlib.suppress(AttributeError, UnsupportedError):  # the owner has changed it since
         family = family_of(model)
         for module in dict.fromkeys(family.layers(model)):

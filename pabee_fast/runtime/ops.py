@@ -41,7 +41,7 @@ _INT32_MAX = 2**31 - 1
 
 @functools.cache
 def _triton_kernels() -> dict[str, ModuleType] | None:
-    """The modules for CUDA by the name of their function; says once why there are none."""
+    """Return the modules for CUDA by the name of their function; says once why there are none."""
     try:
         from pabee_fast.kernels import table
     except ImportError as error:
@@ -55,13 +55,13 @@ def _triton_kernels() -> dict[str, ModuleType] | None:
 
 
 def _kernel(name: str, tensor: Tensor) -> Callable[..., Any]:
-    """What serves a tensor: the Triton function of that name, which checks nothing, or its reference."""
+    """Return what serves a tensor: the Triton function of that name, which checks nothing, or its reference."""
     modules = _triton_kernels() if tensor.is_cuda else None
     return getattr(reference, name) if modules is None else getattr(modules[name], f"{name}_unchecked")
 
 
 def has_kernels(device: torch.device) -> bool:
-    """Whether Triton serves tensors on `device`."""
+    """Return whether Triton serves tensors on `device`."""
     return device.type == "cuda" and _triton_kernels() is not None
 
 
@@ -163,7 +163,7 @@ def gather(hidden: Tensor, *args: Any, **options: Any) -> tuple[Tensor, Tensor |
 
 
 def linear_act(hidden: Tensor, weight: Tensor, bias: Tensor | None, *, activation: str) -> Tensor:
-    """The activation of a linear layer, in the memory of its product.
+    """Return the activation of a linear layer, in the memory of its product.
 
     Args:
         hidden: [tokens, in].
@@ -192,7 +192,7 @@ def linear_act(hidden: Tensor, weight: Tensor, bias: Tensor | None, *, activatio
 def linear_add_norm(
     hidden: Tensor, weight: Tensor, bias: Tensor | None, residual: Tensor, gain: Tensor, shift: Tensor, *, eps: float
 ) -> Tensor:
-    """The layer norm of a linear layer plus `residual`.
+    """Return the layer norm of a linear layer plus `residual`.
 
     Args:
         hidden: [tokens, in].
@@ -223,7 +223,7 @@ def attention(
     window: int | None = None,
     is_ours: bool = False,
 ) -> Tensor:
-    """Attention within each row of a packed batch, by what serves these tensors best; see `attention_in_use`.
+    """Return attention within each row of a packed batch, by what serves these tensors best; see `attention_in_use`.
 
     Args:
         query: [tokens, heads, head_dim]. Here and below only the last dimension need be contiguous: the three views of

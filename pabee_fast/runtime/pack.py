@@ -35,7 +35,7 @@ class PackedBatch:
         return np.concatenate([[0], np.cumsum(self.lengths)])[:-1]
 
     def to(self, device: torch.device) -> "PackedBatch":
-        """The same rows on `device`; towards CUDA asynchronously, from pinned memory."""
+        """Return the same rows on `device`; towards CUDA asynchronously, from pinned memory."""
         inputs = {name: move(values, device) for name, values in self.inputs.items()}
         rest = {name: getattr(self, name) for name in ("key_mask", "positions", "images")}
         moved: dict[str, Any] = {
@@ -44,7 +44,7 @@ class PackedBatch:
         return replace(self, inputs=inputs, **moved)
 
     def select(self, rows: np.ndarray, device: torch.device) -> "PackedBatch":
-        """The given rows, in the given order, on `device`."""
+        """Return the given rows, in the given order, on `device`."""
         lengths = self.lengths[rows]
         if self.images is not None:
             (chosen,) = to_device([rows], self.images.device)
@@ -63,7 +63,7 @@ class PackedBatch:
 
 
 def cumulative(lengths: np.ndarray) -> np.ndarray:
-    """[rows + 1] int32: 0 and the running sums of `lengths`."""
+    """Return [rows + 1] int32: 0 and the running sums of `lengths`."""
     return np.concatenate([[0], np.cumsum(lengths)]).astype(np.int32)
 
 
@@ -75,7 +75,7 @@ def pack(
     attention_mask: Tensor | None = None,
     **padded: Tensor | None,
 ) -> PackedBatch:
-    """Packs padded inputs; positions are those of the padded layout, so that holes and left padding mean the same.
+    """Pack padded inputs; positions are those of the padded layout, so that holes and left padding mean the same.
 
     Args:
         model: whose family says which tokens it keeps of a row, and how it numbers them where the caller does not.
@@ -179,7 +179,7 @@ def _through_padding(model: PreTrainedModel, inputs: Mapping[str, np.ndarray], l
 
 
 def _shape(given: Mapping[str, Tensor]) -> tuple[int, int]:
-    """Rows and length of a call's inputs, the main one among them."""
+    """Return rows and length of a call's inputs, the main one among them."""
     for name, dims in (("input_ids", 2), ("inputs_embeds", 3)):
         if name in given:
             found = list(given[name].shape)
@@ -194,8 +194,8 @@ def _shape(given: Mapping[str, Tensor]) -> tuple[int, int]:
 
 
 def _last_text(position_ids: Tensor, kept: Tensor) -> Tensor:
-    """[rows, length] bool: the text of each row's last kept token, where another begins at a position that does not
-    follow the one before it."""
+    """Return [rows, length] bool: the text of each row's last kept token, where another begins at a position that does
+    not follow the one before it."""
     begins = position_ids.diff(dim=1) != 1
     texts = torch.nn.functional.pad(begins.cumsum(dim=1), (1, 0))
     return texts == torch.where(kept, texts, 0).amax(dim=1, keepdim=True)
@@ -216,7 +216,7 @@ def _check_rows(model: Any, is_kept: np.ndarray, is_visible: np.ndarray, is_beyo
 
 
 def _visible(attention_mask: Tensor | None, main: Tensor) -> Tensor:
-    """[rows, length] bool of a mask, or of none."""
+    """Return [rows, length] bool of a mask, or of none."""
     shape = main.shape[:2]
     if attention_mask is None:
         return torch.ones(shape, dtype=torch.bool, device=main.device)

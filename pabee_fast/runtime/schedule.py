@@ -22,7 +22,7 @@ of an H200 and BERT-base's hidden size. An estimate; a CPU, which multiplies slo
 
 
 def plan_waves(lengths: np.ndarray, token_budget: int, longest_row: int | None = None) -> list[np.ndarray]:
-    """Cuts rows into waves of at most `token_budget` tokens, longest rows first, rows of one length side by side.
+    """Cut rows into waves of at most `token_budget` tokens, longest rows first, rows of one length side by side.
 
     A pure function of its arguments, so that a resumed job repeats its waves. Longest first, so that memory that does
     not suffice shows at once.
@@ -57,7 +57,8 @@ def plan_waves(lengths: np.ndarray, token_budget: int, longest_row: int | None =
 
 
 def pays(dropped: int, kept: int, layers_left: int, gather_cost: float) -> bool:
-    """Whether compaction saves more than it costs: tokens dropped over the layers to come, against tokens moved."""
+    """Return whether compaction saves more than it costs: tokens dropped over the layers to come, against tokens
+    moved."""
     return dropped * layers_left > kept * gather_cost
 
 
@@ -127,7 +128,7 @@ class WaveQueue(Generic[W, Q]):
         return depth, joined
 
     def _fullest(self) -> int | None:
-        """The deepest depth at which enough tokens wait."""
+        """Return the deepest depth at which enough tokens wait."""
         enough = self.worthwhile * self.token_budget
         full = [depth for depth, waiting in self._waiting.items() if sum(tokens for tokens, _ in waiting) >= enough]
         return max(full, default=None)

@@ -40,7 +40,7 @@ class Wave:
     def start(
         cls, hidden: Tensor, layout: Layout, row_ids: Tensor, memory_words: int, beside: Mapping[str, Tensor]
     ) -> "Wave":
-        """Rows that no head has seen yet."""
+        """Return rows that no head has seen yet."""
         rows, device = len(row_ids), hidden.device
         state = ops.RowState(
             keep=torch.ones(rows, dtype=torch.int8, device=device),
@@ -89,11 +89,11 @@ class Wave:
         return self.state.row_ids[self.state.keep != 0].cpu().numpy()
 
     def plan(self) -> ops.Plan:
-        """Where the survivors would go."""
+        """Return where the survivors would go."""
         return ops.plan(self.state.keep, self.layout.cu_seqlens, self.state.row_ids, self.state.streak)
 
     def compact(self, plan: ops.Plan, rows: int, tokens: int, longest: int) -> "Wave":
-        """The survivors alone, as `plan` lays them."""
+        """Return the survivors alone, as `plan` lays them."""
         places, size = (plan.starts, plan.cu_seqlens), {"rows": rows, "tokens": tokens, "longest": longest}
         hidden, memory = ops.gather(self.hidden[0], *places, **size, memory=self.state.memory, sources=plan.sources)
         assert memory is not None

@@ -34,7 +34,7 @@ _FUNCTIONS: dict[Any, str] = {nn.functional.gelu: "gelu", nn.functional.relu: "r
 
 
 def activation_of(activation: nn.Module | Callable[..., Any]) -> str | None:
-    """The kernels' name of a layer's activation; None: they have none."""
+    """Return the kernels' name of a layer's activation; None: they have none."""
     if not isinstance(activation, nn.Module):
         return _FUNCTIONS.get(activation)
     name = _ACTIVATIONS.get(type(activation).__name__)
@@ -42,12 +42,12 @@ def activation_of(activation: nn.Module | Callable[..., Any]) -> str | None:
 
 
 def in_many_passes(module: nn.Module) -> bool:
-    """Whether this is transformers' own GELU by tanh that is computed operator by operator."""
+    """Return whether this is transformers' own GELU by tanh that is computed operator by operator."""
     return type(module).__name__ in _MANY_PASSES and _why_not_own(module, "transformers.activations") is None
 
 
 def parts_of(layer: nn.Module) -> list[nn.Module]:
-    """The layer and the modules in it, parents first. (`nn.Module.modules` takes twice as long.)"""
+    """Return the layer and the modules in it, parents first. (`nn.Module.modules` takes twice as long.)"""
     found = [layer]
     for child in layer._modules.values():
         if child is not None:
@@ -111,7 +111,7 @@ def _is_of(defined_in: str, package: str) -> bool:
 
 
 def _fit(block: Block) -> bool:
-    """Whether the block's parameters have the shapes that kernels, which check nothing, take them to have."""
+    """Return whether the block's parameters have the shapes that kernels, which check nothing, take them to have."""
     hidden_size = block.query.weight.shape[1]
     dense = (block.query, block.key, block.value, block.output, block.up, block.down)
     vectors = [norm_part for norm in (block.attention_norm, block.norm) for norm_part in (norm.weight, norm.bias)]

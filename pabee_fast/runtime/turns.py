@@ -14,7 +14,7 @@ _locks: dict[int, threading.RLock] = {}
 
 @contextlib.contextmanager
 def turn_with(configs: Iterable[PretrainedConfig]) -> Iterator[None]:
-    """Holds what a thread needs while it runs layers with these configs, whose attention is rerouted meanwhile."""
+    """Hold what a thread needs while it runs layers with these configs, whose attention is rerouted meanwhile."""
     with contextlib.ExitStack() as held:
         for lock in map(_lock, sorted(configs, key=id)):  # in one order, or two threads might wait for each other
             held.enter_context(lock)
@@ -31,7 +31,7 @@ def _lock(config: PretrainedConfig) -> threading.RLock:
 
 @contextlib.contextmanager
 def unchunked(parts: Iterable[nn.Module]) -> Iterator[None]:
-    """Runs feed-forward layers in one piece: chunks change no result, and would have to divide every wave's tokens."""
+    """Run feed-forward layers in one piece: chunks change no result, and would have to divide every wave's tokens."""
     before = {part: size for part in parts if (size := vars(part).get("chunk_size_feed_forward"))}
     _set_chunks(dict.fromkeys(before, 0))
     try:
@@ -50,7 +50,7 @@ _gelu_tanh = functools.partial(nn.functional.gelu, approximate="tanh")
 
 @contextlib.contextmanager
 def in_one_pass(activations: Iterable[nn.Module]) -> Iterator[None]:
-    """Lets these modules call torch's GELU by tanh, which is the same function but for rounding."""
+    """Let these modules call torch's GELU by tanh, which is the same function but for rounding."""
     for part in activations:
         part.forward = _gelu_tanh
     try:

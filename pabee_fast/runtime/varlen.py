@@ -26,7 +26,7 @@ _FLASH_ALONE = 128
 
 @functools.cache
 def why_not(device: torch.device, dtype: torch.dtype, head_dim: int, is_grouped: bool) -> str | None:
-    """Why it does not take such tensors of rows without hidden tokens, in words; None where it does."""
+    """Return why it does not take such tensors of rows without hidden tokens, in words; None where it does."""
     if device.type != "cuda":
         return "not on CUDA"
     if dtype not in (torch.float16, torch.bfloat16):
@@ -73,8 +73,8 @@ def attend(
 
 @functools.cache
 def operator() -> Callable[..., Any] | None:
-    """The operator that the public function calls, whose wrapper takes the host 10 to 36 us and a kernel that fills
-    zeros; None where this torch has it not, or not as it is known, which is said once."""
+    """Return the operator that the public function calls, whose wrapper takes the host 10 to 36 us and a kernel that
+    fills zeros; None where this torch has it not, or not as it is known, which is said once."""
     found = getattr(torch.ops.aten, "_flash_attention_forward", None)
     arguments = found.default._schema.arguments if found is not None else []
     if (

@@ -77,7 +77,7 @@ class Answers:
 
 
 def label_names(config: PretrainedConfig) -> list[str]:
-    """The labels' names by index.
+    """Return the labels' names by index.
 
     Raises:
         InputError: a label without a name.
@@ -91,7 +91,7 @@ def label_names(config: PretrainedConfig) -> list[str]:
 
 
 def row_results(answers: Answers, names: Sequence[str], kind: AnswerKind) -> list[RowResult]:
-    """The rows' answers one by one; `names` are the labels', `kind` is what an answer is."""
+    """Return the rows' answers one by one; `names` are the labels', `kind` is what an answer is."""
     exits = [layer or None for layer in answers.exit_layers.tolist()]
     if kind == "value":
         rows: Iterable[tuple[Any, Any, Any]] = [(value, None, None) for value in answers.logits[:, 0].tolist()]
@@ -106,12 +106,12 @@ def row_results(answers: Answers, names: Sequence[str], kind: AnswerKind) -> lis
 
 
 def failed(error: str, exit_layer: int | None = None) -> RowResult:
-    """A row without an answer."""
+    """Return a row without an answer."""
     return RowResult(None, None, None, exit_layer, error)
 
 
 def named(logits: Tensor, names: Sequence[str], kind: AnswerKind) -> tuple[np.ndarray, Tensor]:
-    """[rows] the labels' names, and [rows, classes] the labels' probabilities."""
+    """Return [rows] the labels' names, and [rows, classes] the labels' probabilities."""
     if kind == "label":
         return np.array(names, dtype=object)[logits.argmax(dim=1).numpy()], logits.softmax(dim=1)
     inside = (logits > 0).tolist()

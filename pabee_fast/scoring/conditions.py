@@ -71,7 +71,7 @@ class Conditions:
 
 
 def model_fingerprint(model: PreTrainedModel) -> str:
-    """A hash over all weights by name and over all that the config says, but for names and how heads are stored.
+    """Return a hash over all weights by name and over all that the config says, but for names and how heads are stored.
 
     The whole config, since what a family's layers read of it lies in no list: windows, rotary bases, epsilons.
     """
@@ -87,7 +87,7 @@ def model_fingerprint(model: PreTrainedModel) -> str:
 
 
 def tokenizer_fingerprint(tokenizer: PreTrainedTokenizerBase) -> str:
-    """A hash over all that turns a text into ids.
+    """Return a hash over all that turns a text into ids.
 
     Raises:
         InputError: a slow tokenizer.

@@ -33,7 +33,7 @@ class Examples:
     column: Column
 
     def features(self, tokenizer: PreTrainedTokenizerBase, max_length: int, labels: Sequence[Any]) -> Features:
-        """One dict a row: the tokenizer's lists, cut at `max_length` tokens, and `labels`."""
+        """Return one dict a row: the tokenizer's lists, cut at `max_length` tokens, and `labels`."""
         columns = [list(column) for column in zip(*self.texts, strict=True)]
         encoded = tokenizer(*columns, truncation=True, max_length=max_length)
         rows = zip(*encoded.values(), labels, strict=True)
@@ -90,7 +90,7 @@ def read_examples(
 
 
 def _where(path: str | File, label_column: str | None) -> str:
-    """What messages call a label column."""
+    """Return what messages call a label column."""
     return str(path) if label_column is None else f"{path}, column {label_column!r}"
 
 
@@ -99,7 +99,7 @@ def _is_text(tables: Sequence[Table], label_column: str | None) -> bool:
 
 
 def _check_label_column(named: str | Path, tables: Sequence[Table], name: str, instead: str = "") -> None:
-    """Raises InputError where there is no such column, or JSON Lines hold it in types that differ."""
+    """Raise InputError where there is no such column, or JSON Lines hold it in types that differ."""
     if name not in (columns := tables[0].schema.names):
         raise InputError(
             f"{tables[0].path} has no label column {name!r}; its columns are {', '.join(columns)}: name one by "
@@ -163,12 +163,12 @@ class Scorable:
 
 
 def is_scorable(text: tuple[str | None, ...], error: str | None) -> bool:
-    """Whether a table's row has all its texts."""
+    """Return whether a table's row has all its texts."""
     return error is None and None not in text
 
 
 def labels_where_given(named: str | Path, tables: Sequence[Table], label_column: str) -> Column:
-    """The labels of the rows that are scorable, None where a row has none (null, empty, NaN, or NO_CLASS).
+    """Return the labels of the rows that are scorable, None where a row has none (null, empty, NaN, or NO_CLASS).
 
     Raises:
         InputError: no such column.

@@ -39,14 +39,14 @@ class Column:
     names: tuple[str, ...] = ()
 
     def place(self, index: int) -> str:
-        """Where a label stands, for messages."""
+        """Return where a label stands, for messages."""
         first, where = 0, self.where
         if self.files:
             first, where = self.files[bisect.bisect(self.files, index, key=lambda file: file[0]) - 1]
         return f"{where}, row {self.rows[index] if self.rows else index - first + 1}"
 
     def values(self, names: Sequence[str] = ()) -> list[Any]:
-        """The labels; strings of a text column become numbers where all can, unless all are among `names`.
+        """Return the labels; strings of a text column become numbers where all can, unless all are among `names`.
 
         Raises:
             InputError: a number that is not finite; it names the row, from 1.
@@ -96,7 +96,7 @@ def _listed(names: Sequence[str]) -> str:
 
 
 def _as_numbers(column: list[Any]) -> list[Any]:
-    """Strings as ints, or as floats, or unchanged where one is no number; None stays."""
+    """Return strings as ints, or as floats, or unchanged where one is no number; None stays."""
     for number in (int, float):
         try:
             return [None if value is None else number(value) for value in column]
@@ -133,7 +133,7 @@ class Labels:
         return len(self.names) or 1
 
     def config_entries(self) -> dict[str, Any]:
-        """What a model's config says of it."""
+        """Return what a model's config says of it."""
         if not self.names:
             return {"num_labels": 1, "problem_type": self.problem_type}
         return {"id2label": dict(enumerate(self.names)), "label2id": dict(self.ids), "problem_type": self.problem_type}
@@ -162,7 +162,7 @@ class Labels:
         ]
 
     def _check_one_reading(self, values: Sequence[Any], where: str) -> None:
-        """Raises InputError for numbers that may all be names of labels and are ids of others, as stars from 1 to 5."""
+        """Raise InputError for numbers that may all be names of labels and are ids of others, as stars from 1 to 5."""
         items = [item for value in values for item in (value if isinstance(value, list) else [value])]
         numbers = {int(n) for n in items if type(n) is int or (type(n) is float and n.is_integer())}
         if all(str(n) in self.ids for n in numbers) and any(self.ids[str(n)] != n for n in numbers):
@@ -213,14 +213,15 @@ class Labels:
 
 
 def labels_of_config(config: Any) -> Labels:
-    """What a fine-tuned model's config says its outputs mean."""
+    """Return what a fine-tuned model's config says its outputs mean."""
     if config.num_labels == 1:
         return Labels(REGRESSION)
     return Labels(config.problem_type or SINGLE, tuple(label_names(config)))
 
 
 def multi_hot_length(values: Sequence[Any]) -> int | None:
-    """How long the lists are where every row's says of each label, by 0 or 1, whether it is among the row's; else None.
+    """Return how long the lists are where every row's says of each label, by 0 or 1, whether it is among the row's;
+    else None.
 
     One label alone is an id, so such lists have two entries or more.
     """
@@ -232,7 +233,7 @@ def multi_hot_length(values: Sequence[Any]) -> int | None:
 
 
 def labels_of_column(column: Column, problem_type: str | None = None) -> Labels:
-    """What a label column asks of a new model.
+    """Return what a label column asks of a new model.
 
     Whole numbers are class ids, called as the tables name them; other numbers are values, strings names. Lists are
     label sets: of ids, of names, or of a 0 or 1 for every label.

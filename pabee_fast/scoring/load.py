@@ -52,7 +52,7 @@ class Setting:
         return ops.kernels_in_use(self.device)
 
     def attention(self, head_dim: int = 64, *, is_grouped: bool = False) -> str:
-        """What runs attention for heads of this size."""
+        """Return what runs attention for heads of this size."""
         return ops.attention_in_use(self.device, self.dtype, head_dim, is_grouped=is_grouped)
 
     @property
@@ -63,8 +63,8 @@ class Setting:
 
 
 def load_model(model: str, setting: Setting) -> PreTrainedModel:
-    """The classifier of a model directory or hub id, of texts or images, in evaluation mode; with its heads if it has
-    any.
+    """Return the classifier of a model directory or hub id, of texts or images, in evaluation mode; with its heads if
+    it has any.
 
     Raises:
         CheckpointError: weights or heads that are absent or broken.
@@ -109,7 +109,7 @@ def load_scorer(
 
 
 def load_parts(model: str, setting: Setting) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
-    """The classifier of texts of a model directory or hub id, and its tokenizer.
+    """Return the classifier of texts of a model directory or hub id, and its tokenizer.
 
     Raises:
         CheckpointError: weights or heads that are absent or broken.

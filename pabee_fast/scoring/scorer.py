@@ -116,11 +116,11 @@ class Scorer:
         self.encoder.close()
 
     def conditions(self) -> Conditions:
-        """What this scorer's answers depend on now; takes a hash of all weights."""
+        """Return what this scorer's answers depend on now; takes a hash of all weights."""
         return Conditions.of(self.model, self.tokenizer, self.max_length)
 
     def score(self, rows: Iterable[Row]) -> Iterator[RowResult]:
-        """One result a row, in input order; a row that cannot be scored has an `error` and stops nothing.
+        """Yield one result a row, in input order; a row that cannot be scored has an `error` and stops nothing.
 
         Memory holds one window. `self.tally` counts what the call begun last has done.
         """
@@ -197,7 +197,8 @@ class Scorer:
         return encoded.batch
 
     def run(self, batch: PackedBatch, policy: Policy, on_settled: OnSettled = ignore) -> Answers:
-        """A batch's answers; a row that exceeds the device's memory all alone gets an error, and the others theirs.
+        """Return a batch's answers; a row that exceeds the device's memory all alone gets an error, and the others
+        theirs.
 
         Args:
             on_settled: as for `Engine.run`.
@@ -219,7 +220,7 @@ class Scorer:
 
 
 def row_source(rows: Iterable[Row]) -> Iterator[Row]:
-    """The rows one by one; raises InputError for a string, whose rows would be its letters, and for a table."""
+    """Return the rows one by one; raises InputError for a string, whose rows would be its letters, and for a table."""
     if isinstance(rows, str):
         raise InputError(f"rows is one text ({rows[:40]!r}): give a list of texts")
     kind = type(rows)
@@ -232,7 +233,7 @@ def row_source(rows: Iterable[Row]) -> Iterator[Row]:
 
 
 def on_host(results: Results) -> Answers:
-    """The engine's results, once the device is done with them."""
+    """Return the engine's results, once the device is done with them."""
     return Answers(results.logits.cpu(), results.exit_layers.cpu(), {})
 
 
@@ -255,7 +256,7 @@ def readable(rows: Sequence[Row]) -> tuple[list["pa.Array"], dict[int, str]]:
 
 
 def _why_not(row: Row) -> str | None:
-    """Why a row cannot be scored, or None."""
+    """Return why a row cannot be scored, or None."""
     if row is None:
         return "the text is null"
     if isinstance(row, str):
@@ -269,7 +270,7 @@ def _why_not(row: Row) -> str | None:
 
 
 def _is_text(text: str) -> bool:
-    """Whether it holds characters alone: half of a surrogate pair, as in JSON that was cut, is none."""
+    """Return whether it holds characters alone: half of a surrogate pair, as in JSON that was cut, is none."""
     try:
         return text.isascii() or bool(text.encode())
     except UnicodeEncodeError:

@@ -15,7 +15,7 @@ from pabee_fast.scoring.scorer import Scorer
 def full_depth_logits(
     model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, texts: Sequence[tuple[str, ...]], *, max_length: int
 ) -> Tensor:
-    """The model's logits at full depth, [rows, classes] float32 on the host, in input order.
+    """Return the model's logits at full depth, [rows, classes] float32 on the host, in input order.
 
     Args:
         model: a classifier of a supported family, with heads or without.
@@ -31,7 +31,7 @@ def full_depth_logits(
 
 
 def in_order_of(labels: Labels, other: PreTrainedModel, name: str = "the teacher") -> list[int]:
-    """Another model's output for each of `labels`, by name where both have the same names, else by number.
+    """Return another model's output for each of `labels`, by name where both have the same names, else by number.
 
     Args:
         labels: the model's.

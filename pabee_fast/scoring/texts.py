@@ -119,7 +119,8 @@ def _end(text: str, most: int) -> int:
 
 
 def _tells_at_a_space(core: Tokenizer) -> bool:
-    """Whether what a text's tokens are up to a space does not depend on what follows, and the end is what is cut.
+    """Return whether what a text's tokens are up to a space does not depend on what follows, and the end is what is
+    cut.
 
     So it is where every step changes characters by their neighbours alone, none of which is a space, and splits words
     at spaces before it makes tokens of each.
@@ -147,7 +148,7 @@ def _tells_at_a_space(core: Tokenizer) -> bool:
 
 
 def _steps(told: dict[str, Any] | None, name: str) -> list[dict[str, Any]]:
-    """The steps of a normalizer or pre-tokenizer, which may be a sequence of them."""
+    """Return the steps of a normalizer or pre-tokenizer, which may be a sequence of them."""
     if told is None:
         return []
     return [step for part in told[name] for step in _steps(part, name)] if told["type"] == "Sequence" else [told]

@@ -30,7 +30,7 @@ logger = logging.getLogger(__name__)
 
 
 def load_tokenizer(path: str) -> PreTrainedTokenizerBase:
-    """The tokenizer of a model directory or hub id.
+    """Return the tokenizer of a model directory or hub id.
 
     Raises:
         InputError: there is none, one that cannot be read, or one that knows no word, as transformers makes it where
@@ -52,7 +52,7 @@ def load_tokenizer(path: str) -> PreTrainedTokenizerBase:
 
 
 def embedded_ids(tokenizer: PreTrainedTokenizerBase, model: PreTrainedModel) -> int | None:
-    """How many ids the model has embeddings for, where a fast tokenizer has tokens beyond these, which is told.
+    """Return how many ids the model has embeddings for, where a fast tokenizer has tokens beyond these, which is told.
 
     Returns:
         None where every token of the tokenizer has an embedding.
@@ -186,7 +186,7 @@ def tokenizer_in_use(tokenizer: PreTrainedTokenizerBase) -> str:
 
 
 def _core_of(tokenizer: PreTrainedTokenizerBase) -> Tokenizer:
-    """A copy of what tokenizes in a fast tokenizer."""
+    """Return a copy of what tokenizes in a fast tokenizer."""
     if not tokenizer.is_fast:
         raise InputError(
             f"{type(tokenizer).__name__} is not a fast tokenizer: load it with AutoTokenizer, use_fast=True"
@@ -199,7 +199,7 @@ def _core_of(tokenizer: PreTrainedTokenizerBase) -> Tokenizer:
 
 
 def _fast_of(tokenizer: PreTrainedTokenizerBase, core: Tokenizer, max_length: int) -> tuple[FastWordPiece | None, str]:
-    """What serves in the place of a tokenizer, or in words why nothing does."""
+    """Return what serves in the place of a tokenizer, or in words why nothing does."""
     if tokenizer.split_special_tokens:
         return None, "it splits special tokens that texts spell"
     try:

@@ -107,7 +107,7 @@ class FastWordPiece:
         return Tokens(ids, types, lengths, np.any(kept < whole, axis=0))
 
     def _encode(self, texts: Sequence[str], **options: Any) -> tuple[np.ndarray, np.ndarray]:
-        """The tokens of texts laid end to end, [tokens] int32, and how many each has, [texts] int64."""
+        """Return the tokens of texts laid end to end, [tokens] int32, and how many each has, [texts] int64."""
         ids, offsets = self._core.encode_batch(texts, truncation_side=self._side, **options)
         return ids.astype(np.int32), np.diff(offsets)
 

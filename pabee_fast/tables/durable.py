@@ -25,7 +25,7 @@ def reached(point: str) -> None:
 
 
 def check_writable(place: Path) -> None:
-    """Raises InputError where a file or directory could not be made at `place`, or could not be replaced: said before
+    """Raise InputError where a file or directory could not be made at `place`, or could not be replaced: said before
     the work rather than after it."""
     refuse_url(place)
     there = next(parent for parent in (place, *place.absolute().parents) if parent.exists())
@@ -78,7 +78,7 @@ def durable_file(
 
 
 def sync_directory(directory: Path) -> None:
-    """Makes names that came or went in the directory durable."""
+    """Make names that came or went in the directory durable."""
     if os.name != "posix":  # elsewhere directories cannot be opened
         return
     descriptor = os.open(directory, os.O_RDONLY)
@@ -94,7 +94,7 @@ def is_temporary(path: Path) -> bool:
 
 
 def remove_temporaries(directory: Path) -> None:
-    """Removes what a killed process left half written. Nobody else may be writing there."""
+    """Remove what a killed process left half written. Nobody else may be writing there."""
     for path in filter(is_temporary, directory.iterdir()):
         path.unlink(missing_ok=True)
 

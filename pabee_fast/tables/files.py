@@ -70,7 +70,7 @@ def _own_name(path: File) -> str:
 
 
 def _lies_in(path: File, output: str | None) -> bool:
-    """Whether a file is an output, or lies in it or among its parts."""
+    """Return whether a file is an output, or lies in it or among its parts."""
     real = _own_name(path)
     return output is not None and (real == output or real.startswith((f"{output}{os.sep}", f"{output}.parts{os.sep}")))
 
@@ -177,7 +177,7 @@ def _is_hidden(name: str) -> bool:
 
 
 def _is_new(directory: Path, seen: set[str]) -> bool:
-    """Whether a directory is none that the walk has been in, as a link to one above it is."""
+    """Return whether a directory is none that the walk has been in, as a link to one above it is."""
     return not directory.is_symlink() or os.path.realpath(directory) not in seen
 
 

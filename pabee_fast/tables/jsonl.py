@@ -37,7 +37,7 @@ _ENCODER = json.JSONEncoder(ensure_ascii=False, default=str)
 
 
 def json_text(value: object) -> str:
-    """The value as JSON on one line, in Unicode; what JSON has no form for becomes a string."""
+    """Return the value as JSON on one line, in Unicode; what JSON has no form for becomes a string."""
     return _ENCODER.encode(value)
 
 
@@ -56,7 +56,7 @@ class JsonScan:
 
 
 def scan_json(paths: Sequence[File], text_columns: Sequence[str], chunk_rows: int, chunk_bytes: int) -> JsonScan:
-    """Reads the files once, chunk by chunk.
+    """Read the files once, chunk by chunk.
 
     Raises:
         InputError: a file that cannot be read, a line of 64 MiB or more, more than 4096 different keys.
@@ -137,7 +137,7 @@ class JsonTable(Table):
 
 
 def not_text(name: str, value: Any) -> str:
-    """Why a column's value cannot be scored."""
+    """Return why a column's value cannot be scored."""
     return f"column {name!r} is {'null or missing' if value is None else _NAMES[type(value)]}, not text"
 
 
@@ -233,7 +233,7 @@ class _Seen:
             self.fields.setdefault(name, _Seen()).add(column, depth + 1)
 
     def arrow_type(self) -> pa.DataType | None:
-        """The type that holds every value exactly; None where there is none."""
+        """Return the type that holds every value exactly; None where there is none."""
         types = self.types - {NoneType}
         if self.unbounded:
             return None

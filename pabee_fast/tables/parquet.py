@@ -39,7 +39,7 @@ class BatchTable(Table):
 
     @abstractmethod
     def _batches(self, first: int) -> Iterator[pa.RecordBatch]:
-        """The rows from `first` on."""
+        """Return the rows from `first` on."""
 
     def _checked(self, first: int) -> Any:  # a generator, for `closing`
         with self._damage_told():
@@ -123,7 +123,7 @@ def _ipc_batches(reader: Any) -> Iterator[pa.RecordBatch]:
 
 
 def _without(batches: Iterator[pa.RecordBatch], rows: int) -> Iterator[pa.RecordBatch]:
-    """The batches less their first `rows` rows."""
+    """Yield the batches less their first `rows` rows."""
     for batch in batches:
         skipped = min(rows, batch.num_rows)
         rows -= skipped
@@ -132,7 +132,7 @@ def _without(batches: Iterator[pa.RecordBatch], rows: int) -> Iterator[pa.Record
 
 
 def _cut(batches: Iterator[pa.RecordBatch], most_rows: int, most_bytes: int) -> Iterator[pa.RecordBatch]:
-    """The same rows in batches of `most_rows`, halved until they hold at most `most_bytes` bytes or one row.
+    """Yield the same rows in batches of `most_rows`, halved until they hold at most `most_bytes` bytes or one row.
 
     How many rows a batch gets depends only on the rows from its first on, so that reading can begin at any batch.
     """
@@ -154,7 +154,7 @@ def _cut(batches: Iterator[pa.RecordBatch], most_rows: int, most_bytes: int) -> 
 def _first(
     waiting: list[pa.RecordBatch], most_rows: int, most_bytes: int
 ) -> tuple[pa.RecordBatch, list[pa.RecordBatch]]:
-    """The next batch of `_cut`, and what is left."""
+    """Return the next batch of `_cut`, and what is left."""
     whole = waiting[0] if waiting[0].num_rows >= most_rows else joined(pa.Table.from_batches(waiting))
     rest = waiting[1:] if whole is waiting[0] else []
     rows = min(most_rows, whole.num_rows)
@@ -165,7 +165,7 @@ def _first(
 
 
 def _size(column: pa.Array) -> int:
-    """Bytes of the column's own rows."""
+    """Return bytes of the column's own rows."""
     # The `nbytes` of a slice counts the whole dictionary, or all texts that the slices of a string view share.
     if pa.types.is_dictionary(column.type):
         return column.indices.nbytes
@@ -204,7 +204,8 @@ def _as_bytes(kind: pa.DataType) -> pa.DataType:
 
 
 def _repaired(batch: pa.RecordBatch, errors: list[str | None]) -> pa.RecordBatch:
-    """The batch with valid UTF-8 only, which parquet does not check; a note in `errors` for every row that changed."""
+    """Return the batch with valid UTF-8 only, which parquet does not check; a note in `errors` for every row that
+    changed."""
     try:
         batch.validate(full=True)
         return batch

@@ -151,7 +151,7 @@ class Table(ABC):
 
     @abstractmethod
     def chunks(self, start: Place) -> Iterator[Chunk]:
-        """Chunks from `start` on, which is the file's or that of a row: a chunk's `end`.
+        """Return chunks from `start` on, which is the file's or that of a row: a chunk's `end`.
 
         Where a chunk ends depends only on where it starts, `chunk_rows` and `chunk_bytes`.
         """
@@ -203,7 +203,8 @@ def _state(path: File) -> tuple[Any, ...] | None:
 
 
 def table_format(path: str | os.PathLike[str] | File) -> str:
-    """The format a path's suffix names, that of a compression left aside; raises InputError for any other suffix."""
+    """Return the format a path's suffix names, that of a compression left aside; raises InputError for any other
+    suffix."""
     name = Path(str(path))
     suffix = name.with_suffix("").suffix if compression(name) else name.suffix
     if suffix.lower() not in FORMATS:
@@ -213,12 +214,12 @@ def table_format(path: str | os.PathLike[str] | File) -> str:
 
 
 def quoted(names: Iterable[str]) -> str:
-    """Names as a message lists them."""
+    """Name as a message lists them."""
     return ", ".join(map(repr, names))
 
 
 def grouped(items: Iterable[Item], most: int, most_size: int) -> Iterator[Iterator[Item]]:
-    """Runs of at most `most` items whose sizes sum to at most `most_size`; an item that is larger stands alone.
+    """Run of at most `most` items whose sizes sum to at most `most_size`; an item that is larger stands alone.
 
     Each run must be used up before the next is asked for. They are iterators so that a row's own objects can be dropped
     at once: with lists of rows the garbage collector took two thirds of the time.
@@ -240,7 +241,7 @@ def grouped(items: Iterable[Item], most: int, most_size: int) -> Iterator[Iterat
 
 
 def is_text(kind: pa.DataType) -> bool:
-    """Whether a column of a type holds texts: strings, or a dictionary of them."""
+    """Return whether a column of a type holds texts: strings, or a dictionary of them."""
     value = kind.value_type if pa.types.is_dictionary(kind) else kind
     return pa.types.is_string(value) or pa.types.is_large_string(value) or pa.types.is_string_view(value)
 
@@ -260,5 +261,5 @@ def joined(table: pa.Table) -> pa.RecordBatch:
 
 
 def replace_surrogates(text: str) -> str:
-    """The text with U+FFFD for every code point that UTF-8 cannot hold."""
+    """Return the text with U+FFFD for every code point that UTF-8 cannot hold."""
     return SURROGATES.sub("\ufffd", text)

@@ -37,7 +37,8 @@ class Dialect(NamedTuple):
         return line.rstrip("\r\n").split(self.delimiter)
 
     def is_cell(self, lines: list[str], fields: list[str], width: int) -> bool:
-        """Whether a record over several lines has lines within its cells, rather than being rows with stray quotes.
+        """Return whether a record over several lines has lines within its cells, rather than being rows with stray
+        quotes.
 
         Rows are what each have as many fields as there are columns. But where every field is in quotes, as
         `tables_write` puts them around lines, a program has written them.
@@ -125,7 +126,7 @@ class _Lines:
 
 
 def _bytes(line: str) -> int:
-    """How many bytes of the file a line was read from."""
+    """Return how many bytes of the file a line was read from."""
     return len(line) if line.isascii() else len(line.encode("utf-8", "surrogateescape"))
 
 
@@ -137,7 +138,7 @@ def records(
     width: int | None = None,
     tell: Callable[[int, str], None] = lambda line, what: None,
 ) -> Iterator[Record]:
-    """The records of a csv file that was opened at `start`; `name` is its in messages.
+    """Yield the records of a csv file that was opened at `start`; `name` is its in messages.
 
     One that does not parse gives only its first line to the error, or to be read without quotes where the dialect is
     lenient. So a stray quote costs the row it is in, and not all rows up to the next quote; a line that is given back

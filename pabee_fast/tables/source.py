@@ -97,7 +97,7 @@ class Source:
         return sum(known) if len(known) == len(self.tables) else None
 
     def scan(self) -> Any:
-        """What opening has learnt by reading, as JSON; None where it needs no reading."""
+        """Return what opening has learnt by reading, as JSON; None where it needs no reading."""
         if not isinstance(self._read[0], JsonTable):
             return None
         types = [(name, kind or pa.null()) for name, kind in self._read[0].types.items()]
@@ -105,12 +105,12 @@ class Source:
         return {"columns": columns, "rows": [table.rows for table in self.tables]}
 
     def identity(self, directory: Path) -> list[dict[str, Any]]:
-        """What tells these inputs from others: what `outwardly` says, and a hash of samples, since the time of writing
-        may stay the same, and samples do not see all of a large file."""
+        """Return what tells these inputs from others: what `outwardly` says, and a hash of samples, since the time of
+        writing may stay the same, and samples do not see all of a large file."""
         return [{**outwardly(path, directory), "sample": _sample(path)} for path in self.paths]
 
     def parts(self, part_rows: int, part_bytes: int, done: Mapping[int, Part]) -> Parts:
-        """The parts that are not done yet, each with its rows, in order.
+        """Yield the parts that are not done yet, each with its rows, in order.
 
         Which rows a part holds depends only on the files and the two sizes. Rows of done parts are not read, except
         those between two parts whose records are missing.
@@ -171,7 +171,7 @@ def outwardly(path: File, directory: Path) -> dict[str, Any]:
 
 
 def _sample(path: File) -> str:
-    """A hash over a file's beginning, middle and end; of a remote one over its beginning, beside its version."""
+    """Return a hash over a file's beginning, middle and end; of a remote one over its beginning, beside its version."""
     digest = hashlib.sha256()
     size = None if isinstance(path, Remote) else path.stat().st_size
     with path.open("rb") as file:

@@ -29,7 +29,8 @@ _GROUP_BYTES = 64 * 2**20
 
 
 def check_names(schema: pa.Schema, result_names: Sequence[str], prefix: str = "") -> list[str]:
-    """The result columns' names with the prefix; raises InputError where the input has a column of such a name."""
+    """Return the result columns' names with the prefix; raises InputError where the input has a column of such a
+    name."""
     names = [prefix + name for name in result_names]
     taken = [name for name in names if name in schema.names]
     if taken:
@@ -38,7 +39,7 @@ def check_names(schema: pa.Schema, result_names: Sequence[str], prefix: str = ""
 
 
 def output_format(path: str | os.PathLike[str]) -> str:
-    """The format that a path's suffix names, where tables can be written in it; raises InputError otherwise."""
+    """Return the format that a path's suffix names, where tables can be written in it; raises InputError otherwise."""
     try:
         kind = table_format(path)
     except InputError:
@@ -52,7 +53,8 @@ def output_format(path: str | os.PathLike[str]) -> str:
 def check_output(
     path: str | os.PathLike[str], source: str | os.PathLike[str] | None = None, overwrite: bool = False
 ) -> Path:
-    """The file that writing to `path` would make, links followed; raises InputError where it must not be written.
+    """Return the file that writing to `path` would make, links followed; raises InputError where it must not be
+    written.
 
     That is: its suffix names no format, it is `source` (through links, too), it exists and `overwrite` is False, it is
     not a regular file, or its directory does not exist.
@@ -108,7 +110,7 @@ def write_table(
 
 
 def check_columns(kind: str, schema: pa.Schema) -> None:
-    """Raises InputError where a format cannot hold a column: parquet lacks some of Arrow's types."""
+    """Raise InputError where a format cannot hold a column: parquet lacks some of Arrow's types."""
     for field in schema if kind == "parquet" else ():
         column = pa.table([_one_null(field.type)], schema=pa.schema([field.with_nullable(True)]))
         try:
@@ -121,7 +123,7 @@ def check_columns(kind: str, schema: pa.Schema) -> None:
 
 
 def _one_null(kind: pa.DataType) -> pa.Array:
-    """A column of one row, or of none where Arrow cannot make such a null."""
+    """Return a column of one row, or of none where Arrow cannot make such a null."""
     try:
         return pa.nulls(1, kind)
     except pa.ArrowException:
@@ -129,12 +131,12 @@ def _one_null(kind: pa.DataType) -> pa.Array:
 
 
 def open_writer(kind: str, file: BinaryIO, schema: pa.Schema, results: pa.Schema) -> "TableWriter":
-    """What writes a table of a format into an open file, its header included; see `write_table`."""
+    """Return what writes a table of a format into an open file, its header included; see `write_table`."""
     return _WRITERS[kind](file, schema, results)
 
 
 def join_tables(kind: str, paths: Sequence[Path], file: BinaryIO) -> None:
-    """Writes the rows of several tables of one format and the same columns, one after the other, as one such table."""
+    """Write the rows of several tables of one format and the same columns, one after the other, as one such table."""
     if kind == "parquet":
         with closing(_GroupedParquet(file, pq.read_schema(open_file(paths[0])))) as whole:
             for path in paths:
@@ -200,7 +202,7 @@ class _CsvWriter(TableWriter):
         self._file.write(bytes_of(side_by_side(side_by_side(*fields, between=self.delimiter), "\n")))
 
     def _must_be_quoted(self, columns: list[pa.Array]) -> pa.Array | None:
-        """Whether all of a row's fields must be in quotes for readers of the format to understand it."""
+        """Return whether all of a row's fields must be in quotes for readers of the format to understand it."""
         return None
 
 

@@ -25,7 +25,7 @@ def load_config_and_tokenizer(path: str) -> tuple[Any, PreTrainedTokenizerBase]:
 def load_model(
     path: str, dtype: torch.dtype | str = torch.float32, *, new_classifier: Mapping[str, Any] | None = None
 ) -> PreTrainedModel:
-    """The classifier of a directory, with its heads if it has any.
+    """Return the classifier of a directory, with its heads if it has any.
 
     Args:
         path: a model directory or hub id.
@@ -41,7 +41,7 @@ def load_model(
 
 
 def save(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, output: Path, record: dict[str, str]) -> None:
-    """Writes model, tokenizer and other files; one of the same name is replaced whole, once the new one is complete.
+    """Write model, tokenizer and other files; one of the same name is replaced whole, once the new one is complete.
 
     What `tune` found of an earlier model in this directory is removed.
 

@@ -27,7 +27,7 @@ class LayerScores:
 def evaluate_layers(
     model: PreTrainedModel, features: Features, collator: DataCollatorWithPadding, *, batch_size: int
 ) -> list[LayerScores]:
-    """Accuracy of every head; of one-output models mean squared error and Pearson's correlation.
+    """Return accuracy of every head; of one-output models mean squared error and Pearson's correlation.
 
     A label set counts as right where it is right as a whole. The model is left in the mode it came in.
 
@@ -44,7 +44,8 @@ def evaluate_layers(
 
 
 def score(logits: Tensor, labels: Tensor, kind: AnswerKind) -> list[LayerScores]:
-    """Metrics of logits [layers, rows, classes] by labels [rows], or [rows, classes] of 0 and 1 for label sets."""
+    """Return metrics of logits [layers, rows, classes] by labels [rows], or [rows, classes] of 0 and 1 for label
+    sets."""
     if kind == "label":
         return [LayerScores("accuracy", _mean(logits.argmax(-1) == labels))]
     if kind == "label_set":
@@ -58,7 +59,7 @@ def score(logits: Tensor, labels: Tensor, kind: AnswerKind) -> list[LayerScores]
 
 
 def as_table(title: str, scores: Sequence[LayerScores]) -> Table:
-    """A line a layer, a column a metric."""
+    """Return a line a layer, a column a metric."""
     table = Table(title=title, title_justify="left", min_width=len(title))
     table.add_column("layer", justify="right")
     for column in scores:
@@ -72,7 +73,7 @@ def as_table(title: str, scores: Sequence[LayerScores]) -> Table:
 def all_logits(
     model: PreTrainedModel, features: Features, collator: DataCollatorWithPadding, batch_size: int
 ) -> Iterator[Tensor]:
-    """[layers, rows of the batch, classes] float32 on the host, rows by length."""
+    """Yield [layers, rows of the batch, classes] float32 on the host, rows by length."""
     cls: Any = stock_class(type(model))
     stock_forward = functools.partial(cls.forward, model)
     order, training = _by_length(features), model.training

@@ -45,7 +45,7 @@ class FeatureStore:
         self._folder.cleanup()
 
     def append(self, features: Tensor, logits: Tensor) -> None:
-        """Adds rows.
+        """Add rows.
 
         Args:
             features: [layers, rows, hidden_size], after the layers from `first_layer` on.
@@ -68,7 +68,8 @@ class FeatureStore:
         return torch.cat(self._logits)
 
     def parts(self, layer: int) -> Iterator[tuple[slice, Tensor]]:
-        """The features after a layer, [rows, hidden_size] float32, in input order and a part of the rows at a time."""
+        """Yield the features after a layer, [rows, hidden_size] float32, in input order and a part of the rows at a
+        time."""
         stored = self._stored(layer)
         size = max(1, PART_BYTES // (4 * self.width))
         for start in range(0, self.rows, size):
@@ -76,7 +77,7 @@ class FeatureStore:
             yield rows, torch.from_numpy(np.array(stored[rows]))
 
     def take(self, layer: int, rows: Tensor) -> Tensor:
-        """The features of some rows (int64) after a layer, [rows, hidden_size] float32."""
+        """Return the features of some rows (int64) after a layer, [rows, hidden_size] float32."""
         return torch.from_numpy(np.asarray(self._stored(layer)[rows.numpy()]))
 
     def _stored(self, layer: int) -> np.ndarray:
@@ -104,7 +105,7 @@ def run_once(
     token_budget: int | None = None,
     on_window: Callable[[int], None] = lambda rows: None,
 ) -> int:
-    """Runs rows through the packed engine at full depth and fills `store`.
+    """Run rows through the packed engine at full depth and fills `store`.
 
     Args:
         pooling: which tokens of a row are read: "first", "last" or "mean".

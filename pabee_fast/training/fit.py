@@ -52,7 +52,7 @@ def fit(
     on_window: Callable[[int], None] = lambda rows: None,
     on_head: Callable[[int], None] = lambda layer: None,
 ) -> Model:
-    """Gives a fine-tuned classifier heads that answer as it does at full depth, in place; labels are not needed.
+    """Give a fine-tuned classifier heads that answer as it does at full depth, in place; labels are not needed.
 
     The rows are run once and their features kept on disk (`training.features` says how much); then one head after the
     other is trained on the model's own probabilities or values. The rows held out choose how strongly it is regularised
@@ -140,12 +140,12 @@ def fit(
 
 
 def _shape(config: Any) -> str:
-    """What heads depend on, in words."""
+    """Return what heads depend on, in words."""
     return f"{config.num_hidden_layers} layers of {config.hidden_size} and {config.num_labels} labels"
 
 
 def _choose(rows: int, share: float, seed: int) -> Tensor:
-    """[rows] bool: a random share of them, at least one and not all."""
+    """Return [rows] bool: a random share of them, at least one and not all."""
     chosen = torch.zeros(rows, dtype=torch.bool)
     order = torch.randperm(rows, generator=torch.Generator().manual_seed(seed))
     chosen[order[: min(max(1, round(share * rows)), rows - 1)]] = True
@@ -155,7 +155,7 @@ def _choose(rows: int, share: float, seed: int) -> Tensor:
 def _fit_head(
     model: PreTrainedModel, spec: HeadSpec, store: FeatureStore, layer: int, targets: Targets, seed: int
 ) -> tuple[nn.Linear, Tensor, dict[str, float]]:
-    """The head of one layer in float32, its logits for all rows, and what is recorded of it."""
+    """Yield the head of one layer in float32, its logits for all rows, and what is recorded of it."""
     read = _read(model, spec)
 
     def parts() -> Iterator[tuple[slice, Tensor]]:
@@ -188,7 +188,7 @@ def _read(model: PreTrainedModel, spec: HeadSpec) -> Callable[[Tensor], Tensor]:
 
 
 def _as_targets(labels: Sequence[Any] | Tensor, classes: int, kind: AnswerKind) -> Tensor:
-    """[rows, classes] float32: one-hot, 0 and 1 of a label set, or values; NaN where a row has no label.
+    """Return [rows, classes] float32: one-hot, 0 and 1 of a label set, or values; NaN where a row has no label.
 
     Raises:
         InputError: they do not fit the model, or are all of one class.

@@ -66,12 +66,13 @@ class Targets:
         return cls(kind, answers, learned, held_out)
 
     def to(self, device: torch.device) -> "Targets":
-        """The same on another device."""
+        """Return the same on another device."""
         return Targets(self.kind, *(t.to(device) for t in (self.answers, self.learned, self.held_out)))
 
 
 def fit_linear(parts: FeatureParts, targets: Targets) -> nn.Linear:
-    """The linear head that answers held-out rows best, by L-BFGS along a path of weight decays (a convex problem)."""
+    """Return the linear head that answers held-out rows best, by L-BFGS along a path of weight decays (a convex
+    problem)."""
     mean, deviation = _moments(parts, targets)
     centre, spread = _scale_of_values(targets)
     learned = ((targets.learned - centre) / spread).float()
@@ -112,8 +113,8 @@ def fit_linear(parts: FeatureParts, targets: Targets) -> nn.Linear:
 
 
 def fit_pooled(parts: FeatureParts, take: Callable[[Tensor], Tensor], targets: Targets, seed: int) -> PooledLinear:
-    """A head with a pooler of its own, by AdamW over batches of rows in random order; it ends where the rows held out
-    have been answered no better for IDLE_ROUNDS rounds.
+    """Return a head with a pooler of its own, by AdamW over batches of rows in random order; it ends where the rows
+    held out have been answered no better for IDLE_ROUNDS rounds.
 
     Args:
         take: features of some rows (int64), [rows, width] float32.
@@ -160,7 +161,7 @@ def fit_pooled(parts: FeatureParts, take: Callable[[Tensor], Tensor], targets: T
 
 
 def rescale(head: nn.Linear, parts: FeatureParts, targets: Targets) -> tuple[float, float]:
-    """Folds into a head what brings its scores to the last head's scale, by the rows held out.
+    """Fold into a head what brings its scores to the last head's scale, by the rows held out.
 
     Labels: softmax(logits / T), or the sigmoid for label sets, is brought as near as it can to the model's own
     probabilities by one temperature T (Guo et al., ICML 2017, with these in place of labels). Values: scale * value +
@@ -184,7 +185,7 @@ def rescale(head: nn.Linear, parts: FeatureParts, targets: Targets) -> tuple[flo
 
 @torch.no_grad()
 def asked(head: nn.Linear, parts: FeatureParts) -> Tensor:
-    """A head's logits for all rows, [rows, classes] float32."""
+    """Return a head's logits for all rows, [rows, classes] float32."""
     outputs = []
     for _, features in parts():
         if isinstance(head, PooledLinear):
@@ -194,7 +195,8 @@ def asked(head: nn.Linear, parts: FeatureParts) -> Tensor:
 
 
 def losses(kind: AnswerKind, logits: Tensor, targets: Tensor) -> Tensor:
-    """Each row's distance, [rows], of logits to targets [rows, classes]: cross-entropy, or the squared difference."""
+    """Return each row's distance, [rows], of logits to targets [rows, classes]: cross-entropy, or the squared
+    difference."""
     if kind == "label":
         return -(targets * log_softmax(logits, dim=1)).sum(dim=1)
     if kind == "label_set":
@@ -208,7 +210,7 @@ def _probabilities(kind: AnswerKind, logits: Tensor) -> Tensor:
 
 
 def _temperature(kind: AnswerKind, logits: Tensor, answers: Tensor) -> float:
-    """The T that brings logits / T nearest to the answers.
+    """Return the T that brings logits / T nearest to the answers.
 
     The loss is convex in 1 / T, so its slope has one zero, which halving the interval finds.
     """
@@ -244,7 +246,7 @@ def _scale_of_values(targets: Targets) -> tuple[float, float]:
 
 @torch.no_grad()
 def _fold(layer: nn.Linear, weight: Tensor, bias: Tensor, mean: Tensor, deviation: Tensor) -> None:
-    """Gives a layer over raw features what `weight` and `bias` are over scaled ones."""
+    """Give a layer over raw features what `weight` and `bias` are over scaled ones."""
     folded = weight.double() / deviation.double()
     layer.bias.copy_(bias.double() - folded @ mean.double())
     layer.weight.copy_(folded)
@@ -252,6 +254,6 @@ def _fold(layer: nn.Linear, weight: Tensor, bias: Tensor, mean: Tensor, deviatio
 
 @torch.no_grad()
 def _unscale(head: nn.Linear, shift: float, factor: float) -> None:
-    """Makes a head answer factor * what it did + shift."""
+    """Make a head answer factor * what it did + shift."""
     head.weight.mul_(factor)
     head.bias.mul_(factor).add_(shift)

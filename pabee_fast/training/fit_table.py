@@ -47,7 +47,7 @@ def fit_table(
     on_window: Callable[[int], None] = lambda rows: None,
     on_head: Callable[[int], None] = lambda layer: None,
 ) -> Fitted:
-    """Fits heads for the model of a directory by the texts of a table, and writes the model with them.
+    """Fit heads for the model of a directory by the texts of a table, and write the model with them.
 
     The texts run in the precision that `score` would choose. The weights are written as they were stored, bit for bit.
 
@@ -112,7 +112,7 @@ def fit_table(
 
 
 def apart(rows: Sequence[Row], share: float, seed: int) -> np.ndarray:
-    """[rows] bool: which rows calibrate, about a share of them.
+    """Return [rows] bool: which rows calibrate, about a share of them.
 
     A row's text and the seed decide, so that copies of a text fall on one side, and no row that heads have learned from
     is among those that judge them.

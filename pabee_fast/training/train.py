@@ -69,14 +69,14 @@ class Record:
     fitted: dict[str, Any] | None = None
 
     def as_json(self) -> str:
-        """The settings, for each epoch its number, training loss, seconds so far and metrics by layer, and the last two
-        once more where heads were fitted after them."""
+        """Return the settings, for each epoch its number, training loss, seconds so far and metrics by layer, and the
+        last two once more where heads were fitted after them."""
         told = {"settings": asdict(self.settings), "epochs": self.epochs, "fitted": self.fitted}
         return json.dumps(told, indent=2, default=str) + "\n"
 
 
 def train(settings: TrainSettings, console: Console) -> PreTrainedModel:
-    """Trains a model with heads and writes it to `settings.output` after every epoch.
+    """Train a model with heads and write it to `settings.output` after every epoch.
 
     Args:
         console: where progress and results are shown.
@@ -202,7 +202,8 @@ class _Epochs(TrainerCallback):
 def _load(
     settings: TrainSettings, examples: Examples
 ) -> tuple[PreTrainedModel, PreTrainedTokenizerBase, TrainSettings]:
-    """The model with heads, new ones where it has none, its tokenizer, and the settings with the length of rows."""
+    """Return the model with heads, new ones where it has none, its tokenizer, and the settings with the length of
+    rows."""
     config, tokenizer = load_config_and_tokenizer(settings.model)
     # A directory that is a classifier already keeps its labels; a bare encoder learns those of the table.
     if classifies(config) == "texts":
@@ -233,7 +234,7 @@ def _load(
 
 
 def _with_heads(settings: TrainSettings, model: PreTrainedModel) -> PreTrainedModel:
-    """The model with the heads asked for; those it has already are trained further."""
+    """Return the model with the heads asked for; those it has already are trained further."""
     asked = {name: getattr(settings, name) for name in ("head", "pooling", "first_layer")}
     asked = {name: value for name, value in asked.items() if value is not None}
     if not has_heads(model):
@@ -250,7 +251,7 @@ def _with_heads(settings: TrainSettings, model: PreTrainedModel) -> PreTrainedMo
 
 
 def _fits(settings: TrainSettings, model: PreTrainedModel, rows: int) -> bool:
-    """Whether heads are fitted in the end, by default unless they are the published ones."""
+    """Return whether heads are fitted in the end, by default unless they are the published ones."""
     if settings.fit_heads is not None:
         if settings.fit_heads and rows < LEAST_ROWS:
             raise InputError(f"fit_heads: {rows} row(s) are too few to fit by; give at least {LEAST_ROWS}")
@@ -263,7 +264,7 @@ def _fits(settings: TrainSettings, model: PreTrainedModel, rows: int) -> bool:
 def _fit_heads(
     settings: TrainSettings, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, texts: list[tuple[str, ...]]
 ) -> None:
-    """Fits the heads to the model's answers, so that their scores mean the same at every layer."""
+    """Fit the heads to the model's answers, so that their scores mean the same at every layer."""
     before = getattr(model.config, CONFIG_ENTRY)
     fit(
         model,
@@ -280,7 +281,7 @@ def _fit_heads(
 
 
 def _remember(settings: TrainSettings, model: PreTrainedModel, examples: Examples) -> None:
-    """Keeps in the config which rows the model learns from, beside those it has learned from before."""
+    """Keep in the config which rows the model learns from, beside those it has learned from before."""
     learned = None
     if settings.remember_rows:
         learned = LearnedRows.of(model.config) or LearnedRows()
@@ -291,7 +292,7 @@ def _remember(settings: TrainSettings, model: PreTrainedModel, examples: Example
 def _add_teacher(
     settings: TrainSettings, features: Features, examples: Examples, labels: Labels, console: Console
 ) -> None:
-    """Gives every row its `teacher_logits`."""
+    """Give every row its `teacher_logits`."""
     assert settings.teacher is not None
     try:
         _, tokenizer = load_config_and_tokenizer(settings.teacher)
@@ -313,7 +314,7 @@ def _add_teacher(
 
 
 def _distillation(settings: TrainSettings) -> Distillation:
-    """How a teacher's answers are learned."""
+    """Return how a teacher's answers are learned."""
     given = {"alpha": settings.alpha, "temperature": settings.temperature}
     return Distillation(**{name: value for name, value in given.items() if value is not None})
 
