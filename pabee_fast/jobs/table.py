@@ -81,7 +81,9 @@ def score_table(
 ) -> TableSummary:
     """Score a table of texts into another one, as `pabee-fast score` does: part by part, resumed where it was stopped.
 
-    The output has the input's columns, and prediction, score, exit_layer and error for every row.
+    The output has the input's columns, and prediction, score, exit_layer and error for every row. On a GPU, or on
+    several devices, workers are processes that import the script they are started from: there, call this below
+    `if __name__ == "__main__":`.
 
     Args:
         inputs: tables of texts (csv, tsv, jsonl, parquet, arrow; compressed too), directories or globs of them, or

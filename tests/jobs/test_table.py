@@ -1,6 +1,7 @@
 """A table scored in one call, as the command scores it."""
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -8,7 +9,10 @@ import pytest
 from typer.testing import CliRunner
 
 import pabee_fast as pf
+from pabee_fast.calibration.guarantee import store_guarantee
+from pabee_fast.calibration.risks import Risk
 from pabee_fast.cli import app
+from pabee_fast.scoring.conditions import Conditions
 from tests.jobs.conftest import put_rows
 
 FIXED: dict[str, Any] = {"device": "cpu", "dtype": "float32", "threads": 1}
@@ -52,6 +56,21 @@ def test_pairs_of_several_tables_go_into_parts_and_a_finished_job_is_not_done_ag
     assert [row["d"] for row in written] == ["bad", "a very long film", "good"] * 2
     assert {"p_prediction", "p_score", "p_exit_layer", "p_error"} <= written[0].keys()
     assert pf.score_table(inputs, output, small_model, pf.FullDepth(), **options).resumed == 6
+
+
+def test_where_the_stored_promise_is_void_tables_and_batches_warn_once_and_run_to_full_depth(
+    small_model: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    tuned = Path(shutil.copytree(small_model, tmp_path / "tuned"))
+    of_others = Conditions("0", "0", "float32", 48, 1)
+    store_guarantee(tuned, pf.Guarantee(pf.Patience(1), Risk("disagreement"), 0.05, 0.05, 9, 0, 9, 0.5, of_others))
+    summary = pf.score_table(put_rows(tmp_path / "in.jsonl", 5), tmp_path / "out.csv", tuned, **FIXED)
+    assert (summary.policy, summary.guarantee, summary.exits) == ("full-depth", None, {6: 5})
+    assert "void here" in summary.policy_reason
+    assert [summary.policy_reason in record.message for record in caplog.records] == [True]
+    caplog.clear()
+    assert pf.BatchScorer(tuned, **FIXED)({"text": ["good film"]})["exit_layer"].tolist() == [6]
+    assert [summary.policy_reason in record.message for record in caplog.records] == [True]
 
 
 @pytest.mark.parametrize(
