@@ -184,7 +184,7 @@ def pabee_fast_train(tables: dict[str, Path], model: Path, output: Path, *option
     """The command as a user types it."""
     command = ["-m", "pabee_fast", "train", str(tables["train"]), "--eval", str(tables["dev"])]
     command += ["--model", str(model), "--output", str(output), "--batch-size", "128", "--warmup", "0.1"]
-    command += ["--weight-decay", "0.1", "--overwrite"]
+    command += ["--weight-decay", "0.1", "--head", "pabee", "--overwrite"]
     subprocess.run([sys.executable, *command, *options], check=True)
 
 

@@ -130,6 +130,9 @@ def neighbours_figure(study: Study) -> str:
         expected = [100 * mean_sd([seed[i].independent for seed in streaks])[0] for i in range(len(heads))]
         rest.plot(heads, observed, color=WARN, marker="s", label="observed")
         rest.plot(heads, expected, color=MUTED, linestyle="--", marker=".", label="if independent")
+        patience = getattr(study.stored and study.stored.policy, "patience", None)
+        if patience is not None and patience < len(heads):
+            _mark_rule(rest, study, lambda rule: (patience + 1, None))
         rest.set_yscale("log")
         rest.yaxis.set_major_formatter(lambda share, _: f"{share:g}")
         rest.set_xticks(heads)

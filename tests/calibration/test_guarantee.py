@@ -56,11 +56,12 @@ def test_a_guarantee_comes_back_from_a_model_directory_and_is_kept_when_it_is_sa
     assert pf.guarantee_of(pf.from_pretrained(tmp_path / "again")) == guarantee
 
 
-def test_storing_changes_nothing_else(folder: Path) -> None:
+def test_storing_changes_nothing_but_the_guarantee_and_where_rows_are_cut(folder: Path) -> None:
     before = {path.name: path.read_bytes() for path in folder.iterdir()}
     store_guarantee(folder, GUARANTEE)
     config = json.loads((folder / "config.json").read_text())
     del config["pabee_fast"]["guarantee"]
+    assert config["pabee_fast"].pop("max_length") == GUARANTEE.conditions.max_length
     assert config == json.loads(before["config.json"])
     after = {path.name: path.read_bytes() for path in folder.iterdir()}
     assert after | {"config.json": b""} == before | {"config.json": b""}
