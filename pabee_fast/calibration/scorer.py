@@ -8,13 +8,14 @@ from typing import TYPE_CHECKING
 import numpy as np
 import torch
 
-from pabee_fast.calibration.guarantee import Guarantee
+from pabee_fast.calibration.guarantee import Guarantee, guarantee_of
 from pabee_fast.calibration.stored import choose_policy
 from pabee_fast.errors import InputError
 from pabee_fast.policies import FullDepth, Policy, parse_policy
 from pabee_fast.runtime.pack import PackedBatch
 from pabee_fast.scoring import scorer as scoring
 from pabee_fast.scoring.answers import Answers
+from pabee_fast.scoring.conditions import Conditions
 from pabee_fast.scoring.load import WINDOWS, Setting, load_parts
 
 if TYPE_CHECKING:
@@ -32,6 +33,9 @@ class Scorer(scoring.Scorer):
     guarantee: Guarantee | None
     is_void = False
     """Whether a policy is stored with the model, and unused since its guarantee does not hold here."""
+
+    loaded_under: Conditions | None = None
+    """Its conditions as it was loaded, where a stored policy was held against them."""
 
     @classmethod
     def from_pretrained(
@@ -121,7 +125,9 @@ def open_scorer(
         tokenizers=tokenizers,
     )
     if named is None:
-        scorer.is_void = choose_policy(scorer, texts)
+        if guarantee_of(scorer.model) is not None:
+            scorer.loaded_under = scorer.conditions()
+        scorer.is_void = choose_policy(scorer, texts, scorer.loaded_under)
     return scorer
 
 

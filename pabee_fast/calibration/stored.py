@@ -5,13 +5,14 @@ from dataclasses import replace
 from pabee_fast.calibration.guarantee import guarantee_of
 from pabee_fast.models.heads import has_heads
 from pabee_fast.policies import FullDepth, Patience
+from pabee_fast.scoring.conditions import Conditions
 from pabee_fast.scoring.scorer import Scorer
 
 DEFAULT_POLICY = Patience(6)
 """Where a model brings none: the one of the published tables."""
 
 
-def choose_policy(scorer: Scorer, texts: int | None = None) -> bool:
+def choose_policy(scorer: Scorer, texts: int | None = None, now: Conditions | None = None) -> bool:
     """Give a scorer the policy that `pabee-fast tune` stored with its model, and the reason why it has it.
 
     If the stored guarantee does not hold here, no row leaves early, since whoever asked for a promise has answers to
@@ -19,6 +20,7 @@ def choose_policy(scorer: Scorer, texts: int | None = None) -> bool:
 
     Args:
         texts: how many a row has, 2 of pairs, since a guarantee holds for rows of its kind; None: not known.
+        now: the scorer's conditions, where they are known; a hash of all weights is in them.
 
     Returns:
         Whether a stored guarantee is void here.
@@ -31,7 +33,7 @@ def choose_policy(scorer: Scorer, texts: int | None = None) -> bool:
     if guarantee is None:
         _choose_default(scorer)
         return False
-    void = guarantee.why_void(replace(scorer.conditions(), texts=texts))
+    void = guarantee.why_void(replace(now or scorer.conditions(), texts=texts))
     if not void:
         scorer.choose(guarantee.policy, f"stored with the model; {guarantee.statement()}", guarantee)
         return False

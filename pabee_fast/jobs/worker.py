@@ -188,7 +188,8 @@ class Worker:
 
 def about(scorer: Scorer, setting: Setting, schema: pa.Schema) -> About:
     """Return everything of a scorer that changes results, by the names that a message tells."""
-    engine, conditions = scorer.engine, scorer.conditions()
+    # Right after loading: all weights need not be hashed twice.
+    engine, conditions = scorer.engine, scorer.loaded_under or scorer.conditions()
     identity = {
         "the model's weights, heads or config": conditions.model,
         "labels": json.dumps(scorer.labels),

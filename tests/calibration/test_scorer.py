@@ -11,6 +11,8 @@ import torch
 import pabee_fast as pf
 from pabee_fast.calibration.guarantee import store_guarantee
 from pabee_fast.calibration.risks import Risk
+from pabee_fast.jobs.recipe import Recipe
+from pabee_fast.scoring.conditions import Conditions
 from tests import zoo
 from tests.conftest import tiny_model
 
@@ -69,6 +71,16 @@ def test_where_the_promise_is_void_no_row_leaves_early_and_a_warning_says_so_onc
     assert record.levelno == logging.WARNING
     assert "void here" in record.message and says in record.message and says in scorer.policy_reason
     assert {result.exit_layer for result in scorer.score(PAIRS if "texts" in options else TEXTS)} == {6}
+
+
+@pytest.mark.parametrize("policy", [None, POLICY])
+def test_a_worker_hashes_the_weights_once(tuned: Path, policy: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    hashed: list[Any] = []
+    real = Conditions.of
+    monkeypatch.setattr(Conditions, "of", lambda *args: (hashed.append(args), real(*args))[1])
+    worker, about = Recipe(str(tuned), policy, device="cpu", dtype="float32").worker()
+    worker.stop()
+    assert len(hashed) == 1 and about.identity["policy"] == str(POLICY)
 
 
 def test_rows_that_the_promise_does_not_speak_of_are_refused(tuned: Path) -> None:
