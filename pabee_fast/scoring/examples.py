@@ -77,7 +77,7 @@ def read_examples(
             if label_column is not None:
                 values = chunk.batch.column(label_column).to_pylist()
                 for row, value in enumerate(values, start):
-                    if value is None or value == "" or (isinstance(value, float) and not math.isfinite(value)):
+                    if value is None or (isinstance(value, float) and not math.isfinite(value)):
                         raise InputError(f"{where}, row {row}: no label ({value!r}); correct the row or leave it out")
                 labels += values
             texts += chunk.texts
@@ -168,7 +168,7 @@ def is_scorable(text: tuple[str | None, ...], error: str | None) -> bool:
 
 
 def labels_where_given(named: str | Path, tables: Sequence[Table], label_column: str) -> Column:
-    """Return the labels of the rows that are scorable, None where a row has none (null, empty, NaN, or NO_CLASS).
+    """Return the labels of the rows that are scorable, None where a row has none (null, NaN, or NO_CLASS).
 
     Raises:
         InputError: no such column.
@@ -187,8 +187,8 @@ def labels_where_given(named: str | Path, tables: Sequence[Table], label_column:
             for row, (text, value, error) in enumerate(given, start):
                 if is_scorable(text, error):
                     is_nan = str(value).lower() == "nan" and (is_text or isinstance(value, float))
-                    is_missing = value == "" or is_nan or (bool(names) and value == NO_CLASS)
+                    is_missing = is_nan or (bool(names) and value == NO_CLASS)
                     column.append(None if is_missing else value)
                     rows.append(row)
             start += len(values)
-    return Column(column, _where(named, label_column), is_text, files, rows, names)
+    return Column(column, _where(named, label_column), is_text, files, rows, names, optional=True)

@@ -3,12 +3,13 @@
 import bisect
 import logging
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
 from pabee_fast.errors import InputError
 from pabee_fast.scoring.answers import label_names
+from pabee_fast.scoring.label_sets import BETWEEN, looks_like_list, set_of
 
 logger = logging.getLogger(__name__)
 
@@ -29,6 +30,7 @@ class Column:
         files: what messages call the column of each table, and the index of its first label; (): `where`.
         rows: the row of each label in its table, from 1; (): none was left out.
         names: what the tables say that their numbers stand for, by number; (): nothing.
+        optional: whether a row may be without a label, which an empty cell then says unless labels are sets.
     """
 
     given: Sequence[Any]
@@ -37,6 +39,7 @@ class Column:
     files: Sequence[tuple[int, str]] = ()
     rows: Sequence[int] = ()
     names: tuple[str, ...] = ()
+    optional: bool = False
 
     def place(self, index: int) -> str:
         """Return where a label stands, for messages."""
@@ -49,15 +52,23 @@ class Column:
         """Return the labels; strings of a text column become numbers where all can, unless all are among `names`.
 
         Raises:
-            InputError: a number that is not finite; it names the row, from 1.
+            InputError: a number that is not finite, or an empty cell where a label must be; it names the row, from 1.
         """
-        values = list(self.given)
+        values = [None if self.optional and value == "" else value for value in self.given]
         if self.is_text and not all(value is None or value in names for value in values):
             values = _as_numbers(values)
         for index, value in enumerate(values):
-            if isinstance(value, float) and not math.isfinite(value):
+            if value == "" or (isinstance(value, float) and not math.isfinite(value)):
                 raise InputError(f"{self.place(index)}: no label ({value!r}); correct the row or leave it out")
         return values
+
+    def as_sets(self, names: Collection[str] = ()) -> "Column":
+        """Return the column with the list that each string says; see `set_of`, to which `names` go."""
+        values = [
+            set_of(value, names, self.place(index)) if isinstance(value, str) else value
+            for index, value in enumerate(self.given)
+        ]
+        return replace(self, given=values, is_text=False)
 
     def named(self, labels: Sequence[str]) -> "Column":
         """Return the column with the tables' names in place of its numbers.
@@ -153,6 +164,8 @@ class Labels:
                     column.where, _listed(column.names), _listed(self.names),
                 )  # fmt: skip
             column = column.named(self.names)
+        if self.problem_type == MULTI:
+            column = column.as_sets(self.ids)
         values = column.values(self.names)
         if self.problem_type == MULTI and not column.names and multi_hot_length(values) == len(self.names):
             return [None if value is None else [float(item) for item in value] for value in values]
@@ -232,17 +245,34 @@ def multi_hot_length(values: Sequence[Any]) -> int | None:
     return lengths.pop()
 
 
+def _holds_lists(column: Column) -> bool:
+    """Return whether all strings are JSON lists; raises InputError where some may be names joined, or names."""
+    cells = [(index, value) for index, value in enumerate(column.given) if isinstance(value, str) and value]
+    if cells and all(looks_like_list(cell) for _, cell in cells):
+        return True
+    if joined := [(index, cell) for index, cell in cells if BETWEEN in cell]:
+        index, cell = joined[0]
+        raise InputError(
+            f"{column.place(index)}: label {cell!r} may be a set of labels, or the name of one: say --problem-type "
+            f"{MULTI} or {SINGLE}"
+        )
+    return False
+
+
 def labels_of_column(column: Column, problem_type: str | None = None) -> Labels:
     """Return what a label column asks of a new model.
 
     Whole numbers are class ids, called as the tables name them; other numbers are values, strings names. Lists are
-    label sets: of ids, of names, or of a 0 or 1 for every label.
+    label sets: of ids, of names, or of a 0 or 1 for every label; so are strings that are JSON lists, and, where the
+    problem type says that there are sets, names joined by "|".
 
     Raises:
         InputError: fewer than two classes, ids that leave gaps, values of several kinds, or another problem type.
     """
     if problem_type not in (None, *PROBLEM_TYPES):
         raise InputError(f"problem_type={problem_type!r}: give one of {', '.join(PROBLEM_TYPES)}")
+    if problem_type == MULTI or (problem_type is None and _holds_lists(column)):
+        column = column.as_sets()
     given, where = column.values(), column.where
     kinds = {"list" if isinstance(v, list) else "name" if isinstance(v, str) else "number" for v in given}
     if len(kinds) > 1:

@@ -154,7 +154,7 @@ class TrainSettings(TextOptions, ThreadOptions, ModelOutput):
         Option(
             READ,
             "Column of the labels: ids from 0, names, numbers (regression), or label sets, as lists of ids, of names, "
-            "or of a 0 or 1 for every label.",
+            "or of a 0 or 1 for every label; in csv as JSON lists or a|b.",
         ),
     ] = "label"
     eval: Annotated[str | None, Option(READ, "Such texts; every layer is evaluated on them after every epoch.")] = None

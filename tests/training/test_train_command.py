@@ -114,13 +114,15 @@ def test_numbers_with_fractions_train_a_regression(
     assert len(last_epoch(out)["mean squared error"]) == 3
 
 
-def test_lists_of_names_train_label_sets(
-    pabee_fast: Command, table: Tables, encoder: Path, tmp_path: Path, learn: list[str]
+@pytest.mark.parametrize("name", ["train.jsonl", "train.csv"])
+def test_lists_of_names_train_label_sets_and_in_csv_cells_as_score_writes_them(
+    name: str, pabee_fast: Command, table: Tables, encoder: Path, tmp_path: Path, learn: list[str]
 ) -> None:
     sets = {"good film": ["film", "praise"], "very bad": ["blame"], "film": ["film"], "is it": []}
-    train = table("train.jsonl", [{"text": text, "label": labels} for text, labels in sets.items()] * 24)
-    out = tmp_path / "out"
-    assert pabee_fast("train", train, "--eval", train, "--model", encoder, "--output", out, *learn) == 0
+    told = {text: "|".join(labels) if name.endswith("csv") else labels for text, labels in sets.items()}
+    train = table(name, [{"text": text, "label": labels} for text, labels in told.items()] * 24)
+    out, kind = tmp_path / "out", ["--problem-type", "multi_label_classification"]
+    assert pabee_fast("train", train, "--eval", train, "--model", encoder, "--output", out, *kind, *learn) == 0
     config = pf.from_pretrained(out).config
     assert config.problem_type == "multi_label_classification"
     assert config.id2label == {0: "blame", 1: "film", 2: "praise"}
