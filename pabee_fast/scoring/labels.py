@@ -245,9 +245,11 @@ def multi_hot_length(values: Sequence[Any]) -> int | None:
     return lengths.pop()
 
 
-def _holds_lists(column: Column) -> bool:
-    """Return whether all strings are JSON lists; raises InputError where some may be names joined, or names."""
-    cells = [(index, value) for index, value in enumerate(column.given) if isinstance(value, str) and value]
+def _holds_lists(column: Column, names: Sequence[str]) -> bool:
+    """Return whether all strings that are none of `names` are JSON lists; raises InputError where some may be names
+    joined, or names."""
+    given = [(index, value) for index, value in enumerate(column.given) if isinstance(value, str) and value]
+    cells = [(index, value) for index, value in given if value not in names]
     if cells and all(looks_like_list(cell) for _, cell in cells):
         return True
     if joined := [(index, cell) for index, cell in cells if BETWEEN in cell]:
@@ -259,8 +261,13 @@ def _holds_lists(column: Column) -> bool:
     return False
 
 
-def labels_of_column(column: Column, problem_type: str | None = None) -> Labels:
+def labels_of_column(column: Column, problem_type: str | None = None, names: tuple[str, ...] = ()) -> Labels:
     """Return what a label column asks of a new model.
+
+    Args:
+        column: the labels.
+        problem_type: one of PROBLEM_TYPES; None: by the labels.
+        names: of the model's labels, in order; (): by the column. Whether it holds others, `Labels.encode` says.
 
     Whole numbers are class ids, called as the tables name them; other numbers are values, strings names. Lists are
     label sets: of ids, of names, or of a 0 or 1 for every label; so are strings that are JSON lists, and, where the
@@ -271,15 +278,21 @@ def labels_of_column(column: Column, problem_type: str | None = None) -> Labels:
     """
     if problem_type not in (None, *PROBLEM_TYPES):
         raise InputError(f"problem_type={problem_type!r}: give one of {', '.join(PROBLEM_TYPES)}")
-    if problem_type == MULTI or (problem_type is None and _holds_lists(column)):
-        column = column.as_sets()
-    given, where = column.values(), column.where
+    if problem_type == MULTI or (problem_type is None and _holds_lists(column, names)):
+        column = column.as_sets(names)
+    given, where = column.values(names), column.where
     kinds = {"list" if isinstance(v, list) else "name" if isinstance(v, str) else "number" for v in given}
     if len(kinds) > 1:
         raise InputError(f"{where} mixes {' and '.join(sorted(kinds))} values: use one kind")
     values = [item for v in given for item in v] if kinds == {"list"} else given
     if wrong := [v for v in values if not isinstance(v, int | float | str)]:
         raise InputError(f"{where} holds {wrong[0]!r}, a {type(wrong[0]).__name__}: give ids, names or numbers")
+    if names:
+        if problem_type is None:
+            problem_type = MULTI if kinds == {"list"} else SINGLE
+        if problem_type == REGRESSION:
+            raise InputError(f"{where}: label names are given ({_listed(names)}), and regression has no labels")
+        return Labels(problem_type, names)
     if problem_type in (None, MULTI) and not column.names and (labels := multi_hot_length(given)) is not None:
         return Labels(MULTI, tuple(f"LABEL_{i}" for i in range(labels)))
     numeric = all(isinstance(v, int | float) for v in values)

@@ -162,6 +162,14 @@ class TrainSettings(TextOptions, ThreadOptions, ModelOutput):
         str | None,
         Option(READ, "single_label_classification, multi_label_classification or regression; default: by labels."),
     ] = None
+    label_names: Annotated[
+        str | None,
+        Option(
+            READ,
+            "The new model's labels in their order, between commas: 'bad,good' names the numbers 0 and 1, or orders "
+            "names; default: by labels, names in the alphabet's order.",
+        ),
+    ] = None
     head: Annotated[
         str | None,
         Option(
@@ -210,6 +218,11 @@ class TrainSettings(TextOptions, ThreadOptions, ModelOutput):
     bf16: Annotated[bool, Option(RUN, "Compute in bfloat16 mixed precision.")] = False
 
     @property
+    def labels(self) -> tuple[str, ...]:
+        """The names that `label_names` gives; () where it is not given."""
+        return () if self.label_names is None else tuple(self.label_names.split(","))
+
+    @property
     def cut_at(self) -> int:
         """The most tokens of a row, where a model has none stored."""
         return MAX_TOKENS if self.max_length is None else self.max_length
@@ -234,8 +247,18 @@ class TrainSettings(TextOptions, ThreadOptions, ModelOutput):
         require_seed(self.seed)
         require_one_of("objective", self.objective, OBJECTIVES)
         require_one_of("schedule", self.schedule, SCHEDULES)
+        self._check_labels()
         require_model(self.model)
         self.check_tables(self.train, *([] if self.eval is None else [self.eval]))
+
+    def _check_labels(self) -> None:
+        if self.label_names is None:
+            return
+        told = f"label_names={self.label_names!r}"
+        if self.problem_type == "regression":
+            raise InputError(f"{told}: regression has no labels; leave the option out")
+        if len(self.labels) < 2 or not all(self.labels) or len(set(self.labels)) < len(self.labels):
+            raise InputError(f"{told}: give two or more names that differ, as in bad,good")
 
 
 def check_model_output(path: str | Path, *, overwrite: bool) -> None:

@@ -213,9 +213,14 @@ def _load(
                 f"problem_type={settings.problem_type!r}: {settings.model} is a classifier already, of "
                 f"{labels.problem_type}; leave the option out, or start from a model without a classifier"
             )
+        if settings.labels not in ((), labels.names):
+            raise InputError(
+                f"label_names={settings.label_names!r}: {settings.model} is a classifier already, of {labels}; leave "
+                "the option out, or start from a model without a classifier"
+            )
         model = load_model(settings.model)
     else:
-        labels = labels_of_column(examples.column, settings.problem_type)
+        labels = labels_of_column(examples.column, settings.problem_type, settings.labels)
         model = load_model(settings.model, new_classifier=labels.config_entries())
     model.config.problem_type = labels.problem_type
     model = _with_heads(settings, model)  # says first if the family is none of ours

@@ -130,3 +130,24 @@ def test_labels_say_what_they_are() -> None:
     assert str(Labels(REGRESSION)) == "a number (regression)"
     assert str(Labels(SINGLE, ("bad", "good"))) == "2 classes: bad, good"
     assert str(Labels(MULTI, tuple("abcdefghij"))).endswith("a set: a, b, c, d, e, f, g, h, ...")
+
+
+def test_names_that_are_given_order_names_and_call_numbers() -> None:
+    names = ("good", "bad", "other")
+    for values, problem_type, wanted in (
+        (["bad", "good"], SINGLE, [1, 0]),
+        ([0, 2], SINGLE, [0, 2]),
+        ([["other"], ["bad", "good"]], MULTI, [[0, 0, 1], [1, 1, 0]]),
+        ([[2], [0, 1]], MULTI, [[0, 0, 1], [1, 1, 0]]),
+        ([[0, 0, 1], [1, 1, 0]], MULTI, [[0, 0, 1], [1, 1, 0]]),
+    ):
+        labels = labels_of_column(column(*values), None, names)
+        assert labels == Labels(problem_type, names)
+        assert labels.encode(column(*values)) == wanted
+    assert labels_of_column(column("2", "0", is_text=True), None, names).encode(column("2", is_text=True)) == [2]
+    assert labels_of_column(column("bad|good", "", is_text=True), MULTI, names) == Labels(MULTI, names)
+    assert labels_of_column(column("a|b", "c"), None, ("a|b", "c")) == Labels(SINGLE, ("a|b", "c"))
+    with pytest.raises(InputError, match="row 2: label 'bed' is none of the model's"):
+        labels_of_column(column("bad", "bed"), None, names).encode(column("bad", "bed"))
+    with pytest.raises(InputError, match=r"label names are given .*regression has no labels"):
+        labels_of_column(column(0.5, 0.1), REGRESSION, names)

@@ -248,3 +248,19 @@ def test_without_accelerate_the_extra_is_named(
 
 def test_an_output_whose_name_is_not_utf8_is_refused_before_anything_is_read(refused: Callable[..., str]) -> None:
     assert r"out\udcff: the name is not UTF-8" in refused("absent.csv", "--output", "out\udcff")
+
+
+@pytest.mark.parametrize(
+    ("options", "told"),
+    [
+        (["--label-names", "bad"], "label_names='bad': give two or more names that differ"),
+        (["--label-names", "bad,bad"], "give two or more names that differ"),
+        (["--label-names", "bad,"], "give two or more names that differ"),
+        (["--label-names", "a,b", "--problem-type", "regression"], "regression has no labels"),
+        (["--label-names", "good"], "give two or more"),
+    ],
+)
+def test_label_names_that_name_no_labels_are_refused(
+    options: list[str], told: str, refused: Callable[..., str], table: Tables, reviews: Rows
+) -> None:
+    assert told in refused(table("train.csv", reviews), *options)

@@ -103,6 +103,23 @@ def test_names_become_the_models_labels_in_sorted_order(
     assert pf.from_pretrained(out).config.id2label == {0: "neg", 1: "pos"}
 
 
+def test_label_names_call_the_numbers_and_a_classifier_keeps_its_own(
+    pabee_fast: Command,
+    table: Tables,
+    reviews: Rows,
+    encoder: Path,
+    tmp_path: Path,
+    learn: list[str],
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    train, out, names = table("train.csv", reviews), tmp_path / "out", ["--label-names", "neg,pos"]
+    assert pabee_fast("train", train, "--model", encoder, "--output", out, *names, *learn) == 0
+    assert pf.from_pretrained(out).config.id2label == {0: "neg", 1: "pos"}
+    again = ["train", train, "--model", out, "--output", tmp_path / "again", "--label-names", "pos,neg", *learn]
+    assert pabee_fast(*again) == 2
+    assert "is a classifier already, of 2 classes: neg, pos" in capsys.readouterr().err
+
+
 def test_numbers_with_fractions_train_a_regression(
     pabee_fast: Command, table: Tables, reviews: Rows, encoder: Path, tmp_path: Path, learn: list[str]
 ) -> None:
