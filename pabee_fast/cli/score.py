@@ -41,7 +41,9 @@ class ScoreOptions(TextOptions, RunOptions):
     ] = None
     output: Annotated[
         str,
-        Option(WRITTEN, "Table to write, its suffix names the format; DIRECTORY/ for parts; - for standard output."),
+        Option(
+            WRITTEN, "Table to write, as its suffix says (.csv.gz too); DIRECTORY/ for parts; - for standard output."
+        ),
     ]
     overwrite: Annotated[bool, Option(WRITTEN, "Replace an output that exists, or a begun job that differs.")] = False
     prefix: Annotated[str, Option(WRITTEN, "Put before the names of the result columns.")] = ""

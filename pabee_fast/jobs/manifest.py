@@ -31,7 +31,7 @@ except ImportError:  # Windows: two jobs with one output are not kept apart ther
 logger = logging.getLogger(__name__)
 
 NAME = "_manifest.jsonl"
-_FILE_NAME = re.compile(r"(part-\d{6,}|table)\.[a-z]+")
+_FILE_NAME = re.compile(r"part-\d{6,}\.[a-z]+|table\.[a-z]+(\.gz|\.bz2|\.zst)?")
 _FORMAT = 1
 _BEGINNING = b'{"chain": "'
 

@@ -17,6 +17,7 @@ import pyarrow as pa
 from pabee_fast.errors import InputError, JobError
 from pabee_fast.jobs.manifest import NAME, Manifest, PartRecord
 from pabee_fast.scoring.tally import Tally
+from pabee_fast.tables.bytes import compressed, compression
 from pabee_fast.tables.durable import (
     check_writable,
     durable_file,
@@ -42,11 +43,13 @@ class Output:
     table      the file to leave; None: a directory of parts is left
     directory  where the parts and the manifest lie
     format     of the parts, and so of the table
+    packed     the suffix of what the table is compressed by, such as .gz, as it is made of the parts; "": not at all
     """
 
     table: Path | None
     directory: Path
     format: str
+    packed: str = ""
 
     @classmethod
     def choose(cls, path: str, inputs: Sequence[Path], format: str | None, *, overwrite: bool) -> "Output":
@@ -76,7 +79,8 @@ class Output:
             if format not in (None, kind):
                 raise InputError(f"format={format!r}, but the suffix of {path} says {kind}: give one of them")
             target = Path(os.path.realpath(path))
-            output = cls(target, target.with_name(target.name + ".parts"), kind)
+            packed = Path(path).suffix.lower() if compression(path) else ""
+            output = cls(target, target.with_name(target.name + ".parts"), kind, packed)
             output._take_back()
             check_output(path, overwrite=overwrite or output.is_begun)
             for source in inputs:
@@ -208,9 +212,12 @@ class Output:
             name = manifest.parts[lost[0]].name
             raise JobError(f"{self.directory / name} was lost meanwhile: the same command makes it again")
         parts = [self.directory / manifest.parts[index].name for index in range(len(manifest.parts))]
-        whole = self._announced(manifest, f"table.{self.format}")
-        with durable_file(whole, "table", permissions=table) as file:
-            join_tables(self.format, parts, file)
+        whole = self._announced(manifest, f"table.{self.format}{self.packed}")
+        with (
+            durable_file(whole, "table", permissions=table) as file,
+            compressed(file, compression(whole)) as packed,
+        ):
+            join_tables(self.format, parts, packed)
         manifest.finish({"size": whole.stat().st_size, "hash": sha256_of(whole)})
         if table.exists() and not overwrite:
             raise InputError(f"{table} has come to exist meanwhile; it was left alone, the table is {whole}")

@@ -88,7 +88,7 @@ def score_table(
     Args:
         inputs: tables of texts (csv, tsv, jsonl, parquet, arrow; compressed too), directories or globs of them, or
             datasets saved by Hugging Face.
-        output: the table to write, whose suffix names its format; "DIRECTORY/" for parts.
+        output: the table to write, whose suffix names its format and compression (.csv.gz); "DIRECTORY/" for parts.
         model: a model directory or hub id.
         policy: when a row has settled, or its spelling ("patience:6"); None: the one stored with the model, as for
             `Scorer.from_pretrained`.

@@ -17,7 +17,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from pabee_fast.errors import InputError
-from pabee_fast.tables.bytes import READ_BUFFER, compression, open_file
+from pabee_fast.tables.bytes import COMPRESSIONS, READ_BUFFER, compressed, compression, open_file
 from pabee_fast.tables.csv import header_bytes
 from pabee_fast.tables.durable import durable_file
 from pabee_fast.tables.read import WRITTEN_FORMATS, Chunk, quoted, table_format
@@ -44,9 +44,12 @@ def output_format(path: str | os.PathLike[str]) -> str:
         kind = table_format(path)
     except InputError:
         kind = ""
-    if kind not in WRITTEN_FORMATS or compression(path):
-        names = ", ".join(f".{name}" for name in WRITTEN_FORMATS)
-        raise InputError(f"{path}: tables are written as {names}; choose one of these suffixes")
+    if kind not in WRITTEN_FORMATS or (kind == "parquet" and compression(path)):
+        names, others = ", ".join(f".{name}" for name in WRITTEN_FORMATS), ", ".join(COMPRESSIONS)
+        raise InputError(
+            f"{path}: tables are written as {names}; choose one of these suffixes (all but .parquet may be followed by "
+            f"one of {others})"
+        )
     return kind
 
 
@@ -84,7 +87,8 @@ def write_table(
     source: str | os.PathLike[str] | None = None,
     overwrite: bool = False,
 ) -> Iterator["TableWriter"]:
-    """Write the columns of `schema` followed by those of `results`; the suffix of `path` names the format.
+    """Write the columns of `schema` followed by those of `results`; the suffix of `path` names the format, and what it
+    is compressed by (.gz, .bz2, .zst; not parquet).
 
     The rows go to a temporary file in the same directory, which takes its place under `path` when the block ends well.
     When it ends in an exception nothing is left, and an older output stays as it was.
@@ -101,8 +105,11 @@ def write_table(
     """
     check_names(schema, results.names)
     target = check_output(path, source, overwrite)
-    with durable_file(target, "table", replace=overwrite) as file:
-        writer = open_writer(output_format(path), file, schema, results)
+    with (
+        durable_file(target, "table", replace=overwrite) as file,
+        compressed(file, compression(path)) as packed,
+    ):
+        writer = open_writer(output_format(path), packed, schema, results)
         try:
             yield writer
         finally:

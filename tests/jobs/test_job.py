@@ -48,7 +48,7 @@ def names_in(directory: Path) -> list[str]:
     return sorted(path.name for path in directory.iterdir())
 
 
-@pytest.mark.parametrize("suffix", SUFFIXES)
+@pytest.mark.parametrize("suffix", [*SUFFIXES, ".csv.gz", ".tsv.bz2", ".jsonl.zst"])
 def test_a_stopped_job_goes_on_and_leaves_the_same_table(
     suffix: str, local: Executor, run_job: RunJob, tmp_path: Path
 ) -> None:

@@ -116,7 +116,7 @@ def test_a_batch_is_zero_copy_where_it_fits_and_dictionaries_of_several_batches_
 def test_results_are_not_written_in_formats_that_are_only_read(tmp_path: Path) -> None:
     from pabee_fast.tables.open import write_table
 
-    for name in ("out.arrow", "out.csv.gz"):
+    for name in ("out.arrow", "out.parquet.gz"):
         with (
             pytest.raises(InputError, match=r"written as \.csv, \.tsv, \.jsonl, \.parquet"),
             write_table(tmp_path / name, pa.schema([]), RESULTS),

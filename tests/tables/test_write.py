@@ -1,5 +1,7 @@
 """A table appears only when it is whole, and never in place of what must stay."""
 
+import bz2
+import gzip
 import os
 from collections.abc import Iterator
 from pathlib import Path
@@ -9,6 +11,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from pabee_fast.errors import InputError
+from pabee_fast.tables.bytes import open_bytes
 from pabee_fast.tables.open import check_names, check_output, open_table, write_table
 from tests.tables.cases import RESULTS, SUFFIXES, convert, put, results_of, texts_of
 
@@ -156,3 +159,28 @@ def test_a_table_that_is_replaced_keeps_its_permissions(tmp_path: Path) -> None:
     with write_table(path, pa.schema([("text", pa.string())]), RESULTS, overwrite=True):
         assert [one.stat().st_mode & 0o777 for one in tmp_path.iterdir()] == [0o600, 0o600]  # from its first byte on
     assert path.stat().st_mode & 0o777 == 0o600
+
+
+@pytest.mark.parametrize("end", [".gz", ".bz2", ".ZST"])
+@pytest.mark.parametrize("suffix", [".csv", ".tsv", ".jsonl"])
+def test_a_compressed_table_holds_the_same_bytes_and_is_made_alike_twice(suffix: str, end: str, tmp_path: Path) -> None:
+    table = open_table(put(tmp_path / f"in{suffix}", ["a", 'b, "c"', "d\ne"] * 50), ["text"])
+    plain = convert(table, tmp_path / f"plain{suffix}").read_bytes()
+    one, two = (convert(table, tmp_path / f"{name}{suffix}{end}") for name in ("one", "two"))
+    assert one.read_bytes() == two.read_bytes() != plain
+    with open_bytes(one) as file:
+        assert file.read() == plain
+    unpack = {".gz": gzip.decompress, ".bz2": bz2.decompress}.get(end)
+    assert unpack is None or unpack(one.read_bytes()) == plain
+
+
+def test_a_compressed_table_that_fails_leaves_nothing_and_parquet_has_its_own_compression(tmp_path: Path) -> None:
+    for end in (".gz", ".bz2", ".zst"):
+        with (
+            pytest.raises(RuntimeError, match="stop"),
+            write_table(tmp_path / f"out.csv{end}", pa.schema([("text", pa.string())]), RESULTS),
+        ):
+            raise RuntimeError("stop")
+        with pytest.raises(InputError, match=r"all but \.parquet may be followed by one of \.gz, \.bz2, \.zst"):
+            check_output(tmp_path / f"out.parquet{end}")
+    assert not list(tmp_path.iterdir())
