@@ -184,9 +184,11 @@ def _stream(options: ScoreOptions, columns: Any) -> None:
 
 def _say_stopped(job: Any, watch: Watch) -> None:
     progress = job.progress
-    known = f" of {progress.total}" if progress.total is not None else ""
+    about = "about " if progress.total_estimated else ""
+    known = f" of {about}{progress.total}" if progress.total is not None else ""
     line = f"stopped: {progress.tally.rows}{known} rows are done; the same command goes on from there"
-    watch.on_end("stopped", rows=progress.tally.rows, total=progress.total)
+    figures = {"total": progress.total, "total_estimated": progress.total_estimated}
+    watch.on_end("stopped", rows=progress.tally.rows, **figures)
     print(f"pabee-fast: {line}", file=sys.stderr)
 
 

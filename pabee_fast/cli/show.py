@@ -49,10 +49,11 @@ def progress_bar(console: Console) -> Progress:
 
 
 class RowsDone(ProgressColumn):
-    """How many rows are done, of how many where that is known."""
+    """How many rows are done, of how many where that is known; "~" before an estimate."""
 
     def render(self, task: Task) -> Text:
-        of = "" if task.total is None else f"/{task.total:.0f}"
+        about = "~" if task.fields.get("estimated") else ""
+        of = "" if task.total is None else f"/{about}{task.total:.0f}"
         return Text(f"{task.completed:.0f}{of} rows")
 
 

@@ -61,7 +61,7 @@ class Bar(Watch):
             if exits.total() > self._scored:
                 self._scored = exits.total()
                 self._layers = sum(layer * count for layer, count in exits.items())
-            self._bar.update(self._task, total=progress.total)
+            self._bar.update(self._task, total=progress.total, estimated=progress.total_estimated)
             self._show()
 
     def _show(self) -> None:
@@ -86,6 +86,7 @@ class JsonLines(Watch):
             parts=progress.parts,
             rows=tally.rows,
             total=progress.total,
+            total_estimated=progress.total_estimated,
             errors=tally.errors,
             mean_exit_layer=None if not tally.exits else round(tally.mean_exit_layer, 4),
             rows_per_second=round(rate, 1),

@@ -8,7 +8,7 @@ import logging
 import re
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -79,7 +79,8 @@ class Progress:
 
     tally    of the parts that are durable, those of earlier runs included; its seconds are this run's
     resumed  rows that earlier runs had scored
-    total    how many rows there are; None where only reading them all would tell
+    total    how many rows there are; None where that is not known
+    total_estimated  whether that is estimated by the bytes of rows that are read, since only reading all would tell
     parts    how many are durable
     seconds  of this run, from the first row read to the output in place; 0 before
     workers  devices that compute
@@ -89,6 +90,7 @@ class Progress:
     tally: Tally
     resumed: int = 0
     total: int | None = None
+    total_estimated: bool = field(default=False, kw_only=True)
     parts: int = 0
     seconds: float = 0.0
     workers: int = 1
@@ -200,6 +202,9 @@ class Job:
                 self.output.write_part(manifest, part, chunk, named, results, scored.tally)
                 progress.tally.merge(scored.tally)
                 progress.parts += 1
+                if self.source.rows is None:
+                    total, progress.total_estimated = self.source.total()
+                    progress.total = total and max(total, progress.tally.rows)
                 on_part(progress)
                 self._check_errors(progress.tally)
 

@@ -18,7 +18,7 @@ import pyarrow as pa
 import pyarrow.csv
 
 from pabee_fast.errors import InputError
-from pabee_fast.tables.bytes import UTF8, open_bytes
+from pabee_fast.tables.bytes import UTF8, compression, open_bytes
 from pabee_fast.tables.read import (
     ROW_SIZE,
     SURROGATES,
@@ -57,6 +57,8 @@ class CsvTable(Table):
         super().__init__(path, text_columns, chunk_rows, chunk_bytes)
         csv.field_size_limit(max(csv.field_size_limit(), ROW_SIZE))
         self._encoding = reading.encoding
+        if compression(path) is None and self._encoding == UTF8 and self.opened is not None:
+            self.size = self.opened[0]
         self._dialect = Dialect.of(path, reading)
         self._told: set[str] = set()
         with self._bytes(0) as file:

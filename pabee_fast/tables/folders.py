@@ -28,6 +28,7 @@ class InFolders(Table):
             )
         self.opened = inside.opened
         self._inside, self._values = inside, list(said.values())
+        self.size = inside.size
         self.rows, self.mixed, self.untyped = inside.rows, inside.mixed, inside.untyped | said.keys()
         self.schema = inside.schema
         for name in said:

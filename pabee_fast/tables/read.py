@@ -124,6 +124,7 @@ class Table(ABC):
     text_columns  one name, or two for pairs
     schema        the input columns (`pyarrow.Schema`)
     rows          how many rows it has; None where only reading it all would tell (csv)
+    size          bytes that the places of its rows count up to; None where that is not known
     chunk_rows    most rows in a chunk; may be set before reading
     chunk_bytes   most bytes in a chunk, unless one row is larger
     untyped       columns of strings that may stand for numbers (csv)
@@ -132,6 +133,7 @@ class Table(ABC):
 
     schema: pa.Schema
     rows: int | None = None
+    size: int | None = None
     untyped: frozenset[str] = frozenset()
     mixed: frozenset[str] = frozenset()
 

@@ -15,6 +15,7 @@ from typing import Any
 import pyarrow as pa
 
 from pabee_fast.errors import InputError
+from pabee_fast.tables.count import RowCount
 from pabee_fast.tables.files import Found
 from pabee_fast.tables.folders import InFolders
 from pabee_fast.tables.jsonl import JsonTable, scan_json
@@ -84,6 +85,7 @@ class Source:
                     f"{_told(self.schema)}: files that are read as one table must have the same"
                 )
         self.names = _names(self.paths)
+        self._count = RowCount(self.tables)
 
     @property
     def folder_columns(self) -> list[str]:
@@ -95,6 +97,11 @@ class Source:
         """How many rows there are; None where only reading them all would tell."""
         known = [table.rows for table in self.tables if table.rows is not None]
         return sum(known) if len(known) == len(self.tables) else None
+
+    def total(self) -> tuple[int | None, bool]:
+        """Return how many rows there are, and whether that is estimated from those that `parts` has read; None where
+        even that cannot be."""
+        return self._count.total()
 
     def scan(self) -> Any:
         """Return what opening has learnt by reading, as JSON; None where it needs no reading."""
@@ -125,11 +132,13 @@ class Source:
             while True:
                 while index in done and done[index].file == file:
                     place, row = done[index].end, row + done[index].rows
+                    self._count.read_to(file, row, place.at)
                     index += 1
                 read = False
                 for chunk in table.chunks(place):
                     read = True
                     place = chunk.end
+                    self._count.read_to(file, row + chunk.batch.num_rows, place.at)
                     yield Part(index, file, row, chunk.batch.num_rows, place), chunk
                     index, row = index + 1, row + chunk.batch.num_rows
                     if index in done:
@@ -137,6 +146,7 @@ class Source:
                 if not read or index not in done or done[index].file != file:
                     break
             table.check_read(row)
+            self._count.read_all(file, row)
 
 
 def _open_json(paths: Sequence[File], text_columns: Sequence[str], scan: Any, reading: Reading) -> list[Table]:

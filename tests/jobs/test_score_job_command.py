@@ -107,6 +107,7 @@ def test_json_logs_are_one_document_a_line_and_end_with_the_summary(small_model:
     assert [event["event"] for event in events] == ["begin", "part", "part", "part", "end"]
     assert [event["rows"] for event in events] == [0, 10, 20, 30, 30]
     assert events[2]["total"] == 30 and events[2]["seconds_left"] is not None
+    assert not any(event.get("total_estimated") for event in events)
     assert events[-1]["settings"]["policy"] == "patience:1" and set(events[-1]["exits"]) <= set("123456")
     assert "wait" in events[-1]["spent"]
 
@@ -186,6 +187,17 @@ def test_the_audit_says_what_it_saw_and_cost_and_warns_where_it_contradicts_the_
         assert (tmp_path / f"{epsilon}.csv").read_bytes() == (tmp_path / "plain.csv").read_bytes()
 
 
+def test_json_logs_of_a_csv_estimate_its_rows(small_model: Path, tmp_path: Path) -> None:
+    (source := tmp_path / "in.csv").write_text("text\n" + "a good film\n" * 40)
+    words = ("--model", small_model, "--output", tmp_path / "out.csv", "--part-rows", "10", "--log-format", "json")
+    result = score(source, *words)
+    assert result.exit_code == 0, result.output
+    begun, *parts, _ = [json.loads(line) for line in result.stderr.splitlines() if line.startswith("{")]
+    assert begun["total"] is None and not begun["total_estimated"]
+    assert [abs(part["total"] - 40) <= 2 for part in parts] == [True] * 4
+    assert parts[-1]["total"] == 40 and not parts[-1]["total_estimated"] and parts[-1]["seconds_left"] == 0
+
+
 def test_a_bar_is_for_terminals_only_and_shows_rows_mean_exit_layer_and_time_left() -> None:
     from rich.console import Console
 
@@ -201,6 +213,10 @@ def test_a_bar_is_for_terminals_only_and_shows_rows_mean_exit_layer_and_time_lef
         bar.on_rows(20, 120)
         bar._bar.refresh()
     shown = console.export_text()
+    with Bar(console) as bar:
+        bar.on_part(Progress(tally, total=100, parts=1, total_estimated=True))
+        bar._bar.refresh()
+    assert "40/~100 rows" in console.export_text()
     assert "60/100 rows" in shown and "mean exit layer 4.00" in shown and "rows/s" in shown
 
 
