@@ -11,6 +11,8 @@ import torch
 from bench import record, tune
 from pabee_fast.runtime import tuned
 
+pytestmark = pytest.mark.slow
+
 
 def made(*, gpu: str = "NVIDIA H200", commit: str = "abcdef012", **lengths: dict[int, tuple[float, float]]) -> Any:
     """A record of these microseconds: case -> tokens of a row -> the library's and the short kernel's."""

@@ -13,6 +13,8 @@ import pabee_fast as pf
 from pabee_fast.calibration.learned_rows import LEARNED, LearnedRows
 from pabee_fast.training.fit_table import apart
 
+pytestmark = pytest.mark.slow
+
 Command = Callable[..., int]
 Tables = Callable[..., Path]
 Classifier = Callable[..., Path]

@@ -11,6 +11,8 @@ import pabee_fast as pf
 from pabee_fast.models.head_kinds import HeadSpec
 from pabee_fast.models.heads import spec_of
 
+pytestmark = pytest.mark.slow
+
 Command = Callable[..., int]
 Tables = Callable[..., Path]
 Rows = list[dict[str, Any]]
