@@ -12,6 +12,8 @@ import torch
 
 from bench import cases, job_cases, peers
 
+pytestmark = pytest.mark.slow
+
 SMALL = {**job_cases.TINY, "num_hidden_layers": 5}
 OPTIONS = "--model bert-tiny --rows 40 --rounds 1 --stock-rows 8 --stock-batches 2 4 --device cpu --so-far"
 
@@ -34,8 +36,6 @@ def test_jobs_are_held_against_the_slower_of_engine_and_tokenizer_and_told_as_th
     monkeypatch.setattr(
         peers, "stock_ways", lambda *args: {"a way": lambda texts, size: asked.append((len(texts), size))}
     )
-
-pytestmark = pytest.mark.slow
     lines = run(monkeypatch, capsys)
     assert [list(line["jobs"]) for line in (lines[0], lines[1], lines[-1])] == [[], ["full-depth"], [*peers.POLICIES]]
     assert lines[-2]["partial"] and "partial" not in lines[-1]
