@@ -44,8 +44,6 @@ class Recipe:
     texts: int | None = None
 
     def __post_init__(self) -> None:
-        if self.tokenizers is not None and self.tokenizers < 0:
-            raise InputError(f"tokenizers={self.tokenizers}: give 0 or more processes")
         if not 0 <= self.audit <= 1:
             raise InputError(f"audit={self.audit}: give a share of the rows, from 0 to 1")
 

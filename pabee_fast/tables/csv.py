@@ -276,6 +276,6 @@ def _joined(runs: list[_Run]) -> _Run:
 
 
 def header_bytes(path: Path) -> int:
-    """Return how many bytes the first record takes of a csv or tsv file that `tables_write` made."""
+    """Return how many bytes the first record takes of a csv or tsv file that `tables/write.py` made."""
     with path.open(encoding=UTF8, newline="") as file:
         return next(records(file, Dialect.of(path, Reading(quoting="minimal")), Place(), str(path))).end.at

@@ -8,7 +8,7 @@ Memory is bounded by one chunk and does not grow with the table. A scoring comma
         for chunk in table:
             writer.write(chunk, results_of(chunk))
 
-What a table is stands in `tables_read`, each format's reader in a file of its own, the writers in `tables_write`.
+What a table is stands in `read`, each format's reader in a file of its own, the writers in `write`.
 """
 
 import codecs

@@ -41,7 +41,7 @@ class Dialect(NamedTuple):
         quotes.
 
         Rows are what each have as many fields as there are columns. But where every field is in quotes, as
-        `tables_write` puts them around lines, a program has written them.
+        `tables/write.py` puts them around lines, a program has written them.
         """
         if len(fields) != width:
             return False
