@@ -165,9 +165,12 @@ def _short_attentions() -> Named:
             yield _attention(dtype, head_dim, longest)
     for dtype in (torch.float32, torch.bfloat16):
         yield _attention(dtype, 64, 64, is_masked=True)
+        yield _attention(dtype, 64, 64, has_biases=True)
         yield _attention(dtype, 64, 64, window=8)
     # In float32, which is for comparisons, all of it at once spills on gfx942 (25 registers).
     yield _attention(torch.bfloat16, 128, 64, kv_heads=4, **everything)
+    for head_dim, longest in ((64, 32), (32, 32), (32, 64), (128, 64)):
+        yield _attention(torch.bfloat16, head_dim, longest, has_biases=True)
 
 
 def _attention(
@@ -179,6 +182,7 @@ def _attention(
     window: int | None = None,
     is_masked: bool = False,
     has_holes: bool = False,
+    has_biases: bool = False,
 ) -> tuple[str, Launch]:
     """Of rows of any length, or of short ones up to `longest`."""
     query, key = (torch.empty(1, heads, head_dim, dtype=dtype) for heads in (12, kv_heads))
@@ -191,11 +195,14 @@ def _attention(
         positions=torch.empty(1, dtype=torch.int32) if has_holes else None,
     )
     words = {
-        "grouped": kv_heads < 12, "causal": is_causal, "window": window, "masked": is_masked, "holes": has_holes
+        "grouped": kv_heads < 12, "causal": is_causal, "window": window, "masked": is_masked, "holes": has_holes,
+        "biases": has_biases,
     }  # fmt: skip
     told = [word for word, is_told in words.items() if is_told]
     if longest is None:
         return _name("attention", dtype, head_dim, *told), attention_launch(*tensors, **options)
+    if has_biases:
+        options |= {"query_bias": query[0], "value_bias": key[0]}
     launch = short_attention_launch(*tensors, longest=longest, **options)
     return _name("short_attention", dtype, head_dim, longest, *told), launch
 

@@ -230,15 +230,20 @@ def attention_arguments(
     window: int | None = None,
     key_mask: Tensor | None = None,
     positions: Tensor | None = None,
+    **biases: Tensor | None,
 ) -> tuple[dict[str, Any], Heads]:
-    """Return the tensors and numbers that a kernel of attention is given, and what else it is compiled for."""
+    """Return the tensors and numbers that a kernel of attention is given, and what else it is compiled for.
+
+    Args:
+        biases: by the name of the kernel's parameter.
+    """
     _, heads, head_dim = query.shape
     _, kv_heads, value_dim = value.shape
     (query_token, query_head, _), (key_token, key_head, _) = query.stride(), key.stride()
     value_token, value_head, _ = value.stride()
     dtype, has_window = query.dtype, window is not None
     unit = math.gcd(16 // dtype.itemsize, query_token, query_head, key_token, key_head, value_token, value_head)
-    arguments = dict(
+    arguments: dict[str, Any] = dict(
         query_ptr=query,
         key_ptr=key,
         value_ptr=value,
@@ -246,6 +251,7 @@ def attention_arguments(
         cu_seqlens_ptr=cu_seqlens,
         key_mask_ptr=key_mask,
         positions_ptr=positions if has_window else None,
+        **biases,
         rows=cu_seqlens.shape[0] - 1,
         window=min(window or 0, _ANY_DISTANCE),
         scaling=(head_dim**-0.5 if scaling is None else scaling) * _LOG2_E,

@@ -278,11 +278,16 @@ def check_short_attention(
     window: int | None,
     key_mask: Tensor | None,
     positions: Tensor | None,
+    query_bias: Tensor | None,
+    value_bias: Tensor | None,
 ) -> None:
     """Raise ValueError, naming the argument, what was given and the fix, unless `short_attention` can take them all."""
     check_attention(query, key, value, cu_seqlens, window=window, key_mask=key_mask, positions=positions)
     if longest > MAX_SHORT_ROW:
         raise ValueError(f"longest is {longest}; a tile holds rows of up to {MAX_SHORT_ROW} tokens, so call attention")
+    for name, bias, of in (("query_bias", query_bias, query), ("value_bias", value_bias, value)):
+        if bias is not None:
+            check_tensor(name, bias, {"heads": of.shape[1], "numbers": of.shape[2]}, of.dtype, of.device)
 
 
 def check_add_norm(product: Tensor, bias: Tensor | None, residual: Tensor, gain: Tensor, shift: Tensor) -> None:

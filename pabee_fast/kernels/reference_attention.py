@@ -85,18 +85,26 @@ def short_attention(
     window: int | None = None,
     key_mask: Tensor | None = None,
     positions: Tensor | None = None,
+    query_bias: Tensor | None = None,
+    value_bias: Tensor | None = None,
 ) -> Tensor:
     """Attend within each of some short rows: `attention`, with its arguments and results.
 
     Args:
         longest: tokens of the longest row, or more; at most MAX_SHORT_ROW.
+        query_bias: [heads, head_dim], added to every query; None.
+        value_bias: [kv_heads, value_dim], added to every value; None. A bias of keys would change nothing: it adds the
+            same to all of a query's products.
 
     Raises:
         ValueError: a shape, dtype, device, layout or option does not fit.
     """
     check_short_attention(
-        query, key, value, cu_seqlens, longest=longest, window=window, key_mask=key_mask, positions=positions
-    )
+        query, key, value, cu_seqlens, longest=longest, window=window, key_mask=key_mask, positions=positions,
+        query_bias=query_bias, value_bias=value_bias,
+    )  # fmt: skip
+    query = query if query_bias is None else query + query_bias
+    value = value if value_bias is None else value + value_bias
     return attention(
         query, key, value, cu_seqlens, scaling=scaling, is_causal=is_causal, window=window, key_mask=key_mask,
         positions=positions,

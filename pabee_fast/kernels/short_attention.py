@@ -35,6 +35,8 @@ def attend_tile(
     value_ptr,
     key_mask_ptr,
     positions_ptr,
+    query_bias_ptr,
+    value_bias_ptr,
     begin,
     size,
     first,
@@ -57,6 +59,7 @@ def attend_tile(
     query_ptr, key_ptr: [all tokens, HEAD_DIM], of one head
     value_ptr: [all tokens, VALUE_DIM], likewise
     key_mask_ptr, positions_ptr: [all tokens] or None
+    query_bias_ptr, value_bias_ptr: [HEAD_DIM] and [VALUE_DIM], of that head, or None
     begin, size: the tile's first token, int64, and how many it has
     first, last: [tokens], where a token's row begins and ends in the tile
     """
@@ -68,6 +71,9 @@ def attend_tile(
     # [tokens, head]
     head_mask = is_token[:, None] & (head_offs < HEAD_DIM)[None, :]
     query = tl.load(query_ptr + token[:, None] * query_stride + head_offs[None, :], mask=head_mask, other=0.0)
+    if query_bias_ptr is not None:
+        bias = tl.load(query_bias_ptr + head_offs, mask=head_offs < HEAD_DIM, other=0.0).to(tl.float32)
+        query = (query.to(tl.float32) + bias[None, :]).to(query.dtype)
     key = tl.load(key_ptr + token[:, None] * key_stride + head_offs[None, :], mask=head_mask, other=0.0)
     # [tokens, value]
     value = tl.load(
@@ -104,7 +110,12 @@ def attend_tile(
     weights = tl.exp2(scores - tl.where(largest == float("-inf"), 0.0, largest)[:, None])
     total = tl.sum(weights, axis=1)
     weighted = tl.dot(weights.to(value.dtype), value, input_precision="ieee")
-    return weighted / tl.where(total == 0.0, 1.0, total)[:, None]
+    weighted = weighted / tl.where(total == 0.0, 1.0, total)[:, None]
+    if value_bias_ptr is not None:
+        # Weights add up to 1, so that it may come last; but to 0 of a query that sees no key.
+        bias = tl.load(value_bias_ptr + value_offs, mask=value_offs < VALUE_DIM, other=0.0).to(tl.float32)
+        weighted += tl.where((total == 0.0)[:, None], 0.0, bias[None, :])
+    return weighted
 
 
 @triton.jit(do_not_specialize=[*NUMBERS, "tokens"], do_not_specialize_on_alignment=MARKS)
@@ -116,6 +127,8 @@ def short_attention_kernel(
     cu_seqlens_ptr,
     key_mask_ptr,
     positions_ptr,
+    query_bias_ptr,
+    value_bias_ptr,
     rows,
     window,
     scaling,
@@ -147,6 +160,8 @@ def short_attention_kernel(
     cu_seqlens_ptr: [rows + 1] int32; no row is longer than BLOCK_TOKENS
     key_mask_ptr: [tokens] bool or None
     positions_ptr: [tokens] int32, or None where windows count places in the packed row
+    query_bias_ptr: [HEADS, HEAD_DIM], added to queries; None
+    value_bias_ptr: [HEADS / GROUP, VALUE_DIM], likewise
     scaling: times log2(e)
     *_stride: in STRIDE_UNIT elements, so that the compiler knows what divides them
     """
@@ -161,6 +176,10 @@ def short_attention_kernel(
     query_ptr += head.to(tl.int64) * (query_head_stride.to(tl.int64) * STRIDE_UNIT)
     key_ptr += kv_head * (key_head_stride.to(tl.int64) * STRIDE_UNIT)
     value_ptr += kv_head * (value_head_stride.to(tl.int64) * STRIDE_UNIT)
+    if query_bias_ptr is not None:
+        query_bias_ptr += head * HEAD_DIM
+    if value_bias_ptr is not None:
+        value_bias_ptr += head // GROUP * VALUE_DIM
 
     place = tl.arange(0, BLOCK_TOKENS)
     row = first_row_from(cu_seqlens_ptr, span_offset, rows)
@@ -183,9 +202,9 @@ def short_attention_kernel(
             fits = (end < span_end) & (after - begin <= BLOCK_TOKENS)
         # 2. Their attention, one softmax for all.
         out = attend_tile(
-            query_ptr, key_ptr, value_ptr, key_mask_ptr, positions_ptr, begin.to(tl.int64), end - begin, first, last,
-            query_stride, key_stride, value_stride, scaling, window, HEAD_DIM, VALUE_DIM, IS_CAUSAL, HAS_WINDOW,
-            BLOCK_TOKENS, BLOCK_HEAD, BLOCK_VALUE,
+            query_ptr, key_ptr, value_ptr, key_mask_ptr, positions_ptr, query_bias_ptr, value_bias_ptr,
+            begin.to(tl.int64), end - begin, first, last, query_stride, key_stride, value_stride, scaling, window,
+            HEAD_DIM, VALUE_DIM, IS_CAUSAL, HAS_WINDOW, BLOCK_TOKENS, BLOCK_HEAD, BLOCK_VALUE,
         )  # fmt: skip
         # [tokens, value]
         value_offs = tl.arange(0, BLOCK_VALUE)
@@ -208,6 +227,8 @@ def short_attention(
     window: int | None = None,
     key_mask: Tensor | None = None,
     positions: Tensor | None = None,
+    query_bias: Tensor | None = None,
+    value_bias: Tensor | None = None,
 ) -> Tensor:
     """Do what `reference.short_attention` says, with its arguments, in one launch and without waiting for the device.
 
@@ -218,8 +239,9 @@ def short_attention(
         ValueError: a shape, dtype, device, layout or option does not fit, or a head is larger than MAX_SHORT_HEAD.
     """
     check_short_attention(
-        query, key, value, cu_seqlens, longest=longest, window=window, key_mask=key_mask, positions=positions
-    )
+        query, key, value, cu_seqlens, longest=longest, window=window, key_mask=key_mask, positions=positions,
+        query_bias=query_bias, value_bias=value_bias,
+    )  # fmt: skip
     is_interpreted = not isinstance(short_attention_kernel, triton.JITFunction)
     check_on_device("query", query, is_interpreted)
     if is_interpreted and query.dtype == torch.bfloat16:
@@ -231,7 +253,7 @@ def short_attention(
         )
     return short_attention_unchecked(
         query, key, value, cu_seqlens, longest=longest, scaling=scaling, is_causal=is_causal, window=window,
-        key_mask=key_mask, positions=positions,
+        key_mask=key_mask, positions=positions, query_bias=query_bias, value_bias=value_bias,
     )  # fmt: skip
 
 
@@ -246,9 +268,19 @@ def short_attention_unchecked(
 
 
 def short_attention_launch(
-    query: Tensor, key: Tensor, value: Tensor, out: Tensor, cu_seqlens: Tensor, *, longest: int, **options: Any
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    out: Tensor,
+    cu_seqlens: Tensor,
+    *,
+    longest: int,
+    query_bias: Tensor | None = None,
+    value_bias: Tensor | None = None,
+    **options: Any,
 ) -> Launch:
     """Return the launch that `short_attention` runs on checked arguments to fill `out`, not empty."""
+    options |= {"query_bias_ptr": query_bias, "value_bias_ptr": value_bias}
     arguments, heads = attention_arguments(query, key, value, out, cu_seqlens, **options)
     arguments["tokens"] = tokens = query.shape[0]
     constants = short_attention_constants(heads, longest > MAX_SHORT_ROW // 2)

@@ -29,9 +29,9 @@ from pabee_fast.models.head import through_pooler
 from pabee_fast.runtime import choice, varlen
 
 __all__ = [
-    "ExitHead", "ExitRows", "ExitRule", "Plan", "RowState", "attention", "attention_in_use", "check_head", "count",
-    "exit_step", "gather", "has_kernels", "kernels_in_use", "linear_act", "linear_add_norm", "memory_words",
-    "observe", "plan", "pool", "through_pooler",
+    "ExitHead", "ExitRows", "ExitRule", "Plan", "RowState", "adds_biases", "attention", "attention_in_use",
+    "check_head", "count", "exit_step", "gather", "has_kernels", "kernels_in_use", "linear_act", "linear_add_norm",
+    "memory_words", "observe", "plan", "pool", "through_pooler",
 ]  # fmt: skip
 
 logger = logging.getLogger(__name__)
@@ -222,6 +222,7 @@ def attention(
     is_causal: bool = False,
     window: int | None = None,
     is_ours: bool = False,
+    **biases: Tensor,
 ) -> Tensor:
     """Return attention within each row of a packed batch, by what serves these tensors best; see `attention_in_use`.
 
@@ -236,6 +237,7 @@ def attention(
         window: a query sees the keys fewer than so many tokens away, on both sides unless `is_causal`; transformers'
             `sliding_window` as its layers pass it on. None: all of the row.
         is_ours: whether the tensors come from a block of ours, whose weights were checked, so that they need not be.
+        biases: query_bias and value_bias, where `adds_biases` says so; see `kernels.reference.short_attention`.
 
     Returns:
         [tokens, heads, value_dim], contiguous; zeros for a query that sees no key.
@@ -254,6 +256,7 @@ def attention(
         attend = _kernel("short_attention", query)
         if not is_ours:
             check_attention(query, key, value, layout.cu_seqlens, window=window, **marks)
+        options |= biases
         return cast(Tensor, attend(query, key, value, layout.cu_seqlens, longest=longest, **options, **marks))
     is_plain = layout.key_mask is None and positions is None and value.shape[-1] == query.shape[-1]
     if is_plain and asked != "kernel":
@@ -267,6 +270,13 @@ def attention(
     if attend is not reference.attention and not is_ours:
         check_attention(query, key, value, layout.cu_seqlens, window=window, **marks)
     return cast(Tensor, attend(query, key, value, layout.cu_seqlens, **options, **marks))
+
+
+def adds_biases(hidden: Tensor, head_dim: int, layout: Layout) -> bool:
+    """Return whether `attention` of a block, of what is projected from `hidden`, adds the biases of queries and values
+    itself."""
+    longest, asked = layout.max_seqlen, layout.attention
+    return choice.takes_short(hidden.device, hidden.dtype, head_dim, longest, asked)
 
 
 @functools.cache

@@ -36,6 +36,8 @@ class AttentionCase:
     """Whether the padded layout had hidden tokens between the packed ones."""
     is_joined: bool = False
     """Whether query, key and value are views of one projection, [tokens, heads in all, head_dim]."""
+    has_biases: bool = False
+    """Whether queries and values, of short rows alone, have biases yet to be added."""
 
     def __str__(self) -> str:
         longest = max(self.lengths, default=0)
@@ -43,6 +45,7 @@ class AttentionCase:
             f"{len(self.lengths)}x{longest}", f"{self.heads}-{self.kv_heads}-{self.head_dim}-{self.value_dim or ''}",
             "causal" if self.is_causal else "", f"window{self.window}" if self.window else "", self.hidden or "",
             "holes" if self.has_holes else "", "joined" if self.is_joined else "",
+            "biases" if self.has_biases else "",
         ]  # fmt: skip
         return "-".join(word for word in words if word)
 
@@ -81,6 +84,15 @@ class AttentionCase:
         if not self.has_holes:
             return None
         return torch.randint(1, 4, (self.tokens,), generator=torch.Generator().manual_seed(2)).cumsum(0).int()
+
+    def biases(self, dtype: torch.dtype, device: str = "cpu") -> dict[str, Tensor]:
+        """Return the biases of queries, keys and values by those words; nothing where there are none."""
+        if not self.has_biases:
+            return {}
+        generator, sizes = torch.Generator().manual_seed(3), [self.head_dim, self.head_dim]
+        shapes = zip((self.heads, self.kv_heads, self.kv_heads), [*sizes, self.value_dim or self.head_dim], strict=True)
+        made = [torch.randn(shape, generator=generator).to(device, dtype) for shape in shapes]
+        return dict(zip(("query", "key", "value"), made, strict=True))
 
     def options(self, device: str = "cpu") -> dict[str, Any]:
         """Return the keyword arguments."""
@@ -171,6 +183,9 @@ SHORT_CASES = [
     *(AttentionCase(lengths=WIDE, hidden=hidden, heads=4) for hidden in ("first", "every", "some")),
     AttentionCase(lengths=WIDE, hidden="some", window=9, has_holes=True),
     AttentionCase(lengths=NARROW, hidden="first", window=9, has_holes=True, is_causal=True),
+    AttentionCase(lengths=WIDE, head_dim=64, is_joined=True, has_biases=True),
+    AttentionCase(lengths=NARROW, head_dim=20, value_dim=24, heads=4, hidden="every", has_biases=True),
+    AttentionCase(lengths=WIDE, heads=6, head_dim=32, is_causal=True, hidden="some", has_biases=True),
 ]
 
 
@@ -181,10 +196,14 @@ def short(attention: Callable[..., Tensor], lengths: Sequence[int]) -> Callable[
 
 def check_attention(attention: Callable[..., Tensor], case: AttentionCase, dtype: torch.dtype, device: str) -> None:
     """Hold attention against its formula, on the numbers as `dtype` holds them."""
-    tensors = case.tensors(dtype, device)
-    got = attention(*tensors, case.cu_seqlens().to(device), **case.options(device))
+    tensors, biases = case.tensors(dtype, device), case.biases(dtype, device)
+    given = {f"{name}_bias": bias for name, bias in biases.items() if name != "key"}
+    got = attention(*tensors, case.cu_seqlens().to(device), **case.options(device), **given)
     assert (got.dtype, got.device.type, got.is_contiguous()) == (dtype, device, True)
-    assert_close(got.cpu().double(), softmax_maths(case, *(tensor.cpu() for tensor in tensors)), dtype)
+    tensors = [tensor.cpu() for tensor in tensors]
+    if biases:  # keys with theirs: it must make no difference
+        tensors = [tensor.double() + bias.cpu() for tensor, bias in zip(tensors, biases.values(), strict=True)]
+    assert_close(got.cpu().double(), softmax_maths(case, *tensors), dtype)
 
 
 def check_neighbours_do_not_matter(

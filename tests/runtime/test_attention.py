@@ -12,8 +12,9 @@ from transformers.masking_utils import (
 )
 
 import pabee_fast as pf
+from pabee_fast.kernels import reference
 from pabee_fast.layout import Layout
-from pabee_fast.runtime import choice, ops, varlen
+from pabee_fast.runtime import block, choice, ops, varlen
 from pabee_fast.runtime.attention import NAME, packed_attention, packed_attention_in
 from pabee_fast.runtime.engine import Engine
 from pabee_fast.runtime.pack import cumulative, pack
@@ -419,3 +420,27 @@ def test_the_route_is_registered_for_masks_too_and_taken_back() -> None:
     assert config._attn_implementation == "sdpa"
     # A name without a mask function would get no mask at all, silently.
     assert NAME in AttentionInterface().keys() and NAME in AttentionMaskInterface().keys()  # noqa: SIM118
+
+
+@pytest.mark.parametrize("name", ["bert", "albert", "roberta"])
+def test_attention_of_short_rows_adds_the_biases_of_a_joined_projection(
+    name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(block, "JOINED", {"cpu"})
+    given, real = [], reference.short_attention
+
+    def noted(*args: Any, **options: Any) -> torch.Tensor:
+        given.append(options)
+        return real(*args, **options)
+
+    monkeypatch.setattr(reference, "short_attention", noted)
+    model = zoo.stock_model(name)
+    with torch.no_grad():
+        for bias in (each for key, each in model.named_parameters() if key.endswith("bias")):
+            bias.normal_()
+    batch = zoo.rows(name, LENGTHS)
+    expected = model(**batch).logits
+    got = Engine(model, attention="short").run(pack(model, **batch), pf.FullDepth())
+    assert_close(got.logits, expected)
+    assert len(given) == model.config.num_hidden_layers
+    assert all({"query_bias", "value_bias"} <= options.keys() for options in given)
