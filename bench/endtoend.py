@@ -115,7 +115,7 @@ class Setup:
         others |= {f"waves of {n}": {"token_budget": n} for n in args.waves}
         return cls(
             device, dtype, rows,
-            batch=pack(ours, **padded(rows.input_ids, torch.device("cpu"))),
+            batch=pack(ours, **padded(rows.input_ids, device)),  # as stock's
             stock=stock,
             batches={size: stock_batches(rows, size, device) for size in args.stock_batches},
             engine=Engine(ours, token_budget=budget),

@@ -4,7 +4,7 @@
 #
 #   bench/gpu.sh                 the whole
 #   bench/gpu.sh --quick         under two minutes: few tests, one model, the drop-in
-#   bench/gpu.sh --tune          attention of short rows by length, head and block; `python -m bench.tune write` then
+#   bench/gpu.sh --tune          attention of short rows and products with GELU alone; `python -m bench.tune write` then
 #                                makes the table that the runtime reads from the records in bench/results
 #   bench/gpu.sh --rehearse      all steps at tiny sizes on a CPU; the record goes to bench/local, which git ignores
 #   bench/gpu.sh --seconds N     all in all (475); a step that comes to an end of it is cut short, the rest is left out
@@ -102,6 +102,12 @@ gpu_tests() {
         -n $((processes < 1 ? 1 : processes > 15 ? 15 : processes)) "${@:3}" \
         tests/kernels/test_gpu.py tests/runtime/test_cuda.py
 }
+# What was just measured chooses the kernels of what follows, as it will once the record is in the repository.
+use_what_was_measured() {
+    "$python" -m bench.record write "$steps" --commit "$commit" --mode tune --output "$work/tuned" >/dev/null &&
+        "$python" -m bench.tune write --results "$work/tuned" >/dev/null &&
+        sed -n 's/^    \("sm_[^#]*\).*/tuned: \1/p' pabee_fast/runtime/tuned.py || echo 'the tables stay as they are'
+}
 bench() { step "$1" "$2" "$python" -m "bench.$3" "${@:4}"; }
 micro() {
     step micro "$1" "$python" -m pytest -q bench/micro -p bench.kept --kept "$steps/micro.kept" \
@@ -112,20 +118,21 @@ bench machine 60 record machine
 case $mode in
     full)
         reserve=125  # for all GPU tests: 570 of them took 86 s on 16 cores, and there are more now
-        gpu_tests tests-first 60 -k 'label_set and agreement'
-        bench ceilings 25 ceilings
-        bench bert-base-sst2 110 endtoend --so-far --rows 32768 --rounds 4 --exits skewed \
-            --stock-batches 1024 512 256 --attention short kernel --under-way 1 2 --waves 32768 65536
+        gpu_tests tests-first 40 -k 'short or linear_gelu'
+        bench ceilings 15 ceilings
+        bench attention 80 tune measure --so-far --rounds 3
+        use_what_was_measured
+        bench bert-base-sst2 90 endtoend --so-far --rows 32768 --rounds 4 --exits skewed \
+            --stock-batches 1024 512 256 --attention library --under-way 1 3 --waves 65536
         bench dropin 40 dropin --so-far --device cuda --rounds 11
         bench host 20 host --rounds 15
-        bench whole-job 120 peers --so-far
-        bench attention 35 tune measure --so-far --rounds 3
-        bench bert-large-sst2 50 endtoend --so-far --model bert-large --rows 8192 --rounds 3 --stock-batches 512 256 \
+        bench bert-large-sst2 55 endtoend --so-far --model bert-large --rows 8192 --rounds 3 --stock-batches 512 256 \
             --exits skewed
-        bench bert-base-128 40 endtoend --so-far --lengths 128 --rows 4096 --rounds 3 --stock-batches 512 128 \
-            --waves 65536 262144
-        bench bert-base-512 30 endtoend --so-far --lengths 512 --rows 1024 --rounds 3 --stock-batches 128 32
-        micro 100 --cases full --micro-rounds 10
+        bench whole-job 110 peers --so-far
+        bench bert-base-128 35 endtoend --so-far --lengths 128 --rows 4096 --rounds 3 --stock-batches 512 128 \
+            --waves 262144
+        micro 60 --cases full --micro-rounds 10
+        bench bert-base-512 25 endtoend --so-far --lengths 512 --rows 1024 --rounds 3 --stock-batches 128 32
         reserve=0
         gpu_tests tests 170
         ;;
@@ -136,7 +143,7 @@ case $mode in
         bench dropin 20 dropin --so-far --device cuda --rounds 5
         ;;
     tune)
-        gpu_tests tests-first 90 -k short
+        gpu_tests tests-first 90 -k 'short or linear_gelu'
         bench ceilings 15 ceilings
         bench attention 200 tune measure --so-far --rounds 7
         ;;

@@ -12,13 +12,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from bench.micro.product import product_gelu_launch
 from pabee_fast.kernels.add_norm import add_norm_launch
 from pabee_fast.kernels.attention import attention_launch
 from pabee_fast.kernels.bias_act import bias_act_launch
 from pabee_fast.kernels.checks import (
     FEATURE_DTYPES,
-    INNER_ACTIVATIONS,
     KINDS,
     POOLINGS,
     RULES,
@@ -28,9 +26,12 @@ from pabee_fast.kernels.checks import (
     RowState,
     memory_words,
 )
+from pabee_fast.kernels.checks_layer import ID_DTYPES, INNER_ACTIVATIONS
 from pabee_fast.kernels.compact import gather_launch, plan_launch
+from pabee_fast.kernels.embed_norm import embed_norm_launch
 from pabee_fast.kernels.exit_step import exit_step_launch
 from pabee_fast.kernels.launch import MAX_CLASSES, MAX_HIDDEN_SIZE, MAX_SHORT_HEAD, Launch, Plan
+from pabee_fast.kernels.linear_gelu import linear_gelu_launch
 from pabee_fast.kernels.pool import pool_launch
 from pabee_fast.kernels.short_attention import short_attention_launch
 
@@ -60,7 +61,8 @@ def _every() -> Named:
     yield from _short_attentions()
     yield from _add_norms()
     yield from _bias_acts()
-    yield from _products()
+    yield from _linear_gelus()
+    yield from _embeddings()
 
 
 def _name(*words: object) -> str:
@@ -221,7 +223,18 @@ def _bias_acts() -> Named:
         yield _name("bias_act", dtype, activation), bias_act_launch(product, bias, activation=activation)
 
 
-def _products() -> Named:
-    dtype = torch.bfloat16
-    hidden, weight, bias, out = (torch.empty(size, dtype=dtype) for size in ((1, 768), (3072, 768), (3072,), (1, 3072)))
-    yield _name("product_gelu", dtype), product_gelu_launch(hidden, weight, bias, out)
+def _embeddings() -> Named:
+    """Yield BERT's sizes, and ids as callers and tokenizers give them."""
+    for hidden_size, dtype, ids in itertools.product((768, 1024), FEATURE_DTYPES, ID_DTYPES):
+        table, row = torch.empty(1, hidden_size, dtype=dtype), torch.empty(hidden_size, dtype=dtype)
+        place = torch.empty(1, dtype=ids)
+        launch = embed_norm_launch(table, place, place, place, table, table, table, row, row, eps=1e-12)
+        yield _name("embed_norm", hidden_size, dtype, ids), launch
+
+
+def _linear_gelus() -> Named:
+    """Yield half precision alone: float32 is for comparisons."""
+    for dtype in (torch.float16, torch.bfloat16):
+        sizes = ((1, 768), (3072, 768), (3072,), (1, 3072))
+        hidden, weight, bias, out = (torch.empty(size, dtype=dtype) for size in sizes)
+        yield _name("linear_gelu", dtype), linear_gelu_launch(hidden, weight, bias, out)

@@ -1,5 +1,7 @@
 """Wall-clock times of variants that take turns, so that a noisy machine disturbs all of them alike."""
 
+import contextlib
+import gc
 import os
 import platform
 import statistics
@@ -34,19 +36,33 @@ def turns(
 
     The order turns by one from round to round, so that no variant always follows the same one. `time.process_time` for
     clock counts the processor's seconds alone, which other programs on a busy machine lengthen less. `uncounted` rounds
-    come before those that are counted; 0 where all variants have just run.
+    come before those that are counted; 0 where all variants have just run. As in `timeit` no garbage is collected while
+    the clock runs: a full collection takes milliseconds, and would count for whoever it happened to.
     """
     names = list(variants)
     seconds: dict[str, list[float]] = {name: [] for name in names}
     for turn in range(uncounted + rounds):
         for name in names[turn % len(names) :] + names[: turn % len(names)]:
             wait_for(device)
-            started = clock()
-            variants[name]()
-            wait_for(device)
+            with _no_collection():
+                started = clock()
+                variants[name]()
+                wait_for(device)
+                taken = clock() - started
             if turn >= uncounted:
-                seconds[name].append(clock() - started)
+                seconds[name].append(taken)
                 yield seconds
+
+
+@contextlib.contextmanager
+def _no_collection() -> Iterator[None]:
+    was_enabled = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if was_enabled:
+            gc.enable()
 
 
 def wait_for(device: torch.device) -> None:

@@ -1,4 +1,5 @@
-"""Which attention serves short rows fastest, by length, head and block, and the table that the runtime reads.
+"""Which attention serves short rows fastest, and from how many tokens on a product ends with its GELU: the table that
+the runtime reads.
 
     python -m bench.tune measure    times them on this device; a step of bench/gpu.sh, alone with --tune
     python -m bench.tune write      pabee_fast/runtime/tuned.py, from the records in bench/results and nothing else
@@ -33,19 +34,22 @@ from pabee_fast.kernels.checks import MAX_SHORT_ROW
 from pabee_fast.kernels.launch import short_attention_constants
 from pabee_fast.kernels.prepared import Constants
 from pabee_fast.layout import Layout
-from pabee_fast.runtime import ops, varlen
+from pabee_fast.runtime import choice, ops, varlen
 from pabee_fast.runtime.choice import architecture
 from pabee_fast.runtime.device import choose_device
 
-LENGTHS = (8, 16, 24, 32, 33, 40, 48, 56, 64)
+LENGTHS = (8, 16, 24, 32, 33, 48, 64)
 """Tokens of every row. 33 is the first that takes the large tile."""
 HEADS = {64: 12, 32: 12, 128: 6}
 """Size of a head -> how many: BERT's, MiniLM's, and large ones of as many numbers."""
 DTYPES = {"bfloat16": torch.bfloat16, "float16": torch.float16}
 SPANS, WARPS = (1, 2, 4, 8), (2, 4, 8)
 """Tiles of a program of the kernel for short rows, and its warps."""
+TOKENS = (8_192, 16_384, 32_768, 65_536, 131_072)
+"""Of a product with GELU, from `HIDDEN_SIZES` to four times as many numbers: MiniLM's, BERT-base's and BERT-large's."""
+HIDDEN_SIZES = (768, 384, 1024)
 WORTH = 0.97
-"""The kernel for short rows is taken where its time is at most so much of the next best one's."""
+"""A kernel of ours is taken where its time is at most so much of the next best one's."""
 TABLE = Path(__file__).parents[1] / "pabee_fast" / "runtime" / "tuned.py"
 
 
@@ -60,6 +64,7 @@ def measure(args: argparse.Namespace, tell: Tell) -> dict[str, Any]:
         "rounds": args.rounds,
         "sst2": {},
         "by_length": {},
+        "by_tokens": {},
         "blocks": {},
     }
     generator = torch.Generator(device).manual_seed(0)
@@ -73,7 +78,12 @@ def measure(args: argparse.Namespace, tell: Tell) -> dict[str, Any]:
     wave = case(lengths, "bfloat16", 64)
     found["sst2"] = wave.times(args.rounds) | {"least": 1e6 * limits.least_seconds(wave.moved)}
     tell(found)
-    # 2. Lengths, which the runtime's table is made from.
+    # 2. Products, and lengths, which the runtime's tables are made from.
+    for dtype, hidden_size in itertools.product(DTYPES, HIDDEN_SIZES):
+        table = found["by_tokens"].setdefault(f"{dtype}, hidden size {hidden_size}", {})
+        for tokens in args.product_tokens:
+            table[tokens] = product_times(tokens, hidden_size, DTYPES[dtype], device, args.rounds)
+            tell(found)
     for dtype, head_dim in itertools.product(DTYPES, HEADS):
         table = found["by_length"].setdefault(f"{dtype}, heads of {head_dim}", {})
         for length in args.lengths:
@@ -138,14 +148,47 @@ class Case:
             return self.call("short")
 
     def _sample(self, calls: Mapping[str, Call], rounds: int) -> dict[str, float]:
-        answers = {name: (call(),) for name, call in calls.items()}
-        answers["reference"] = (reference.attention(self._query, self._key, self._value, self._cu_seqlens),)
-        try:
-            same(answers, tolerance=TOLERANCE[self.dtype])
-        except AssertionError as error:
-            raise SystemExit(str(error)) from None
-        seconds = graphs.sample(calls, self.device, rounds=rounds)
-        return {name: 1e6 * statistics.median(times) for name, times in seconds.items()}
+        expected = reference.attention(self._query, self._key, self._value, self._cu_seqlens)
+        return sampled(calls, expected, self.device, rounds)
+
+
+def product_times(
+    tokens: int, hidden_size: int, dtype: torch.dtype, device: torch.device, rounds: int
+) -> dict[str, float]:
+    """Return median microseconds of a product with GELU, by the library's and a pass, and by ours in one launch.
+
+    Raises:
+        SystemExit: their answers differ.
+    """
+    generator, width = torch.Generator(device).manual_seed(0), 4 * hidden_size
+    shapes = ((tokens, hidden_size), (width, hidden_size), (width,))
+    hidden, weight, bias = (torch.randn(shape, generator=generator, device=device) for shape in shapes)
+    hidden, weight, bias = hidden.to(dtype), (weight * hidden_size**-0.5).to(dtype), bias.to(dtype)
+
+    def call(least: int | None) -> Tensor:
+        with mock.patch.object(choice, "_least_tokens", lambda *asked: least):
+            return ops.linear_act(hidden, weight, bias, activation="gelu")
+
+    calls: dict[str, Call] = {
+        "product and pass": functools.partial(call, None), "one launch": functools.partial(call, 0)
+    }  # fmt: skip
+    return sampled(calls, reference.linear_gelu(hidden, weight, bias), device, rounds)
+
+
+def sampled(calls: Mapping[str, Call], expected: Tensor, device: torch.device, rounds: int) -> dict[str, float]:
+    """Return median microseconds of each call, once all answers are as expected.
+
+    Raises:
+        SystemExit: they are not.
+    """
+    answers = {name: (call(),) for name, call in calls.items()} | {"reference": (expected,)}
+    try:
+        same(answers, tolerance=TOLERANCE[expected.dtype])
+    except AssertionError as error:
+        raise SystemExit(str(error)) from None
+    del answers
+    seconds = graphs.sample(calls, device, rounds=rounds)
+    return {name: 1e6 * statistics.median(times) for name, times in seconds.items()}
 
 
 @contextlib.contextmanager
@@ -179,44 +222,82 @@ def most_short(times: Mapping[str, Mapping[str, float]]) -> int:
     return most
 
 
-def chosen(records: Sequence[Mapping[str, Any]]) -> dict[tuple[str, str, int], tuple[int, str]]:
-    """Architecture, dtype and size of a head -> the most tokens of a row for the kernel for short rows, and why.
+def least_tokens(times: Mapping[str, Mapping[str, float]]) -> int | None:
+    """Return the fewest tokens from which on a product should end with its GELU; None: it should not.
 
-    A record in which a GPU test of attention failed, or those of a whole run did not all run, chooses nothing. Where
-    several GPUs are of one architecture, the least of what theirs say.
+    Args:
+        times: tokens -> way -> microseconds. One launch must win at every number measured from that one on.
     """
-    found: dict[tuple[str, str, int], tuple[int, str]] = {}
+    least = None
+    for tokens, by_name in sorted(((int(tokens), by_name) for tokens, by_name in times.items()), reverse=True):
+        if by_name["one launch"] > WORTH * by_name["product and pass"]:
+            break
+        least = tokens
+    return least
+
+
+Choice = dict[tuple[str, str, int], tuple[int, str]]
+"""Architecture, dtype and a size -> a number of tokens, and the records by which it was chosen."""
+
+
+def chosen(records: Sequence[Mapping[str, Any]]) -> tuple[Choice, Choice]:
+    """Return, by the size of a head, the most tokens of a row for the kernel for short rows; and, by hidden size, the
+    fewest tokens with which a product ends with its GELU.
+
+    A record in which a GPU test of the kernel failed, or those of a whole run did not all run, chooses nothing. Where
+    several GPUs are of one architecture, what all of theirs say.
+    """
+    rows: Choice = {}
+    products: dict[tuple[str, str, int], tuple[int | None, str]] = {}
     for each in records:
         figures, gate = each["steps"].get("attention", {}).get("figures") or {}, each["gate"]
-        have_run = gate["passed"] and (gate["complete"] or each["mode"] == "tune")
-        if not have_run or any("attention" in failure["test"] for failure in gate["failures"]):
+        if not gate["passed"] or not (gate["complete"] or each["mode"] == "tune"):
             continue
+        failed = " ".join(failure["test"] for failure in gate["failures"])
         source = f"{each['machine']['gpu']}, {each['commit'][:7]}"
-        for name, times in figures.get("by_length", {}).items():
+        for name, times in figures.get("by_length", {}).items() if "attention" not in failed else ():
             dtype, head_dim = name.split(", heads of ")
             key = figures["architecture"], dtype, int(head_dim)
-            most, sources = found.get(key, (MAX_SHORT_ROW, ""))
-            found[key] = min(most, most_short(times)), f"{sources}; {source}" if sources else source
-    return {key: value for key, value in sorted(found.items()) if value[0]}
+            most, sources = rows.get(key, (MAX_SHORT_ROW, ""))
+            rows[key] = min(most, most_short(times)), f"{sources}; {source}" if sources else source
+        for name, times in figures.get("by_tokens", {}).items() if "linear_gelu" not in failed else ():
+            dtype, hidden_size = name.split(", hidden size ")
+            key = figures["architecture"], dtype, int(hidden_size)
+            known, sources = products.get(key, (0, ""))
+            least = least_tokens(times)
+            least = None if known is None or least is None else max(known, least)
+            products[key] = least, f"{sources}; {source}" if sources else source
+    return (
+        {key: value for key, value in sorted(rows.items()) if value[0]},
+        {key: (least, why) for key, (least, why) in sorted(products.items()) if least is not None},
+    )
 
 
-HEAD = '''"""What was measured of attention for short rows: `python -m bench.tune write` makes it, from records."""
+TEXT = '''"""What was measured of kernels on GPUs: `python -m bench.tune write` makes it, from records."""
 
 import torch
 
 SHORT_ROWS: dict[tuple[str, torch.dtype, int], int] = {%s}
 """Architecture, dtype and size of a head -> the most tokens of a batch's longest row with which the kernel for short
 rows is faster than what else serves."""
+
+LINEAR_GELU: dict[tuple[str, torch.dtype, int], int] = {%s}
+"""Architecture, dtype and hidden size -> the fewest tokens with which a product that ends with its GELU is faster
+than the library's product and a pass."""
 '''
 
 
-def source(table: Mapping[tuple[str, str, int], tuple[int, str]]) -> str:
-    """Return the text of the runtime's table."""
-    lines = [
-        f'    ("{place}", torch.{dtype}, {head_dim}): {most},  # {records}\n'
-        for (place, dtype, head_dim), (most, records) in table.items()
-    ]
-    return HEAD % (f"\n{''.join(lines)}" if lines else "")
+def source(*tables: Choice) -> str:
+    """Return the text of the runtime's tables."""
+
+    def lines(table: Choice) -> str:
+        told = [
+            f'    ("{place}", torch.{dtype}, {size}): {tokens},  # {records}\n'
+            for (place, dtype, size), (tokens, records) in table.items()
+        ]
+        return f"\n{''.join(told)}" if told else ""
+
+    return TEXT % tuple(map(lines, tables))
 
 
 def show(found: Mapping[str, Any]) -> str:
@@ -231,6 +312,9 @@ def show(found: Mapping[str, Any]) -> str:
     for case, times in found["by_length"].items():
         lines += [line(f"{length} tokens, {case}", each) for length, each in times.items()]
     told = [columns(lines)]
+    for case, by_tokens in found["by_tokens"].items():
+        for tokens, times in by_tokens.items():
+            told.append(f"{tokens} tokens, {case}: {', '.join(f'{name} {us:.1f}' for name, us in times.items())} us")
     for name, times in found["blocks"].items():
         if times:
             best = min(times, key=times.__getitem__)
@@ -245,6 +329,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     measuring = commands.add_parser("measure")
     measuring.add_argument("--tokens", type=int, default=131_072, help="of a wave")
     measuring.add_argument("--lengths", type=int, nargs="+", default=list(LENGTHS), help="of rows")
+    measuring.add_argument("--product-tokens", type=int, nargs="+", default=list(TOKENS), help="of products with GELU")
     measuring.add_argument("--rounds", type=int, default=5)
     measuring.add_argument("--device", default="auto")
     add_so_far(measuring)
@@ -252,9 +337,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     writing.add_argument("--results", type=Path, default=record.RESULTS)
     args = parser.parse_args(arguments)
     if args.command == "write":
-        table = chosen(list(record.newest(args.results, step="attention").values()))
-        TABLE.write_text(source(table))
-        print(f"{TABLE}: {len(table)} lines")
+        tables = chosen(list(record.newest(args.results, step="attention").values()))
+        TABLE.write_text(source(*tables))
+        print(f"{TABLE}: {sum(map(len, tables))} lines")
         return 0
     found = measure(args, teller(args.so_far))
     print(show(found))

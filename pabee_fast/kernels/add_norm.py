@@ -6,8 +6,10 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from .checks import check_add_norm, check_on_device
+from .checks import check_on_device
+from .checks_layer import check_add_norm
 from .launch import Launch, add_norm_constants
+from .norm import normalise
 
 
 @triton.jit(do_not_specialize=["tokens"])
@@ -42,14 +44,7 @@ def add_norm_kernel(
     x += tl.load(residual_ptr + token_offs, mask=token_mask, other=0.0).to(tl.float32)
     if bias_ptr is not None:
         x += tl.load(bias_ptr + hidden_offs, mask=hidden_mask, other=0.0).to(tl.float32)[None, :]
-    # [tokens]; the squares are of the differences: a mean of squares would cancel where the mean is large.
-    mean = tl.sum(x, axis=1) / HIDDEN_SIZE
-    centred = tl.where(hidden_mask[None, :], x - mean[:, None], 0.0)
-    variance = tl.sum(centred * centred, axis=1) / HIDDEN_SIZE
-    # [hidden]
-    gain = tl.load(gain_ptr + hidden_offs, mask=hidden_mask, other=0.0).to(tl.float32)
-    shift = tl.load(shift_ptr + hidden_offs, mask=hidden_mask, other=0.0).to(tl.float32)
-    out = centred * tl.rsqrt(variance + eps)[:, None] * gain[None, :] + shift[None, :]
+    out = normalise(x, gain_ptr, shift_ptr, hidden_offs, eps, HIDDEN_SIZE)
     tl.store(product_ptr + token_offs, out.to(product_ptr.dtype.element_ty), mask=token_mask)
 
 

@@ -9,7 +9,8 @@ import triton.language as tl
 from torch import Tensor
 
 from .attend import attend_block
-from .checks import check_attention, check_on_device
+from .checks import check_on_device
+from .checks_attention import check_attention
 from .launch import MAX_HEAD_DIM, Heads, Launch, attention_constants, attention_tiles
 
 # Strides follow from the number of tokens where a layer lays its heads out first, so that they change with it.

@@ -7,7 +7,8 @@ import triton.language as tl
 from torch import Tensor
 
 from .activation import activate
-from .checks import check_bias_act, check_on_device
+from .checks import check_on_device
+from .checks_layer import check_bias_act
 from .launch import Launch, bias_act_constants
 
 

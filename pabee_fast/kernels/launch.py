@@ -111,6 +111,9 @@ class Launch(NamedTuple):
                 signature[parameter.name] = "*" + _TYPE_NAMES[value.dtype]
                 if value.data_ptr() % _ALIGNMENT == 0 and not parameter.do_not_specialize_on_alignment:
                     attrs[(position,)] = [["tt.divisibility", _ALIGNMENT]]
+            elif hasattr(value, "block_shape"):  # a descriptor, whose class is Triton's
+                block = ", ".join(map(str, value.block_shape))
+                signature[parameter.name] = f"tensordesc<{_TYPE_NAMES[value.base.dtype]}[{block}]>"
             else:
                 signature[parameter.name] = "fp32" if isinstance(value, float) else "i32"
         return Specialisation(self.kernel, signature, constexprs, attrs, self.constants.options)
@@ -218,6 +221,23 @@ def bias_act_constants(width: int, activation: str) -> Constants:
     return _constants(4, 1, WIDTH=width, ACTIVATION=activation, BLOCK_TOKENS=4096 // block, BLOCK_WIDTH=block)
 
 
+@functools.cache
+def linear_gelu_constants(width: int, hidden_size: int, dtype: torch.dtype) -> Constants:
+    """Return what `linear_gelu` is compiled for. In half precision two programs of four warps fill a multiprocessor of
+    sm_90, with 112 KiB of shared memory each; float32, whose operands stay in registers, is for comparisons."""
+    block, hidden, stages = (32, 32, 1) if dtype == torch.float32 else (128, 64, 3)
+    return _constants(
+        4,
+        stages,
+        WIDTH=width,
+        HIDDEN_SIZE=hidden_size,
+        BLOCK_TOKENS=block,
+        BLOCK_WIDTH=block,
+        BLOCK_HIDDEN=hidden,
+        GROUP=8,
+    )
+
+
 class Heads(NamedTuple):
     """What a kernel of attention is compiled for, beside its blocks."""
 
@@ -277,8 +297,9 @@ def short_attention_constants(heads: Heads, is_large: bool) -> Constants:
     empty; in a list of tiles without spans 22 % were, for which each wave would need a launch of its own.
     """
     tile = MAX_SHORT_ROW if is_large else MAX_SHORT_ROW // 2
-    # In half precision sixteen queries a warp, whose softmax then needs no other warp.
-    warps = 8 if heads.dtype == torch.float32 else tile // 16
+    # In half precision four: of a small tile's two a warp would have as many queries as of a large one's four, but an
+    # H200 takes 10 % longer (`bench.tune measure`, 131,072 tokens of rows of 32).
+    warps = 8 if heads.dtype == torch.float32 else 4
     return _constants(warps, 1, **heads.constants(), SPAN=4 * tile, BLOCK_TOKENS=tile, **heads.blocks())
 
 

@@ -34,11 +34,14 @@ class Constants:
 
 
 def launch(kernel: Any, grid: tuple[int, ...], arguments: dict[str, Any], constants: Constants) -> None:
-    """Launch a kernel with tensors and numbers in the order of its parameters; an interpreted one as Triton does."""
+    """Launch a kernel with tensors and numbers in the order of its parameters; by Triton's own call where it is
+    interpreted, or moves blocks by descriptors."""
     # What an owner compiles with a call of ours in it is traced, and has no addresses yet.
     prepared = None if torch.compiler.is_compiling() else _prepared.get(id(kernel)) or _prepare(kernel)
     if prepared is None:
-        kernel[grid](**arguments, **constants.values, **constants.options)
+        first = next(iter(arguments.values()))
+        with torch.cuda.device_of(getattr(first, "base", first)):
+            kernel[grid](**arguments, **constants.values, **constants.options)
     else:
         prepared.launch(grid, arguments, constants)
 
@@ -46,7 +49,8 @@ def launch(kernel: Any, grid: tuple[int, ...], arguments: dict[str, Any], consta
 def _prepare(kernel: Any) -> "Prepared | None":
     from triton import JITFunction
 
-    if not isinstance(kernel, JITFunction):
+    # Triton makes descriptors of tensors anew for each launch.
+    if not isinstance(kernel, JITFunction) or any(name.endswith("_desc") for name in kernel.arg_names):
         return None
     return _prepared.setdefault(id(kernel), Prepared(kernel))
 

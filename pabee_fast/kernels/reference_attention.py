@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import scaled_dot_product_attention
 
-from .checks import check_attention, check_short_attention
+from .checks_attention import check_attention, check_short_attention
 
 
 @torch.no_grad()

@@ -8,7 +8,8 @@ import triton.language as tl
 from torch import Tensor
 
 from .attention import MARKS, NUMBERS, attention_arguments
-from .checks import MAX_SHORT_ROW, check_on_device, check_short_attention
+from .checks import MAX_SHORT_ROW, check_on_device
+from .checks_attention import check_short_attention
 from .launch import MAX_SHORT_HEAD, Launch, short_attention_constants
 
 

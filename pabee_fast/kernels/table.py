@@ -3,7 +3,7 @@
 A new kernel is a line here, and lines in bench/specialisations.py, which says what is compiled ahead of time.
 """
 
-from . import add_norm, attention, bias_act, compact, exit_step, pool, short_attention
+from . import add_norm, attention, bias_act, compact, embed_norm, exit_step, linear_gelu, pool, short_attention
 
 FUNCTIONS = {
     "exit_step": exit_step,
@@ -14,6 +14,8 @@ FUNCTIONS = {
     "short_attention": short_attention,
     "add_norm": add_norm,
     "bias_act": bias_act,
+    "linear_gelu": linear_gelu,
+    "embed_norm": embed_norm,
 }
 """Name of a function, as in `reference` -> the module that launches it under that name."""
 

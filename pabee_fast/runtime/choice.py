@@ -1,13 +1,15 @@
-"""Which attention serves the rows of a packed batch on a GPU: what was measured (`tuned`), and what was asked for."""
+"""Which kernels serve a packed batch on a GPU: what was measured (`tuned`), and of attention what was asked for."""
 
 import functools
 import logging
 
 import torch
+from torch import Tensor
 
 from pabee_fast.kernels.checks import MAX_SHORT_ROW
+from pabee_fast.kernels.checks_layer import has_descriptors
 from pabee_fast.kernels.launch import MAX_SHORT_HEAD
-from pabee_fast.runtime.tuned import SHORT_ROWS
+from pabee_fast.runtime.tuned import LINEAR_GELU, SHORT_ROWS
 
 logger = logging.getLogger(__name__)
 
@@ -41,6 +43,22 @@ def takes_short(device: torch.device, dtype: torch.dtype, head_dim: int, longest
         _say_not_short(head_dim, dtype)
         return False
     return asked is None and longest <= most_short(device, dtype, head_dim)
+
+
+@functools.cache
+def _least_tokens(device: torch.device, dtype: torch.dtype, hidden_size: int) -> int | None:
+    return LINEAR_GELU.get((architecture(device), dtype, hidden_size))
+
+
+def takes_linear_gelu(hidden: Tensor, weight: Tensor) -> bool:
+    """Return whether our product with GELU in its epilogue is known to be faster than the library's and a pass.
+
+    Args:
+        hidden: [tokens, hidden_size].
+        weight: [width, hidden_size].
+    """
+    least = _least_tokens(hidden.device, hidden.dtype, hidden.shape[1])
+    return least is not None and hidden.shape[0] >= least and has_descriptors(hidden, weight)
 
 
 @functools.cache

@@ -158,7 +158,7 @@ class Engine:
         """
         require_evaluation(self.model)
         self._look()
-        rows, policy = len(batch.lengths), policy.from_layer(self.first_head)
+        batch, rows, policy = self._here(batch), len(batch.lengths), policy.from_layer(self.first_head)
         policy.check(len(self.layers), self.kind, rows)
         results = Results.empty(rows, self.classes, self.device)
         given = policy.exit_at()
@@ -243,7 +243,7 @@ class Engine:
 
         Rows of a wave that ran out of memory come again, in smaller waves and from the first layer on.
         """
-        waves = self._cut(batch.lengths)
+        batch, waves = self._here(batch), self._cut(batch.lengths)
         while waves:
             members = waves.popleft()
             try:
@@ -258,6 +258,11 @@ class Engine:
         """One head, of all rows; every layer is the last one once, so that all rows write what they have."""
         wave.state.keep.fill_(1)
         self._exit_step(wave, layer, layer, Rule("none"), None, results)
+
+    def _here(self, batch: PackedBatch) -> PackedBatch:
+        """Return the batch with its ids on a GPU, where rows are then picked for each wave: the host would take longer
+        for it than the GPU for some layers. What is large, images and what was embedded, follows wave by wave."""
+        return batch.to(self.device) if self.device.type == "cuda" and "input_ids" in batch.inputs else batch
 
     def _cut(self, lengths: np.ndarray) -> deque[np.ndarray]:
         """Cut rows into waves, each [rows] indices."""

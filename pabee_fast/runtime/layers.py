@@ -9,6 +9,7 @@ import logging
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import chain
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -22,9 +23,10 @@ from pabee_fast.models.family import Family
 from pabee_fast.runtime import ops
 from pabee_fast.runtime.attention import packed_attention_in
 from pabee_fast.runtime.block import Weights, fused
+from pabee_fast.runtime.embedding import fused_embedding
 from pabee_fast.runtime.joined import separate
 from pabee_fast.runtime.stock import activation_of, in_many_passes, parts_of, why_not_fused, why_not_stock
-from pabee_fast.runtime.turns import in_one_pass, turn_with, unchunked
+from pabee_fast.runtime.turns import gelu_tanh, instead, turn_with, unchunked
 from pabee_fast.runtime.unchanged import Snapshot
 from pabee_fast.say import say_once
 
@@ -64,7 +66,7 @@ class _Bound:
     runs: list[Run]
     configs: list[PretrainedConfig]
     chunked: list[nn.Module]
-    slow_activations: list[nn.Module]
+    instead: dict[nn.Module, Callable[..., Any]]
     has_autocast: bool
     snapshot: Snapshot
 
@@ -124,7 +126,7 @@ class Layers:
                 with (
                     packed_attention_in(*bound.configs),
                     unchunked(bound.chunked),
-                    in_one_pass(bound.slow_activations),
+                    instead(bound.instead),
                 ):
                     yield is_new
             finally:
@@ -146,7 +148,7 @@ class Layers:
             [runs[module] for module in self.modules],
             configs,
             every if any(getattr(config, "chunk_size_feed_forward", 0) for config in configs) else [],
-            self._slow_activations(every),
+            self._instead(every, variant),
             self._has_autocast,
             Snapshot(self.model),  # last: binding may move weights together
         )
@@ -207,6 +209,11 @@ class Layers:
         return torch.is_autocast_enabled(next(self.modules[0].parameters()).device.type)
 
     @property
+    def _package(self) -> str:
+        """Of the model's modelling code."""
+        return type(self.model.config).__module__.rpartition(".")[0]
+
+    @property
     def _has_blocks(self) -> bool:
         """Whether the family's layers are such blocks, and nothing else is done to run them."""
         family = type(self.family)
@@ -216,14 +223,22 @@ class Layers:
         """Return the blocks that a layer of these parts can be run as, or in words why it cannot."""
         if not self._has_blocks:
             return f"{self.family.model_type} has no post-norm blocks"
-        package = type(self.model.config).__module__.rpartition(".")[0]
-        if wrong := why_not_stock(parts, package):
+        if wrong := why_not_stock(parts, self._package):
             return wrong
         try:
             blocks = self.family.blocks(module)
         except AttributeError as error:  # a version of transformers with other names
             return str(error)
         return why_not_fused(parts, blocks) or blocks
+
+    def _instead(self, parts: Iterable[nn.Module], variant: str) -> dict[nn.Module, Callable[..., Any]]:
+        """Return what is called in place of modules in front of and in the layers."""
+        found: dict[nn.Module, Callable[..., Any]] = dict.fromkeys(self._slow_activations(parts), gelu_tanh)
+        if variant == "fused" and self._has_blocks:
+            embeddings = self.family.backbone(self.model).embeddings
+            if (embed := fused_embedding(embeddings, self._package)) is not None:
+                found[embeddings] = embed
+        return found
 
     def _slow_activations(self, parts: Iterable[nn.Module]) -> list[nn.Module]:
         """Return the modules, of a family without blocks, that take many passes over the widest array there is; none

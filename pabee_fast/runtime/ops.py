@@ -18,10 +18,10 @@ from pabee_fast.kernels.checks import (
     ExitRule,
     Pooler,
     RowState,
-    check_attention,
     check_tensor,
     memory_words,
 )
+from pabee_fast.kernels.checks_attention import check_attention
 from pabee_fast.kernels.launch import MAX_CLASSES, MAX_HEAD_DIM, MAX_HIDDEN_SIZE, Plan
 from pabee_fast.kernels.reference import count, observe
 from pabee_fast.layout import Layout
@@ -30,8 +30,8 @@ from pabee_fast.runtime import choice, varlen
 
 __all__ = [
     "ExitHead", "ExitRows", "ExitRule", "Plan", "RowState", "adds_biases", "attention", "attention_in_use",
-    "check_head", "count", "exit_step", "gather", "has_kernels", "kernels_in_use", "linear_act", "linear_add_norm",
-    "memory_words", "observe", "plan", "pool", "through_pooler",
+    "check_head", "count", "embed_norm", "exit_step", "gather", "has_kernels", "kernels_in_use", "linear_act",
+    "linear_add_norm", "memory_words", "observe", "plan", "pool", "through_pooler",
 ]  # fmt: skip
 
 logger = logging.getLogger(__name__)
@@ -179,6 +179,8 @@ def linear_act(hidden: Tensor, weight: Tensor, bias: Tensor | None, *, activatio
     has_epilogue = activation == "relu" or (activation == "gelu_tanh" and hidden.dtype != torch.float32)
     if hidden.is_cuda and bias is not None and has_epilogue:
         return torch._addmm_activation(bias, hidden, weight.T, use_gelu=activation == "gelu_tanh")
+    if activation == "gelu" and bias is not None and choice.takes_linear_gelu(hidden, weight):
+        return cast(Tensor, _kernel("linear_gelu", hidden)(hidden, weight, bias))
     act = _kernel("bias_act", hidden)
     if act is not reference.bias_act:
         return cast(Tensor, act(linear(hidden, weight), bias, activation=activation))
@@ -187,6 +189,11 @@ def linear_act(hidden: Tensor, weight: Tensor, bias: Tensor | None, *, activatio
     if activation == "relu":
         return torch.relu_(product)
     return cast(Tensor, torch.ops.aten.gelu_(product, approximate="tanh" if activation == "gelu_tanh" else "none"))
+
+
+def embed_norm(word_ids: Tensor, *rest: Tensor | None, eps: float) -> Tensor:
+    """See `kernels.reference.embed_norm`."""
+    return cast(Tensor, _kernel("embed_norm", word_ids)(word_ids, *rest, eps=eps))
 
 
 def linear_add_norm(

@@ -4,7 +4,8 @@ import contextlib
 import functools
 import threading
 import weakref
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from typing import Any
 
 from torch import nn
 from transformers import PretrainedConfig
@@ -45,16 +46,16 @@ def _set_chunks(sizes: dict[nn.Module, int]) -> None:
         part.chunk_size_feed_forward = size  # type: ignore[assignment]
 
 
-_gelu_tanh = functools.partial(nn.functional.gelu, approximate="tanh")
+gelu_tanh = functools.partial(nn.functional.gelu, approximate="tanh")
 
 
 @contextlib.contextmanager
-def in_one_pass(activations: Iterable[nn.Module]) -> Iterator[None]:
-    """Let these modules call torch's GELU by tanh, which is the same function but for rounding."""
-    for part in activations:
-        part.forward = _gelu_tanh
+def instead(forwards: Mapping[nn.Module, Callable[..., Any]]) -> Iterator[None]:
+    """Let these functions be called in place of the modules' own, which compute the same but for rounding."""
+    for part, forward in forwards.items():
+        part.forward = forward
     try:
         yield
     finally:
-        for part in activations:
+        for part in forwards:
             del part.forward

@@ -83,7 +83,7 @@ def test_the_most_wanted_is_measured_first_and_all_tests_come_last(tmp_path: Pat
     status, out, found = run(tmp_path, "none")
     assert status == 0, out
     names = list(found["steps"])
-    assert names[:5] == ["tests-first", "ceilings", "bert-base-sst2", "dropin", "host"] and names[-1] == "tests"
+    assert names[:5] == ["tests-first", "ceilings", "attention", "bert-base-sst2", "dropin"] and names[-1] == "tests"
 
 
 def test_what_no_time_is_left_for_is_left_out_and_the_record_is_written(tmp_path: Path) -> None:

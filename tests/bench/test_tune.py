@@ -1,4 +1,4 @@
-"""The choice of attention for short rows: from records and nothing else."""
+"""The choice of kernels: from records and nothing else."""
 
 import json
 import runpy
@@ -35,10 +35,11 @@ def made(*, gpu: str = "NVIDIA H200", commit: str = "abcdef012", **lengths: dict
 
 
 def test_the_kernel_for_short_rows_is_taken_up_to_the_first_length_at_which_it_does_not_win() -> None:
-    found = tune.chosen([made(bfloat16_64={8: (9, 3), 32: (9, 4), 33: (9, 9), 40: (9, 5)}, float16_32={8: (9, 9)})])
+    lengths = {8: (9, 3), 32: (9, 4), 33: (9, 9), 40: (9, 5)}
+    found, _ = tune.chosen([made(bfloat16_64=lengths, float16_32={8: (9, 9)})])
     assert found == {("sm_90", "bfloat16", 64): (32, "NVIDIA H200, abcdef0")}
     # Faster by less than times vary: not taken.
-    assert tune.chosen([made(bfloat16_64={8: (100, 98)})]) == {}
+    assert tune.chosen([made(bfloat16_64={8: (100, 98)})]) == ({}, {})
     # Lengths are numbers, though JSON makes them text.
     assert tune.most_short({"64": {"library": 9, "short": 9}, "8": {"library": 9, "short": 3}}) == 8
 
@@ -46,7 +47,37 @@ def test_the_kernel_for_short_rows_is_taken_up_to_the_first_length_at_which_it_d
 def test_of_two_gpus_of_one_architecture_the_least_is_taken() -> None:
     wide = made(bfloat16_64={8: (9, 3), 64: (9, 3)})
     narrow = made(gpu="NVIDIA H100", commit="fedcba987", bfloat16_64={8: (9, 3), 64: (9, 9)})
-    assert tune.chosen([narrow, wide]) == {("sm_90", "bfloat16", 64): (8, "NVIDIA H100, fedcba9; NVIDIA H200, abcdef0")}
+    found, _ = tune.chosen([narrow, wide])
+    assert found == {("sm_90", "bfloat16", 64): (8, "NVIDIA H100, fedcba9; NVIDIA H200, abcdef0")}
+
+
+def product(*times: dict[int, tuple[float, float]]) -> list[Any]:
+    """Records of these microseconds: tokens -> the library's product with a pass, and one launch."""
+    records = [made(gpu=f"GPU {number}") for number in range(len(times))]
+    for each, by_tokens in zip(records, times, strict=True):
+        each["steps"]["attention"]["figures"]["by_tokens"] = {
+            "bfloat16, hidden size 768": {
+                str(tokens): {"product and pass": two, "one launch": one} for tokens, (two, one) in by_tokens.items()
+            }
+        }
+    return records
+
+
+def test_a_product_ends_with_its_gelu_from_where_that_wins_at_every_number_of_tokens() -> None:
+    key = ("sm_90", "bfloat16", 768)
+    fast = {1024: (9, 3), 2048: (9, 9), 4096: (9, 4), 16384: (9, 3)}
+    assert tune.chosen(product(fast)) == ({}, {key: (4096, "GPU 0, abcdef0")})
+    # Faster by less than times vary, at the most tokens: not taken.
+    assert tune.chosen(product({1024: (9, 3), 4096: (100, 98)})) == ({}, {})
+    # Of two GPUs of one architecture, where both win.
+    late = {1024: (9, 9), 4096: (9, 9), 16384: (9, 3)}
+    for records in (product(fast, late), product(late, fast)):
+        assert tune.chosen(records)[1][key][0] == 16384
+    for records in (product(fast, {1024: (9, 9)}), product({1024: (9, 9)}, fast)):
+        assert tune.chosen(records) == ({}, {})
+    wrong = product(fast)
+    wrong[0]["gate"]["failures"] = [{"test": "test_linear_gelu_equals_double_precision"}]
+    assert tune.chosen(wrong) == ({}, {})
 
 
 @pytest.mark.parametrize(
@@ -59,9 +90,9 @@ def test_of_two_gpus_of_one_architecture_the_least_is_taken() -> None:
     ids=["no test ran", "not all of a whole run", "one of attention failed"],
 )
 def test_a_record_whose_attention_was_not_found_right_chooses_nothing(trouble: dict[str, Any]) -> None:
-    assert tune.chosen([made(bfloat16_64={8: (9, 3)}) | trouble]) == {}
+    assert tune.chosen([made(bfloat16_64={8: (9, 3)}) | trouble]) == ({}, {})
     green = {"passed": 3, "failures": [{"test": "test_exit_step"}], "complete": True}
-    assert len(tune.chosen([made(bfloat16_64={8: (9, 3)}) | {"mode": "full", "gate": green}])) == 1
+    assert len(tune.chosen([made(bfloat16_64={8: (9, 3)}) | {"mode": "full", "gate": green}])[0]) == 1
 
 
 def test_the_table_is_written_from_the_newest_record_that_measured_attention(
@@ -74,20 +105,24 @@ def test_the_table_is_written_from_the_newest_record_that_measured_attention(
         (tmp_path / "gpu" / f"{name}.json").write_text(json.dumps(each))
     monkeypatch.setattr(tune, "TABLE", tmp_path / "tuned.py")
     tune.main(["write", "--results", str(tmp_path)])
-    assert runpy.run_path(str(tune.TABLE))["SHORT_ROWS"] == {("sm_90", torch.bfloat16, 64): 16}
+    found = runpy.run_path(str(tune.TABLE))
+    assert (found["SHORT_ROWS"], found["LINEAR_GELU"]) == ({("sm_90", torch.bfloat16, 64): 16}, {})
+    assert tune.source({}, {("sm_90", "float16", 384): (8192, "why")}).count("384): 8192,  # why") == 1
 
 
 def test_the_runtime_s_table_is_what_the_records_that_are_here_say() -> None:
     records = list(record.newest(record.RESULTS, step="attention").values())
-    assert Path(tuned.__file__).read_text() == tune.source(tune.chosen(records)), "run `python -m bench.tune write`"
+    assert Path(tuned.__file__).read_text() == tune.source(*tune.chosen(records)), "run `python -m bench.tune write`"
 
 
 def test_every_length_and_head_is_measured_and_told_as_it_comes(capsys: pytest.CaptureFixture[str]) -> None:
-    words = "measure --tokens 64 --lengths 8 80 --rounds 1 --device cpu --so-far"
+    words = "measure --tokens 64 --lengths 8 80 --product-tokens 16 --rounds 1 --device cpu --so-far"
     assert tune.main(words.split()) == 0
     lines = [json.loads(line) for line in capsys.readouterr().out.splitlines() if line.startswith("{")]
     assert lines[0]["by_length"] == {} and lines[0]["sst2"]["short"] > 0 and lines[0]["partial"]
     assert len(lines[-1]["by_length"]) == len(tune.DTYPES) * len(tune.HEADS) and "partial" not in lines[-1]
+    assert len(lines[-1]["by_tokens"]) == len(tune.DTYPES) * len(tune.HIDDEN_SIZES)
+    assert {tuple(times["16"]) for times in lines[-1]["by_tokens"].values()} == {("product and pass", "one launch")}
     for times in lines[-1]["by_length"].values():
         # Elsewhere than on a GPU both are plain torch; 80 tokens fit no tile.
         assert times["8"].keys() == {"kernel", "short"} and times["80"].keys() == {"kernel"}
@@ -97,7 +132,21 @@ def test_attention_whose_answers_differ_is_not_timed(monkeypatch: pytest.MonkeyP
     monkeypatch.setattr(tune.Case, "call", lambda self, name: self._query * (name == "short"))
     monkeypatch.setattr(tune.graphs, "sample", lambda *args, **options: pytest.fail("timed although answers differ"))
     with pytest.raises(SystemExit, match="differs from the reference's"):
-        tune.main(["measure", "--tokens", "64", "--lengths", "8", "--rounds", "1", "--device", "cpu"])
+        tune.main(
+            [
+                "measure",
+                "--tokens",
+                "64",
+                "--lengths",
+                "8",
+                "--product-tokens",
+                "16",
+                "--rounds",
+                "1",
+                "--device",
+                "cpu",
+            ]
+        )
 
 
 def test_other_blocks_are_launched_within_the_block_and_the_usual_ones_after_it() -> None:

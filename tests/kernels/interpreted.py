@@ -8,10 +8,20 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from torch.nn.functional import gelu, linear
+from torch.nn.functional import gelu
 
-from bench.micro import product
-from pabee_fast.kernels import add_norm, attention, bias_act, compact, exit_step, launch, pool, short_attention
+from pabee_fast.kernels import (
+    add_norm,
+    attention,
+    bias_act,
+    compact,
+    embed_norm,
+    exit_step,
+    launch,
+    linear_gelu,
+    pool,
+    short_attention,
+)
 from tests.kernels import attention_cases, compact_cases, exit_cases, layer_cases
 
 
@@ -139,26 +149,32 @@ def test_bias_act_equals_double_precision(case: layer_cases.ActivationCase) -> N
     layer_cases.check_bias_act(bias_act.bias_act, case, torch.float32, "cpu")
 
 
+@pytest.mark.parametrize("case", layer_cases.EMBED_CASES, ids=str)
+def test_embed_norm_equals_double_precision(case: layer_cases.EmbedCase) -> None:
+    layer_cases.check_embed_norm(embed_norm.embed_norm, case, torch.float32, "cpu")
+
+
+@pytest.mark.parametrize(("name", "wrong"), [("word_ids", 3), ("position_ids", -1), ("type_ids", 2**40)])
+def test_a_token_with_an_id_that_a_table_does_not_have_becomes_nan_and_no_other_does(name: str, wrong: int) -> None:
+    given = layer_cases.embed_norm_arguments()
+    given[name][2] = wrong
+    assert embed_norm.embed_norm(**given).isnan().all(dim=1).tolist() == [False, False, True, False]
+
+
 def test_gelu_by_a_polynomial_in_a_product_s_epilogue_is_near_double_precision() -> None:
     x = torch.cat([torch.linspace(-9, 9, 3001), torch.tensor([-1e4, 0.0, 1e4])])
     # The product is x itself, twice of it and none of it.
-    hidden, weight = torch.zeros(len(x), 20), torch.zeros(3, 20)
+    hidden, weight = torch.zeros(len(x), 20), torch.zeros(4, 20)
     hidden[:, 7], weight[:2, 7] = x, torch.tensor([1.0, 2.0])
-    bias = torch.tensor([0.0, 0.0, -0.5])
-    got = product.product_gelu(hidden, weight, bias)
-    total = torch.stack([x, 2 * x, torch.full_like(x, -0.5)], dim=1).double()
+    bias = torch.tensor([0.0, 0.0, -0.5, 1.5])
+    got = linear_gelu.linear_gelu(hidden, weight, bias)
+    total = torch.stack([x, 2 * x, *(torch.full_like(x, each) for each in (-0.5, 1.5))], dim=1).double()
     assert ((got - gelu(total)).abs() <= (5e-7 * total.abs()).clamp(min=5.2e-5)).all()
 
 
-@pytest.mark.parametrize("size", [(1, 16, 1), (33, 48, 70), (300, 33, 40)], ids=str)
-def test_a_product_of_any_size_is_torch_s(size: tuple[int, int, int]) -> None:
-    tokens, hidden_size, width = size
-    generator = torch.Generator().manual_seed(tokens)
-    x, weight, bias = (
-        torch.randn(shape, generator=generator) for shape in ((tokens, hidden_size), (width, hidden_size), (width,))
-    )
-    expected = gelu(linear(x, weight, bias).double())
-    assert (product.product_gelu(x, weight, bias) - expected).abs().max() < 1e-4
+@pytest.mark.parametrize("size", layer_cases.LINEAR_GELU_SIZES[:-1], ids=str)
+def test_linear_gelu_equals_double_precision(size: tuple[int, int, int]) -> None:
+    layer_cases.check_linear_gelu(linear_gelu.linear_gelu, size, torch.float32, "cpu")
 
 
 def test_interpreted_kernels_take_tensors_on_the_cpu_only_because_they_are_interpreted() -> None:

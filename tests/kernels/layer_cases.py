@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.nn.functional import linear
 
 from tests.tolerances import TOLERANCES, assert_close
 
@@ -115,6 +116,85 @@ def check_bias_act(bias_act: Callable[..., Tensor], case: ActivationCase, dtype:
     assert out is given
     assert out.dtype == dtype
     assert_close(out.cpu().double(), expected, dtype)
+
+
+def check_linear_gelu(
+    linear_gelu: Callable[..., Tensor], size: tuple[int, int, int], dtype: torch.dtype, device: str
+) -> None:
+    """Hold one call of tokens, hidden size and width against double precision."""
+    tokens, hidden_size, width = size
+    generator = torch.Generator().manual_seed(tokens)
+    shapes = ((tokens, hidden_size), (width, hidden_size), (width,))
+    hidden, weight, bias = (torch.randn(shape, generator=generator).to(dtype) for shape in shapes)
+    out = linear_gelu(hidden.to(device), weight.to(device), bias.to(device))
+    assert (out.dtype, out.shape) == (dtype, (tokens, width))
+    expected = exact_activation(linear(hidden.double(), weight.double(), bias.double()), "gelu")
+    # Float32 would show the polynomial's own error.
+    atol = max(TOLERANCES[dtype] * expected.abs().max().item(), 1e-4) if tokens else 0.0
+    torch.testing.assert_close(out.cpu().double(), expected, rtol=0.0, atol=atol)
+
+
+# 0 tokens, one, and sizes that no block divides, in several programs; BERT-base's.
+LINEAR_GELU_SIZES = [(0, 16, 8), (1, 16, 8), (33, 48, 72), (300, 40, 264), (1200, 768, 3072)]
+
+
+def linear_gelu_arguments(tokens: int = 4, hidden_size: int = 8, **changes: Any) -> dict[str, Any]:
+    """Arguments of linear_gelu that pass its checks, but for `changes`."""
+    tensors = {"hidden": torch.zeros(tokens, hidden_size), "weight": torch.zeros(8, hidden_size)}
+    return {**tensors, "bias": torch.zeros(8)} | changes
+
+
+@dataclass(frozen=True)
+class EmbedCase:
+    """One call of embed_norm on random tables."""
+
+    tokens: int
+    hidden_size: int
+    has_types: bool = True
+    ids: torch.dtype = torch.int64
+
+    def __str__(self) -> str:
+        return f"{self.tokens}x{self.hidden_size}-{self.has_types}-{self.ids}".replace("torch.", "")
+
+
+EMBED_CASES = [
+    *(EmbedCase(tokens, 768) for tokens in (0, 1, 5, 67)),
+    *(EmbedCase(3, hidden_size) for hidden_size in (1, 31, 128, 257, 1024, 4096)),
+    EmbedCase(5, 48, has_types=False),
+    EmbedCase(5, 48, ids=torch.int32),
+]
+
+
+def check_embed_norm(embed_norm: Callable[..., Tensor], case: EmbedCase, dtype: torch.dtype, device: str) -> None:
+    """Hold one call against double precision."""
+    generator = torch.Generator().manual_seed(case.tokens + case.hidden_size)
+    rows = (11, 5, 2)
+    ids = [torch.randint(0, each, (case.tokens,), generator=generator, dtype=case.ids) for each in rows]
+    tables = [torch.randn(each, case.hidden_size, generator=generator).to(dtype) for each in rows]
+    gain, shift = (torch.randn(case.hidden_size, generator=generator).to(dtype) for _ in range(2))
+    used = 3 if case.has_types else 2
+    total = sum(table.double()[each] for table, each in zip(tables[:used], ids[:used], strict=True))
+    assert isinstance(total, Tensor)
+    expected = exact_add_norm(total, None, torch.zeros_like(total), gain, shift, 1e-12)
+    given = [
+        each.to(device) if number < used else None for each, number in zip([*ids, *tables], [0, 1, 2] * 2, strict=True)
+    ]
+    out = embed_norm(*given, gain.to(device), shift.to(device), eps=1e-12)
+    assert (out.dtype, out.shape) == (dtype, (case.tokens, case.hidden_size))
+    assert_close(out.cpu().double(), expected, dtype)
+
+
+def embed_norm_arguments(tokens: int = 4, hidden_size: int = 8, **changes: Any) -> dict[str, Any]:
+    """Arguments of embed_norm that pass its checks, but for `changes`."""
+    ids = {f"{name}_ids": torch.zeros(tokens, dtype=torch.int64) for name in ("word", "position", "type")}
+    tables = {name: torch.zeros(3, hidden_size) for name in ("words", "positions", "types")}
+    return {
+        **ids,
+        **tables,
+        "gain": torch.zeros(hidden_size),
+        "shift": torch.zeros(hidden_size),
+        "eps": 1e-12,
+    } | changes
 
 
 def add_norm_arguments(tokens: int = 4, hidden_size: int = 8, **changes: Any) -> dict[str, Any]:

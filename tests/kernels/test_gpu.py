@@ -163,6 +163,20 @@ def test_bias_act_equals_double_precision(case: layer_cases.ActivationCase, dtyp
     layer_cases.check_bias_act(module.bias_act, case, dtype, "cuda")
 
 
+@by_dtype
+@pytest.mark.parametrize("case", layer_cases.EMBED_CASES, ids=str)
+def test_embed_norm_equals_double_precision(case: layer_cases.EmbedCase, dtype: torch.dtype) -> None:
+    module = pytest.importorskip("pabee_fast.kernels.embed_norm", reason="Triton is not installed, as on Windows")
+    layer_cases.check_embed_norm(module.embed_norm, case, dtype, "cuda")
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("size", layer_cases.LINEAR_GELU_SIZES, ids=str)
+def test_linear_gelu_equals_double_precision(size: tuple[int, int, int], dtype: torch.dtype) -> None:
+    module = pytest.importorskip("pabee_fast.kernels.linear_gelu", reason="Triton is not installed, as on Windows")
+    layer_cases.check_linear_gelu(module.linear_gelu, size, dtype, "cuda")
+
+
 @pytest.fixture
 def waiting_is_an_error() -> Iterator[None]:
     torch.cuda.set_sync_debug_mode("error")

@@ -25,7 +25,12 @@ from tests.kernels.launch_cases import (
     pool_arguments,
     short_attention_arguments,
 )
-from tests.kernels.layer_cases import add_norm_arguments, bias_act_arguments
+from tests.kernels.layer_cases import (
+    add_norm_arguments,
+    bias_act_arguments,
+    embed_norm_arguments,
+    linear_gelu_arguments,
+)
 
 # The package's own __init__ is left out: it brings transformers, and this room knows tensors alone.
 IMPORT = """
@@ -47,10 +52,9 @@ def test_the_reference_imports_without_triton() -> None:
 def kernels() -> dict[str, ModuleType]:
     """The module of every function that has a kernel."""
     pytest.importorskip("triton", reason="Triton is not installed, as on macOS and Windows")
-    from pabee_fast.kernels import add_norm, attention, bias_act, compact, exit_step, pool, short_attention
+    from pabee_fast.kernels import table
 
-    layer = {"attention": attention, "short_attention": short_attention, "add_norm": add_norm, "bias_act": bias_act}
-    return {"exit_step": exit_step, "pool": pool, "plan": compact, "gather": compact, **layer}
+    return table.FUNCTIONS
 
 
 ARGUMENTS = {
@@ -62,6 +66,8 @@ ARGUMENTS = {
     "gather": gather_arguments,
     "add_norm": add_norm_arguments,
     "bias_act": bias_act_arguments,
+    "linear_gelu": linear_gelu_arguments,
+    "embed_norm": embed_norm_arguments,
 }
 by_function = pytest.mark.parametrize("name", ARGUMENTS)
 
@@ -105,6 +111,8 @@ def test_nothing_is_launched_for_no_rows(kernels: dict[str, ModuleType], monkeyp
     assert kernels["pool"].pool(**pool_arguments(rows=0)).shape == (0, HIDDEN_SIZE)
     assert kernels["add_norm"].add_norm(**add_norm_arguments(tokens=0)).shape == (0, HIDDEN_SIZE)
     assert kernels["bias_act"].bias_act(**bias_act_arguments(tokens=0)).shape == (0, HIDDEN_SIZE)
+    assert kernels["linear_gelu"].linear_gelu(**linear_gelu_arguments(tokens=0)).shape == (0, HIDDEN_SIZE)
+    assert kernels["embed_norm"].embed_norm(**embed_norm_arguments(tokens=0)).shape == (0, HIDDEN_SIZE)
     assert kernels["attention"].attention(**attention_arguments(rows=0)).shape == (0, 4, HIDDEN_SIZE)
     short_attention = kernels["short_attention"].short_attention
     assert short_attention(**short_attention_arguments(rows=0)).shape == (0, 4, HIDDEN_SIZE)
@@ -178,7 +186,16 @@ def test_a_batch_that_shrinks_compiles_nothing_new(kernels: dict[str, ModuleType
             later = first | exit_step_arguments(state=state, features=first["rows"].features[:rows], **numbers)
             assert kernels["exit_step"].exit_step_launch(**later).specialisation() == fresh
 
-    for name, arguments in (("add_norm", add_norm_arguments), ("bias_act", bias_act_arguments)):
+    def product(tokens: int) -> dict[str, Any]:
+        return linear_gelu_arguments(tokens, out=torch.zeros(tokens, HIDDEN_SIZE))
+
+    def embedding(tokens: int) -> dict[str, Any]:
+        return embed_norm_arguments(tokens, out=torch.zeros(tokens, HIDDEN_SIZE))
+
+    every = {
+        "add_norm": add_norm_arguments, "bias_act": bias_act_arguments, "linear_gelu": product, "embed_norm": embedding
+    }  # fmt: skip
+    for name, arguments in every.items():
         made = [getattr(kernels[name], f"{name}_launch")(**arguments(n)).specialisation() for n in (16, 1, 5)]
         assert all(each == made[0] for each in made)
 

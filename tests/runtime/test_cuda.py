@@ -8,7 +8,7 @@ import torch
 
 import pabee_fast as pf
 from pabee_fast.layout import Layout
-from pabee_fast.runtime import ops
+from pabee_fast.runtime import choice, ops
 from pabee_fast.runtime.choice import ATTENTIONS
 from pabee_fast.runtime.engine import Engine
 from pabee_fast.runtime.pack import pack
@@ -131,6 +131,19 @@ def test_rows_leave_as_near_to_double_precision_by_any_attention(attention: str,
     got = Engine(model, attention=attention).run(batch, pf.Scheduled(exits))
     assert tuple(got.exit_layers.tolist()) == exits
     assert distance(got.logits, exact) <= allowed
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("family", ["bert", "albert", "distilbert"])
+def test_layers_by_every_kernel_of_ours_are_as_near_to_double_precision_as_stock_ones(
+    family: str, dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    name = "activation" if family == "distilbert" else "hidden_act"
+    model, rows = zoo.model_with_heads(family, **{name: "gelu"}).to("cuda", dtype), zoo.rows(family, LENGTHS)
+    monkeypatch.setattr(choice, "_least_tokens", lambda *asked: 0)
+    batch, exact = pack(model, **rows), exact_heads(model, rows)
+    allowed = max(TOLERANCES[dtype], 2 * distance(Engine(model, layers="stock").every_head(batch), exact))
+    assert distance(Engine(model, attention="short").every_head(batch), exact) <= allowed
 
 
 def test_fused_layers_hold_less_memory_than_stock_ones() -> None:

@@ -5,12 +5,13 @@ from typing import Any
 
 import pytest
 import torch
+from torch import Tensor
 
 import pabee_fast as pf
 from pabee_fast.kernels import reference
 from pabee_fast.layout import Layout
 from pabee_fast.models import FAMILIES
-from pabee_fast.runtime import block, layers, ops
+from pabee_fast.runtime import block, choice, embedding, layers, ops
 from pabee_fast.runtime.engine import Engine
 from pabee_fast.runtime.pack import pack
 from tests import zoo
@@ -37,6 +38,7 @@ def by_kernels(monkeypatch: pytest.MonkeyPatch) -> None:
     real = ops._kernel
     monkeypatch.setattr(ops, "_kernel", lambda name, tensor: served.get(name) or real(name, tensor))
     monkeypatch.setattr(block, "JOINED", {"cpu"})
+    monkeypatch.setattr(embedding, "FUSED", {"cpu"})
 
 
 @pytest.mark.parametrize("family", FUSED)
@@ -56,6 +58,74 @@ def test_the_way_of_the_kernels_equals_stock_transformers(family: str, activatio
     expected = stock_answers(stock)
     assert_close(answers(stock, "fused"), expected)
     assert_close(answers(stock, "fused"), expected)  # joined already
+
+
+@pytest.mark.parametrize("family", FUSED)
+def test_a_product_that_ends_with_its_gelu_equals_stock_transformers(
+    family: str, by_kernels: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    stock, real, tokens = model_with(family, "gelu"), reference.linear_gelu, []
+
+    def noted(hidden: Tensor, *rest: Tensor) -> Tensor:
+        tokens.append(len(hidden))
+        return real(hidden, *rest)
+
+    monkeypatch.setattr(reference, "linear_gelu", noted)
+    expected = stock_answers(stock)
+    assert_close(answers(stock, "fused"), expected)
+    assert not tokens, "nothing was measured here, and ours was taken"
+    for least in (0, 10**6):
+        monkeypatch.setattr(choice, "LINEAR_GELU", {("cpu", torch.float32, stock.config.hidden_size): least})
+        choice._least_tokens.cache_clear()
+        assert_close(answers(stock, "fused"), expected)
+        assert bool(tokens) == (least == 0)
+        tokens.clear()
+    choice._least_tokens.cache_clear()
+
+
+@pytest.mark.parametrize("family", FUSED)
+def test_stock_embeddings_are_computed_in_one_launch_and_others_as_they_are(
+    family: str, by_kernels: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    stock, real, calls = model_with(family, "gelu"), reference.embed_norm, []
+
+    def noted(*args: Any, **options: Any) -> Tensor:
+        calls.append(args)
+        return real(*args, **options)
+
+    monkeypatch.setattr(reference, "embed_norm", noted)
+    embeddings = stock.base_model.embeddings
+    with torch.no_grad():
+        embeddings.LayerNorm.weight.normal_()
+        embeddings.LayerNorm.bias.normal_()
+        if hasattr(embeddings, "token_type_ids"):  # which stand for types that nobody gives
+            embeddings.token_type_ids[0, 3:9] = 1
+    expected = stock_answers(stock)
+    assert_close(answers(stock, "fused"), expected)
+    assert calls
+    assert "forward" not in vars(embeddings)
+    assert_close(answers(stock, "stock"), expected)
+    embeddings.register_forward_hook(lambda module, args, out: 2 * out)
+    calls.clear()
+    assert_close(answers(stock, "fused"), stock_answers(stock))
+    assert not calls
+
+
+@pytest.mark.parametrize("change", ["max_norm", "subclass", "no bias", "another dtype"])
+def test_embeddings_that_are_not_as_their_class_makes_them_are_called_themselves(change: str, by_kernels: None) -> None:
+    embeddings = model_with("bert", "gelu").base_model.embeddings
+    package = "transformers.models.bert"
+    assert embedding.fused_embedding(embeddings, package) is not None
+    assert embedding.fused_embedding(None, package) is None
+    if change == "max_norm":
+        embeddings.word_embeddings.max_norm = 1.0
+    elif change == "subclass":
+        embeddings.word_embeddings.__class__ = type("Own", (torch.nn.Embedding,), {})
+    elif change == "no bias":
+        embeddings.LayerNorm.bias = None
+    else:
+        embeddings.LayerNorm.half()
+    assert embedding.fused_embedding(embeddings, package) is None
 
 
 @pytest.mark.parametrize("family", ["bert", "albert", "distilbert"])

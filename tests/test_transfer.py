@@ -1,0 +1,23 @@
+import numpy as np
+import pytest
+import torch
+
+from pabee_fast.transfer import ALIGNMENT, by_one_copy, to_device
+
+ARRAYS = [
+    np.arange(3, dtype=np.int32),
+    np.array([True, False, True]),
+    np.zeros((0, 2), dtype=np.int64),
+    np.arange(10, dtype=np.float32).reshape(5, 2),
+    np.arange(5, dtype=np.int64)[::2],
+]
+
+
+@pytest.mark.parametrize("chosen", [ARRAYS, ARRAYS[2:3], ARRAYS[:1], []])
+def test_arrays_that_travel_together_arrive_as_they_were_and_aligned(chosen: list[np.ndarray]) -> None:
+    apart = to_device(chosen, torch.device("cpu"))
+    together = by_one_copy(apart, torch.device("cpu"))
+    assert [each.tolist() for each in together] == [array.tolist() for array in chosen]
+    assert [(each.dtype, each.shape) for each in together] == [(each.dtype, each.shape) for each in apart]
+    begins = [each.data_ptr() for each in together if each.numel()]
+    assert {(begin - begins[0]) % ALIGNMENT for begin in begins} <= {0}
