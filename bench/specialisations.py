@@ -8,10 +8,12 @@ import functools
 import itertools
 from collections.abc import Iterator
 from typing import Any
+from unittest import mock
 
 import torch
 from torch import Tensor
 
+from pabee_fast.kernels import short_attention
 from pabee_fast.kernels.add_norm import add_norm_launch
 from pabee_fast.kernels.attention import attention_launch
 from pabee_fast.kernels.bias_act import bias_act_launch
@@ -160,25 +162,29 @@ def _attentions() -> Named:
 
 
 def _short_attentions() -> Named:
-    """Yield heads of every block size, tiles of every size, and from nothing that hides a key to everything."""
+    """Yield heads of every block size, and from nothing that hides a key to everything."""
     everything: dict[str, Any] = {"is_causal": True, "window": 8, "is_masked": True, "has_holes": True}
-    for dtype, head_dim, longest in itertools.product(FEATURE_DTYPES, (32, 64, 128), (32, 64)):
+    for dtype, head_dim in itertools.product(FEATURE_DTYPES, (32, 64, 128)):
         if head_dim <= MAX_SHORT_HEAD[dtype]:
-            yield _attention(dtype, head_dim, longest)
+            yield _attention(dtype, head_dim, is_short=True)
     for dtype in (torch.float32, torch.bfloat16):
-        yield _attention(dtype, 64, 64, is_masked=True)
-        yield _attention(dtype, 64, 64, has_biases=True)
-        yield _attention(dtype, 64, 64, window=8)
+        for more in ({"is_masked": True}, {"window": 8}):
+            yield _attention(dtype, 64, is_short=True, **more)
     # In float32, which is for comparisons, all of it at once spills on gfx942 (25 registers).
-    yield _attention(torch.bfloat16, 128, 64, kv_heads=4, **everything)
-    for head_dim, longest in ((64, 32), (32, 32), (32, 64), (128, 64)):
-        yield _attention(torch.bfloat16, head_dim, longest, has_biases=True)
+    yield _attention(torch.bfloat16, 128, is_short=True, kv_heads=4, **everything)
+    for dtype, head_dim in itertools.product((torch.float16, torch.bfloat16), (32, 64)):
+        yield _attention(dtype, head_dim, is_short=True, has_biases=True)
+        for has_biases in (False, True):
+            with mock.patch.object(short_attention, "is_hopper", lambda device: True):
+                name, launch = _attention(dtype, head_dim, is_short=True, has_biases=has_biases)
+            yield f"{name}-hopper", launch
 
 
 def _attention(
     dtype: torch.dtype,
     head_dim: int,
-    longest: int | None = None,
+    *,
+    is_short: bool = False,
     kv_heads: int = 12,
     is_causal: bool = False,
     window: int | None = None,
@@ -186,7 +192,7 @@ def _attention(
     has_holes: bool = False,
     has_biases: bool = False,
 ) -> tuple[str, Launch]:
-    """Of rows of any length, or of short ones up to `longest`."""
+    """Of rows of any length, or of short ones."""
     query, key = (torch.empty(1, heads, head_dim, dtype=dtype) for heads in (12, kv_heads))
     tensors: tuple[Tensor, ...] = (query, key, key, query, torch.empty(2, dtype=torch.int32))
     options: dict[str, Any] = dict(
@@ -201,12 +207,11 @@ def _attention(
         "biases": has_biases,
     }  # fmt: skip
     told = [word for word, is_told in words.items() if is_told]
-    if longest is None:
+    if not is_short:
         return _name("attention", dtype, head_dim, *told), attention_launch(*tensors, **options)
     if has_biases:
         options |= {"query_bias": query[0], "value_bias": key[0]}
-    launch = short_attention_launch(*tensors, longest=longest, **options)
-    return _name("short_attention", dtype, head_dim, longest, *told), launch
+    return _name("short_attention", dtype, head_dim, *told), short_attention_launch(*tensors, **options)
 
 
 def _add_norms() -> Named:

@@ -43,9 +43,9 @@ TOLERATED_STACK, TOLERATED_SPILLS = 16, 2
 """Bytes, and accesses to them. ptxas may park a register or a pair outside the loop, stored once and loaded once, to
 fit one more program; a tile that does not fit spills hundreds."""
 
-MADE_FOR = {"linear_gelu": ("sm_90", "sm_100")}
-"""Targets of kernels that are for some alone: this one moves blocks by hardware that others lack, and would not fit
-their registers. It is launched where a record says so."""
+MADE_FOR = {"linear_gelu": ("sm_90", "sm_100"), "hopper": ("sm_90",)}
+"""Words of names -> targets of what is for some alone. `linear_gelu` moves blocks by hardware that others lack, and
+would not fit their registers; it is launched where a record says so."""
 
 Measured = dict[str, Figures]
 """Name of a specialisation -> what it became."""
@@ -53,7 +53,7 @@ Measured = dict[str, Figures]
 
 def names(target: str, *, whole: bool = False) -> list[str]:
     """Return the specialisations that are compiled for `target`."""
-    every = [name for name in by_name() if target in MADE_FOR.get(name.split("-")[0], TARGETS)]
+    every = [name for name in by_name() if all(target in MADE_FOR.get(word, TARGETS) for word in name.split("-"))]
     return every if whole or target == WHOLE else [name for name in every if "float16" not in name.split("-")]
 
 

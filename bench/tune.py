@@ -39,7 +39,7 @@ from pabee_fast.runtime.choice import architecture
 from pabee_fast.runtime.device import choose_device
 
 LENGTHS = (8, 16, 24, 32, 33, 48, 64)
-"""Tokens of every row. 33 is the first that takes the large tile."""
+"""Tokens of every row. 33 is the first that is alone in a tile."""
 HEADS = {64: 12, 32: 12, 128: 6}
 """Size of a head -> how many: BERT's, MiniLM's, and large ones of as many numbers."""
 DTYPES = {"bfloat16": torch.bfloat16, "float16": torch.float16}

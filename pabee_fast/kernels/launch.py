@@ -289,18 +289,29 @@ def attention_tiles(rows: int, tokens: int, block_queries: int) -> int:
 
 
 @functools.cache
-def short_attention_constants(heads: Heads, is_large: bool) -> Constants:
-    """Return what `short_attention` is compiled for: keyed on heads and the tile that holds the longest row, the large
-    one of MAX_SHORT_ROW tokens or one of half as many.
+def short_attention_constants(heads: Heads, is_tight: bool) -> Constants:
+    """Return what `short_attention` is compiled for: keyed on heads, which no batch changes; `is_tight` where the
+    device is Hopper and nothing hides a key.
 
-    A span of four tiles ends with one that is not full, so that of sst2's lengths 26 % of the places in tiles of 64 are
-    empty; in a list of tiles without spans 22 % were, for which each wave would need a launch of its own.
+    One tile for all: one of half as many tokens takes 0.7 of the time on an H200 (131,072 tokens of rows of 32 and 48),
+    and holds one row where this one holds two or three. A span of four tiles ends with one that is not full, so that of
+    sst2's lengths 26 % of the places are empty; in a list of tiles without spans 22 % were, for which each wave would
+    need a launch of its own.
     """
-    tile = MAX_SHORT_ROW if is_large else MAX_SHORT_ROW // 2
-    # In half precision four: of a small tile's two a warp would have as many queries as of a large one's four, but an
-    # H200 takes 10 % longer (`bench.tune measure`, 131,072 tokens of rows of 32).
-    warps = 8 if heads.dtype == torch.float32 else 4
-    return _constants(warps, 1, **heads.constants(), SPAN=4 * tile, BLOCK_TOKENS=tile, **heads.blocks())
+    is_half, blocks = heads.dtype != torch.float32, heads.blocks()
+    sizes = {"SPAN": 4 * MAX_SHORT_ROW, "BLOCK_TOKENS": MAX_SHORT_ROW, **blocks}
+    made = _constants(4 if is_half else 8, 1, **heads.constants(), **sizes)
+    if is_tight and is_half and max(blocks.values()) <= 64:
+        # Registers of a thread: so a multiprocessor holds five programs, not four, and an H200 takes 253 us, not 273.
+        # Elsewhere they would spill.
+        made.options["maxnreg"] = 96
+    return made
+
+
+@functools.cache
+def is_hopper(device: torch.device) -> bool:
+    """Return whether a device is an NVIDIA GPU of compute capability 9."""
+    return device.type == "cuda" and torch.cuda.get_device_capability(device)[0] == 9
 
 
 def next_power_of_2(number: int) -> int:

@@ -8,9 +8,9 @@ import triton.language as tl
 from torch import Tensor
 
 from .attention import MARKS, NUMBERS, attention_arguments
-from .checks import MAX_SHORT_ROW, check_on_device
+from .checks import check_on_device
 from .checks_attention import check_short_attention
-from .launch import MAX_SHORT_HEAD, Launch, short_attention_constants
+from .launch import MAX_SHORT_HEAD, Launch, is_hopper, short_attention_constants
 
 
 @triton.jit
@@ -264,7 +264,7 @@ def short_attention_unchecked(
     """Do what `short_attention` does, for arguments that were checked where they were made."""
     out = query.new_empty((*query.shape[:2], value.shape[2]))
     if out.numel():
-        short_attention_launch(query, key, value, out, cu_seqlens, longest=longest, **options).run()
+        short_attention_launch(query, key, value, out, cu_seqlens, **options).run()
     return out
 
 
@@ -275,7 +275,6 @@ def short_attention_launch(
     out: Tensor,
     cu_seqlens: Tensor,
     *,
-    longest: int,
     query_bias: Tensor | None = None,
     value_bias: Tensor | None = None,
     **options: Any,
@@ -284,6 +283,7 @@ def short_attention_launch(
     options |= {"query_bias_ptr": query_bias, "value_bias_ptr": value_bias}
     arguments, heads = attention_arguments(query, key, value, out, cu_seqlens, **options)
     arguments["tokens"] = tokens = query.shape[0]
-    constants = short_attention_constants(heads, longest > MAX_SHORT_ROW // 2)
+    hides = heads.has_window or heads.is_causal or arguments["key_mask_ptr"] is not None
+    constants = short_attention_constants(heads, is_hopper(query.device) and not hides)
     grid = (-(-tokens // constants.values["SPAN"]) * heads.heads,)
     return Launch(short_attention_kernel, grid, arguments, constants)

@@ -103,8 +103,7 @@ def engine_of(model: Any) -> Engine:
 
 
 def keep_engine(model: Any, engine: Engine) -> None:
-    """Let a model's calls use this engine; its layers stay bound until the model is moved (`EarlyExitModel._apply`)."""
-    engine.layers.stay_bound = True
+    """Let a model's calls use this engine, until the model is moved (`EarlyExitModel._apply`)."""
     model.__dict__[ENGINE] = engine
 
 

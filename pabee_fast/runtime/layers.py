@@ -91,8 +91,6 @@ class Layers:
             raise InputError(f"layers={variant!r}: give one of {', '.join(VARIANTS)}, or None for the fastest known")
         self.model, self.family, self.variant = model, family, variant
         self.modules: Sequence[nn.Module] = family.layers(model)
-        self.stay_bound = False
-        """Between runs: for whoever sees to it that weights which move are let go of."""
         self._bound: _Bound | None = None
 
     def __len__(self) -> int:
@@ -122,16 +120,8 @@ class Layers:
             if bound is None or is_new:
                 self._bound = None
                 self._bound = bound = self._bind()
-            try:
-                with (
-                    packed_attention_in(*bound.configs),
-                    unchunked(bound.chunked),
-                    instead(bound.instead),
-                ):
-                    yield is_new
-            finally:
-                if not self.stay_bound:
-                    self._bound = None
+            with packed_attention_in(*bound.configs), unchunked(bound.chunked), instead(bound.instead):
+                yield is_new
 
     def _parts(self) -> list[nn.Module]:
         """Return every module in the layers."""

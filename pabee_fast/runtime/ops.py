@@ -37,6 +37,7 @@ __all__ = [
 logger = logging.getLogger(__name__)
 
 _INT32_MAX = 2**31 - 1
+_BIASED_HEAD = 64
 
 
 @functools.cache
@@ -281,7 +282,9 @@ def attention(
 
 def adds_biases(hidden: Tensor, head_dim: int, layout: Layout) -> bool:
     """Return whether `attention` of a block, of what is projected from `hidden`, adds the biases of queries and values
-    itself."""
+    itself: not in float32, which is for comparisons, and not of large heads, whose tiles leave no registers for it."""
+    if hidden.dtype == torch.float32 or head_dim > _BIASED_HEAD:
+        return False
     longest, asked = layout.max_seqlen, layout.attention
     return choice.takes_short(hidden.device, hidden.dtype, head_dim, longest, asked)
 

@@ -153,10 +153,8 @@ def test_other_blocks_are_launched_within_the_block_and_the_usual_ones_after_it(
     from pabee_fast.kernels import short_attention
     from pabee_fast.kernels.launch import Heads
 
-    usual, kind = (
-        short_attention.short_attention_constants,
-        (Heads(12, 12, 64, 64, torch.bfloat16, False, False, 16), True),
-    )
+    usual = short_attention.short_attention_constants
+    kind = (Heads(12, 12, 64, 64, torch.bfloat16, False, False, 16), True)
     for _ in range(2):
         with tune.blocks(span=8, warps=2):
             found = short_attention.short_attention_constants(*kind)

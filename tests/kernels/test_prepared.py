@@ -26,7 +26,6 @@ from tests.kernels.launch_cases import (  # noqa: E402
     gather_arguments,
     plan_arguments,
     pool_arguments,
-    short_attention_arguments,
 )
 from tests.kernels.layer_cases import add_norm_arguments, bias_act_arguments  # noqa: E402
 
@@ -51,7 +50,7 @@ LAUNCHES: dict[str, Callable[[], Launch]] = {
     "gather": gathering,
     "pool": lambda: pool_launch(**pool_arguments(), out=torch.zeros(4, HIDDEN_SIZE)),
     "attention": lambda: attention_launch(**attention_arguments(window=5), out=torch.zeros(12, 4, HIDDEN_SIZE)),
-    "short": lambda: short_attention_launch(**short_attention_arguments(), out=torch.zeros(12, 4, HIDDEN_SIZE)),
+    "short": lambda: short_attention_launch(**attention_arguments(), out=torch.zeros(12, 4, HIDDEN_SIZE)),
     "add_norm": lambda: add_norm_launch(**add_norm_arguments()),
     "bias_act": lambda: bias_act_launch(**bias_act_arguments()),
 }
