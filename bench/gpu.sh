@@ -117,21 +117,21 @@ micro() {
 bench machine 60 record machine
 case $mode in
     full)
-        reserve=125  # for all GPU tests: 570 of them took 86 s on 16 cores, and there are more now
+        reserve=110  # for all GPU tests: 576 of them took 62 s on 16 cores, and there are 1,100
         gpu_tests tests-first 40 -k 'short or linear_gelu'
         bench ceilings 15 ceilings
-        bench attention 80 tune measure --so-far --rounds 3
+        bench attention 60 tune measure --so-far --rounds 3
         use_what_was_measured
-        bench bert-base-sst2 90 endtoend --so-far --rows 32768 --rounds 4 --exits skewed \
-            --stock-batches 1024 512 256 --attention library --under-way 1 3 --waves 65536
+        bench bert-base-sst2 80 endtoend --so-far --rows 32768 --rounds 4 --exits skewed \
+            --stock-batches 1024 512 --attention library --under-way 1 3 --waves 65536
         bench dropin 40 dropin --so-far --device cuda --rounds 11
-        bench host 20 host --rounds 15
-        bench bert-large-sst2 55 endtoend --so-far --model bert-large --rows 8192 --rounds 3 --stock-batches 512 256 \
+        bench whole-job 80 peers --so-far --rows 100000 --stock-batches 256
+        bench bert-large-sst2 50 endtoend --so-far --model bert-large --rows 8192 --rounds 3 --stock-batches 256 \
             --exits skewed
-        bench whole-job 110 peers --so-far
+        bench host 20 host --rounds 15
+        micro 45 --cases full --micro-rounds 10
         bench bert-base-128 35 endtoend --so-far --lengths 128 --rows 4096 --rounds 3 --stock-batches 512 128 \
             --waves 262144
-        micro 60 --cases full --micro-rounds 10
         bench bert-base-512 25 endtoend --so-far --lengths 512 --rows 1024 --rounds 3 --stock-batches 128 32
         reserve=0
         gpu_tests tests 170

@@ -40,12 +40,12 @@ from pabee_fast.runtime.device import choose_device
 
 LENGTHS = (8, 16, 24, 32, 33, 48, 64)
 """Tokens of every row. 33 is the first that is alone in a tile."""
-HEADS = {64: 12, 32: 12, 128: 6}
-"""Size of a head -> how many: BERT's, MiniLM's, and large ones of as many numbers."""
+HEADS = {64: 12, 32: 12}
+"""Size of a head -> how many: BERT's and MiniLM's."""
 DTYPES = {"bfloat16": torch.bfloat16, "float16": torch.float16}
 SPANS, WARPS = (1, 2, 4, 8), (2, 4, 8)
 """Tiles of a program of the kernel for short rows, and its warps."""
-TOKENS = (8_192, 16_384, 32_768, 65_536, 131_072)
+TOKENS = (8_192, 32_768, 131_072)
 """Of a product with GELU, from `HIDDEN_SIZES` to four times as many numbers: MiniLM's, BERT-base's and BERT-large's."""
 HIDDEN_SIZES = (768, 384, 1024)
 WORTH = 0.97

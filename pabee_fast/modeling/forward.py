@@ -104,6 +104,7 @@ def engine_of(model: Any) -> Engine:
 
 def keep_engine(model: Any, engine: Engine) -> None:
     """Let a model's calls use this engine, until the model is moved (`EarlyExitModel._apply`)."""
+    engine.layers.lets_nothing_go = True
     model.__dict__[ENGINE] = engine
 
 

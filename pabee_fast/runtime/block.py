@@ -44,12 +44,12 @@ class Norm(NamedTuple):
         return cls(module.weight, module.bias, module.eps)
 
 
-@dataclass(frozen=True)
+@dataclass
 class Weights:
-    """What one block multiplies with; good for one run, since parameters may move between runs."""
+    """What one block multiplies with, while its parameters lie where they are."""
 
-    projections: tuple[Dense, ...]
-    """Query, key and value; or all three in one."""
+    apart: tuple[Dense, ...]
+    """Query, key and value."""
     output: Dense
     attention_norm: Norm
     up: Dense
@@ -58,18 +58,15 @@ class Weights:
     norm: Norm
     head_dim: int
     scaling: float
+    projections: tuple[Dense, ...] = ()
+    """Query, key and value; or all three in one, where JOINED says so. Within a run only: nobody else would hold what
+    was joined, once the parameters have moved on."""
 
     @classmethod
     def of(cls, block: Block, activation: str) -> "Weights":
-        """Return the tensors of `block`; query's, key's and value's are joined where JOINED says so."""
-        parts = (block.query, block.key, block.value)
-        projections = tuple(map(Dense.of, parts))
-        if block.query.weight.device.type in JOINED:
-            biases = [part.bias for part in parts if part.bias is not None]
-            bias = joined(biases) if biases else None
-            projections = (Dense(joined([part.weight for part in parts]), bias),)
+        """Return the tensors of `block`."""
         return cls(
-            projections,
+            tuple(map(Dense.of, (block.query, block.key, block.value))),
             Dense.of(block.output),
             Norm.of(block.attention_norm),
             Dense.of(block.up),
@@ -79,6 +76,20 @@ class Weights:
             block.head_dim,
             block.scaling,
         )
+
+    def take(self) -> None:
+        """Make ready for a run."""
+        if self.projections:
+            return
+        self.projections = self.apart
+        if self.apart[0].weight.device.type in JOINED:
+            biases = [part.bias for part in self.apart if part.bias is not None]
+            weight = joined([part.weight for part in self.apart])
+            self.projections = (Dense(weight, joined(biases) if biases else None),)
+
+    def let_go(self) -> None:
+        """Hold nothing but the parameters themselves."""
+        self.projections = ()
 
 
 def fused(weights: Weights, hidden: Tensor, layout: Layout) -> Tensor:

@@ -64,6 +64,7 @@ class _Bound:
     """Layers bound to the weights of a moment, and what must be set differently while they run."""
 
     runs: list[Run]
+    weights: list[Weights]
     configs: list[PretrainedConfig]
     chunked: list[nn.Module]
     instead: dict[nn.Module, Callable[..., Any]]
@@ -91,6 +92,8 @@ class Layers:
             raise InputError(f"layers={variant!r}: give one of {', '.join(VARIANTS)}, or None for the fastest known")
         self.model, self.family, self.variant = model, family, variant
         self.modules: Sequence[nn.Module] = family.layers(model)
+        self.lets_nothing_go = False
+        """Between runs: for whoever sees to it that these layers are given up when their weights move."""
         self._bound: _Bound | None = None
 
     def __len__(self) -> int:
@@ -120,8 +123,14 @@ class Layers:
             if bound is None or is_new:
                 self._bound = None
                 self._bound = bound = self._bind()
-            with packed_attention_in(*bound.configs), unchunked(bound.chunked), instead(bound.instead):
-                yield is_new
+            for weights in bound.weights:
+                weights.take()
+            try:
+                with packed_attention_in(*bound.configs), unchunked(bound.chunked), instead(bound.instead):
+                    yield is_new
+            finally:
+                for weights in bound.weights if not self.lets_nothing_go else ():
+                    weights.let_go()
 
     def _parts(self) -> list[nn.Module]:
         """Return every module in the layers."""
@@ -133,9 +142,13 @@ class Layers:
         self._check(every)
         configs = self._configs(every)
         variant, _ = self._choose()
-        runs = {module: self._bind_one(module, variant) for module in dict.fromkeys(self.modules)}
+        weights: list[Weights] = []
+        runs = {module: self._bind_one(module, variant, weights) for module in dict.fromkeys(self.modules)}
+        for each in weights:
+            each.take()  # before anybody looks where weights lie
         return _Bound(
             [runs[module] for module in self.modules],
+            weights,
             configs,
             every if any(getattr(config, "chunk_size_feed_forward", 0) for config in configs) else [],
             self._instead(every, variant),
@@ -237,7 +250,8 @@ class Layers:
             return []
         return list(dict.fromkeys(part for part in parts if in_many_passes(part)))
 
-    def _bind_one(self, module: nn.Module, variant: str) -> Run:
+    def _bind_one(self, module: nn.Module, variant: str, every: list[Weights]) -> Run:
+        """Return how a layer runs; what its blocks multiply with is added to `every`."""
         stock = functools.partial(self.family.run_layer, self.model, module)
         if variant == "stock":
             return stock
@@ -247,6 +261,7 @@ class Layers:
             say_once(logger, self.model, f"layers run as transformers' own modules: {blocks}")
             return stock
         weights = [Weights.of(each, str(activation_of(each.activation))) for each in blocks]
+        every += weights
         return functools.partial(_run_blocks, weights)
 
 
