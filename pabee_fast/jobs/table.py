@@ -8,6 +8,7 @@ from pabee_fast.calibration.guarantee import Guarantee
 from pabee_fast.calibration.scorer import warn_of_void
 from pabee_fast.jobs.executors import open_executor
 from pabee_fast.jobs.job import Columns, Job, JobOptions, Progress
+from pabee_fast.jobs.marks import rightness
 from pabee_fast.jobs.recipe import Recipe
 from pabee_fast.policies import Policy
 from pabee_fast.tables.read import Reading
@@ -28,6 +29,9 @@ class TableSummary:
     policy           when a row had settled, and policy_reason why it was that one
     guarantee        what is promised of the policy; None: nothing
     device           what computed
+    labelled         rows with an answer and a label, where a label column was named
+    accuracy         of these, the share that is right (of label sets, as a whole); None: nothing is known of it
+    mean_squared_error  of these, of values; likewise
     """
 
     output: str
@@ -47,6 +51,9 @@ class TableSummary:
     policy_reason: str
     guarantee: Guarantee | None
     device: str
+    labelled: int
+    accuracy: float | None
+    mean_squared_error: float | None
 
 
 def score_table(
@@ -57,6 +64,7 @@ def score_table(
     *,
     text_column: str = "text",
     text_pair_column: str | None = None,
+    label_column: str | None = None,
     prefix: str = "",
     all_scores: bool = False,
     overwrite: bool = False,
@@ -93,6 +101,7 @@ def score_table(
         policy: when a row has settled, or its spelling ("patience:6"); None: the one stored with the model, as for
             `Scorer.from_pretrained`.
         text_column: the column of the texts, and text_pair_column of the second ones, of pairs.
+        label_column: labels that answers are held against; a row may be without one.
         prefix: put before the names of the result columns.
         all_scores: whether there is a column `score_LABEL` for every label.
         overwrite: whether an output that exists, or a begun job that differs, is replaced.
@@ -119,7 +128,7 @@ def score_table(
     job = Job(
         [str(one) for one in ([inputs] if isinstance(inputs, str | Path) else inputs)],
         str(output),
-        Columns(names, prefix, Reading(delimiter, quoting, encoding)),
+        Columns(names, prefix, Reading(delimiter, quoting, encoding), label_column),
         JobOptions(part_rows, format=format, overwrite=overwrite, max_errors=max_errors, retry_errors=retry_errors),
     )
     recipe = Recipe(
@@ -159,4 +168,6 @@ def score_table(
         about.policy_reason,
         about.guarantee,
         about.device,
+        tally.labelled,
+        *rightness(tally, about.labels),
     )

@@ -27,6 +27,7 @@ from pabee_fast.jobs.columns import result_columns, result_schema
 from pabee_fast.policies import FullDepth
 from pabee_fast.runtime.pack import PackedBatch
 from pabee_fast.scoring.answers import Answers
+from pabee_fast.scoring.labels import Labels, labels_of_config
 from pabee_fast.scoring.load import Setting
 from pabee_fast.scoring.scorer import Row, readable
 from pabee_fast.scoring.tally import Tally
@@ -77,6 +78,7 @@ class About:
     guarantee: Guarantee | None
     is_void: bool  # what is stored with the model, so that rows run to full depth
     tokenizer: str  # what tokenizes, in words
+    labels: Labels  # what the model's outputs mean
 
 
 class Worker:
@@ -214,4 +216,5 @@ def about(scorer: Scorer, setting: Setting, schema: pa.Schema) -> About:
         scorer.guarantee,
         scorer.is_void,
         scorer.encoder.served_by,
+        labels_of_config(scorer.model.config),
     )

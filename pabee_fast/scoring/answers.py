@@ -114,6 +114,10 @@ def named(logits: Tensor, names: Sequence[str], kind: AnswerKind) -> tuple[np.nd
     """Return [rows] the labels' names, and [rows, classes] the labels' probabilities."""
     if kind == "label":
         return np.array(names, dtype=object)[logits.argmax(dim=1).numpy()], logits.softmax(dim=1)
-    inside = (logits > 0).tolist()
-    sets = ["|".join(name for name, is_in in zip(names, row, strict=True) if is_in) for row in inside]
+    sets = [set_name(names, row) for row in (logits > 0).tolist()]
     return np.array(sets, dtype=object), logits.sigmoid()
+
+
+def set_name(names: Sequence[str], inside: Sequence[float]) -> str:
+    """Return what a set of labels is called; `inside` says of each label, by true or 1, whether it is in it."""
+    return "|".join(name for name, is_in in zip(names, inside, strict=True) if is_in)

@@ -40,6 +40,9 @@ class Tally:
     exits      exit layer -> rows
     audited    those that also ran to full depth
     disagreed  of these, those that have another answer there
+    labelled   those with an answer and a label, where a job was told of labels
+    right      of these, those whose answer is the label; of label sets, the whole set
+    squared    of values, the sum over these of squared differences from the label
     seconds    stage -> seconds, summed over all threads and devices that did it
     """
 
@@ -50,6 +53,9 @@ class Tally:
     exits: Counter[int] = field(default_factory=Counter)
     audited: int = 0
     disagreed: int = 0
+    labelled: int = 0
+    right: int = 0
+    squared: float = 0.0
     seconds: Seconds = field(default_factory=Seconds)
 
     @property
