@@ -1,16 +1,15 @@
 """What tells two jobs apart: settings and inputs as a manifest holds them, in words."""
 
-import re
 from typing import Any
 
-_HASH = re.compile("[0-9a-f]{64}")
+from pabee_fast.shown import changed
 
 
 def differences(before: dict[str, Any], now: dict[str, Any]) -> list[str]:
     """Return in words what is not as it was when the job was begun."""
     old, new = before["settings"], now["settings"]
     told = [
-        _changed(name, old.get(name, "unset"), new.get(name, "unset"))
+        changed(name, old.get(name, "unset"), new.get(name, "unset"))
         for name in {**old, **new}
         if old.get(name) != new.get(name)
     ]
@@ -20,7 +19,7 @@ def differences(before: dict[str, Any], now: dict[str, Any]) -> list[str]:
     for path in files.keys() & others.keys():
         one, other = files[path], others[path]
         if one["size"] != other["size"]:
-            told.append(_changed(f"the size of the input {path}", one["size"], other["size"]))
+            told.append(changed(f"the size of the input {path}", one["size"], other["size"]))
             continue
         was_written = one.get("modified", other["modified"])
         if one["sample"] != other["sample"] or (was_written != other["modified"] and type(was_written) is not int):
@@ -34,9 +33,3 @@ def differences(before: dict[str, Any], now: dict[str, Any]) -> list[str]:
     if not told and list(files) != list(others):
         told.append("the inputs are in another order")
     return told
-
-
-def _changed(name: str, before: object, now: object) -> str:
-    if _HASH.fullmatch(str(before)):
-        return f"{name} changed"
-    return f"{name} was {before} and is {now}"

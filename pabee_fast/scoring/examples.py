@@ -1,11 +1,12 @@
 """Examples of tables, labelled or not, and their tokens."""
 
+import hashlib
 import json
 import math
 from array import array
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from itertools import chain
+from itertools import chain, zip_longest
 from pathlib import Path
 from typing import Any, cast
 
@@ -30,6 +31,14 @@ class Examples:
 
     texts: list[tuple[str, ...]]
     column: Column
+
+    @property
+    def fingerprint(self) -> str:
+        """A hash over texts and labels."""
+        digest = hashlib.sha256()
+        for row in zip_longest(self.texts, self.column.given):
+            digest.update(json.dumps(row, default=str).encode())
+        return digest.hexdigest()
 
     def features(self, tokenizer: PreTrainedTokenizerBase, max_length: int, labels: Sequence[Any]) -> Features:
         """Return one dict a row: the tokenizer's lists, cut at `max_length` tokens, and `labels`."""
