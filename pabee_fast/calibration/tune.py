@@ -68,7 +68,12 @@ def tune(settings: TuneSettings, rows: Sequence[Row] | None = None) -> Tuned:
     setting = Setting.choose(settings.device, settings.dtype if traced is None else traced.conditions.dtype)
     max_length = settings.max_length if traced is None else traced.conditions.max_length
     scorer = load_scorer(
-        settings.model, FullDepth(), setting, max_length=max_length, token_budget=settings.token_budget
+        settings.model,
+        FullDepth(),
+        setting,
+        max_length=max_length,
+        token_budget=settings.token_budget,
+        stride=settings.stride if traced is None else traced.conditions.stride,
     )
     if traced is None:
         assert settings.table is not None
@@ -109,6 +114,11 @@ def _load_trace(settings: TuneSettings) -> Trace:
             f"max_length={settings.max_length}, and {settings.trace} was made with rows cut at {made.max_length} "
             "tokens: leave the option out, or make a new trace"
         )
+    if settings.stride not in (None, made.stride):
+        raise InputError(
+            f"stride={settings.stride}, and {settings.trace} was made with long texts {made.long_texts}: leave the "
+            "option out, or make a new trace"
+        )
     if settings.dtype not in ("auto", made.dtype):
         raise InputError(
             f"dtype={settings.dtype!r}, and {settings.trace} was made in {made.dtype}: leave the option out, or make a "
@@ -144,6 +154,7 @@ def _trace_table(
         labels=labels,
         max_length=scorer.max_length,
         token_budget=settings.token_budget,
+        stride=scorer.stride,
     )
 
 

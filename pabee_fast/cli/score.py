@@ -153,6 +153,7 @@ def _executor(options: ScoreOptions, watch: Watch) -> Any:
         device=options.device,
         dtype=options.dtype,
         max_length=options.max_length,
+        stride=options.stride,
         token_budget=options.token_budget,
         tokenizers=options.tokenizers,
         all_scores=options.all_scores,
@@ -163,7 +164,7 @@ def _executor(options: ScoreOptions, watch: Watch) -> Any:
 
 
 def _stream(options: ScoreOptions, columns: Any) -> None:
-    from pabee_fast.cli.summary import audit_lines, policy_line
+    from pabee_fast.cli.summary import audit_lines, length_lines, policy_line
 
     for stream, name in ((sys.stdin, "input"), (sys.stdout, "output")):
         if stream is None:
@@ -182,6 +183,8 @@ def _stream(options: ScoreOptions, columns: Any) -> None:
         raise typer.Exit(130) from None
     if tally.audited:
         print("\n".join(audit_lines(tally, guarantee)), file=sys.stderr)
+    for line in length_lines(tally, executor.about):
+        print(line, file=sys.stderr)
     none = ": none could be scored, see the field error of each" if tally.errors == tally.rows > 0 else ""
     print(f"{tally.rows} rows, {tally.errors} with errors{none}", file=sys.stderr)
 

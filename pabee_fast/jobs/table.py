@@ -22,6 +22,7 @@ class TableSummary:
     rows             all of them; `resumed` of these were done by an earlier run
     errors           rows without an answer, see the column error; `failed` of these, in computing
     truncated        rows that were cut to the longest that the model takes
+    long             rows that were read in several stretches, `stretches` of them together
     mean_exit_layer  of the rows with an answer, of `layers`; NaN without any
     exits            exit layer -> rows
     audited          rows that also ran to full depth, `disagreed` of which have another answer there
@@ -40,6 +41,8 @@ class TableSummary:
     errors: int
     failed: int
     truncated: int
+    long: int
+    stretches: int
     mean_exit_layer: float
     layers: int
     exits: dict[int, int]
@@ -79,6 +82,7 @@ def score_table(
     engine: str = "local",
     workers: int | None = None,
     max_length: int | None = None,
+    stride: int | None = None,
     token_budget: int | None = None,
     tokenizers: int | None = None,
     threads: int | None = None,
@@ -113,7 +117,7 @@ def score_table(
         device: "auto", "cpu", "cuda" or "cuda:1"; dtype "auto", "float32", "bfloat16" or "float16".
         devices: several, a process for each: "all", "cuda:0,cuda:1".
         engine: "local", or "ray" with so many workers.
-        max_length: as for `Scorer`, and so is token_budget; tokenizers too, None: by cores.
+        max_length: as for `Scorer`, and so are stride and token_budget; tokenizers too, None: by cores.
         threads: of the CPU; None: torch's choice.
         delimiter: how csv and tsv are read, with quoting and encoding, as the command takes them.
         on_part: told when the job begins, and whenever a part is durable.
@@ -137,6 +141,7 @@ def score_table(
         device,
         dtype,
         max_length=max_length,
+        stride=stride,
         token_budget=token_budget,
         threads=threads,
         tokenizers=tokenizers,
@@ -157,6 +162,8 @@ def score_table(
         tally.errors,
         tally.failed,
         tally.truncated,
+        tally.long,
+        tally.stretches,
         tally.mean_exit_layer,
         about.layers,
         dict(sorted(tally.exits.items())),

@@ -68,7 +68,14 @@ def make_report(settings: ReportSettings) -> Report:
 
 
 def _load(settings: ReportSettings, setting: Setting, path: str) -> Scorer:
-    return load_scorer(path, FullDepth(), setting, max_length=settings.max_length, token_budget=settings.token_budget)
+    return load_scorer(
+        path,
+        FullDepth(),
+        setting,
+        max_length=settings.max_length,
+        token_budget=settings.token_budget,
+        stride=settings.stride,
+    )
 
 
 def _study(
@@ -87,7 +94,9 @@ def _study(
     )
     truncated: dict[int, list[Tensor]] = defaultdict(list)
     for path, rival in zip(settings.truncated, rivals, strict=True):
-        logits = full_depth_logits(rival.model, rival.tokenizer, examples.texts, max_length=rival.max_length)
+        logits = full_depth_logits(
+            rival.model, rival.tokenizer, examples.texts, max_length=rival.max_length, stride=rival.stride
+        )
         ordered = logits[:, in_order_of(labels, rival.model, path)]
         truncated[len(rival.engine.layers)].append(answers(ordered, traces[0].kind))
     for of_seed in traces:
@@ -107,7 +116,7 @@ def _study(
             "models": plain(", ".join(settings.model)),
             "hardware": setting.device_name,
             "dtype": f"{setting.dtype_name} ({setting.dtype_reason})",
-            "rows cut at": f"{scorers[0].max_length} tokens",
+            "long texts": traces[0].conditions.long_texts,
             "learned before": "; ".join(map(str, dict.fromkeys(known))),
             "torch, transformers": f"{torch.__version__}, {transformers.__version__}",
         },
@@ -131,6 +140,11 @@ def _trace(
 ) -> Trace:
     """Return the trace of a seed, its outputs in the given order, which is that of the labels."""
     own = trace(
-        scorer.model, scorer.tokenizer, texts, max_length=settings.max_length, token_budget=settings.token_budget
+        scorer.model,
+        scorer.tokenizer,
+        texts,
+        max_length=settings.max_length,
+        token_budget=settings.token_budget,
+        stride=settings.stride,
     )
     return replace(own, logits=own.logits[:, :, order], labels=checked_labels(labels, own.logits, own.kind))

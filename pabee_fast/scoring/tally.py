@@ -37,6 +37,8 @@ class Tally:
     errors     those without an answer
     failed     of these, those whose error came in computing
     truncated  those that were cut
+    long       those that were read in several stretches
+    stretches  in how many, of these together
     exits      exit layer -> rows
     audited    those that also ran to full depth
     disagreed  of these, those that have another answer there
@@ -50,6 +52,8 @@ class Tally:
     errors: int = 0
     failed: int = 0
     truncated: int = 0
+    long: int = 0
+    stretches: int = 0
     exits: Counter[int] = field(default_factory=Counter)
     audited: int = 0
     disagreed: int = 0
@@ -72,6 +76,8 @@ class Tally:
         self.errors += len(answers.errors)
         self.failed += len(answers.errors) - answers.refused
         self.truncated += answers.truncated
+        self.long += answers.long
+        self.stretches += answers.stretches
 
     def merge(self, other: "Tally") -> None:
         """Add what another one has counted."""
