@@ -3,6 +3,7 @@
 import json
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass, replace
+from hashlib import sha256
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -46,6 +47,7 @@ class Trace:
     stretches: Tensor | None = None  # [rows] int64: how many each row was read in; None: each is one, as it is cut
     stretch_logits: Tensor | None = None  # [layers, stretches, classes] float32, row after row
     stretch_lengths: Tensor | None = None  # [stretches] int64
+    texts_hash: str | None = None  # `hash_of_texts` of all rows; None: not known
 
     @property
     def layers(self) -> int:
@@ -67,7 +69,14 @@ class Trace:
     def select(self, rows: Tensor) -> "Trace":
         """Return the trace of some of the rows: int64 indices, or bool flags."""
         labels, learned = (None if of_rows is None else of_rows[rows] for of_rows in (self.labels, self.learned))
-        found = replace(self, logits=self.logits[:, rows], lengths=self.lengths[rows], labels=labels, learned=learned)
+        found = replace(
+            self,
+            logits=self.logits[:, rows],
+            lengths=self.lengths[rows],
+            labels=labels,
+            learned=learned,
+            texts_hash=None,
+        )
         if self.stretches is None:
             return found
         runs, places = self.runs, places_of(rows, self.stretches)
@@ -102,7 +111,7 @@ class Trace:
             one, more = getattr(self, name), getattr(other, name)
             known = one is not None and more is not None
             found[name] = torch.cat([one, more], dim=1 if name in OF_LAYERS else 0) if known else None
-        return replace(self, **found)
+        return replace(self, **found, texts_hash=None)
 
     def save(self, path: str | Path) -> None:
         """Write the trace as one safetensors file; raises InputError where there is no directory for it."""
@@ -110,6 +119,7 @@ class Trace:
             raise InputError(f"{path} cannot be written: there is no directory {Path(path).absolute().parent}")
         tensors = {name: of_rows.contiguous() for name in TENSORS if (of_rows := getattr(self, name)) is not None}
         about = {"format": FORMAT, "kind": self.kind, "conditions": json.dumps(asdict(self.conditions))}
+        about |= {} if self.texts_hash is None else {"texts_hash": self.texts_hash}
         save_file(tensors, path, about | {"first_layer": str(self.first_layer)})
 
     @classmethod
@@ -121,20 +131,27 @@ class Trace:
             CheckpointError: the file is no trace.
         """
         if not Path(path).is_file():
-            raise InputError(f"{path} is not a file: give a trace that pf.trace(...).save(path) wrote")
+            raise InputError(f"{path} is not a file: give a trace that pabee-fast trace, or pf.trace(...).save, wrote")
         try:
             with safe_open(path, framework="pt") as file:
                 about = file.metadata() or {}
                 tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - not a mapping
         except SafetensorError as error:
-            raise CheckpointError(f"{path} is no trace ({error}): make one with pf.trace(...).save(path)") from error
+            raise CheckpointError(f"{path} is no trace ({error}): make one with pabee-fast trace") from error
         if about.get("format") != FORMAT or not {"logits", "lengths"} <= tensors.keys() or "conditions" not in about:
-            raise CheckpointError(f"{path} is no trace of this version: make one with pf.trace(...).save(path)")
+            raise CheckpointError(f"{path} is no trace of this version: make one with pabee-fast trace")
         kind: Any = about["kind"]
         conditions = Conditions(**json.loads(about["conditions"]))
         first_layer = int(about.get("first_layer", 1))
         found: dict[str, Any] = {name: tensors.get(name) for name in TENSORS}
-        return cls(**found, kind=kind, conditions=conditions, first_layer=first_layer)
+        hashed = about.get("texts_hash")
+        return cls(**found, kind=kind, conditions=conditions, first_layer=first_layer, texts_hash=hashed)
+
+    def check_conditions(self, now: Conditions, name: object = "the trace") -> None:
+        """Raise InputError unless the trace was made under the conditions of `now`, a scorer's say; `name` is what
+        messages call it."""
+        if differences := self.conditions.differences(now):
+            raise InputError(f"{name} was not made with this model: {'; '.join(differences)}; make a new trace")
 
     def check_model(self, model: PreTrainedModel) -> None:
         """Raise InputError unless the trace was made with this very model, in this precision."""
@@ -181,7 +198,7 @@ def trace(
         stride=stride,
     )
     engine, source, parts, lengths, stretches, done, cut = scorer.engine, row_source(rows), [], [], [], 0, 0
-    sketch, flags, texts = LearnedRows.of(model.config), [], set()
+    sketch, flags, texts, hashed = LearnedRows.of(model.config), [], set(), sha256()
     while taken := list(islice(source, window)):
         encoded = scorer.encode(taken, done)
         assert encoded.batch is not None
@@ -192,6 +209,7 @@ def trace(
         done, cut = done + len(taken), cut + encoded.truncated
         if sketch is not None:
             flags.append(torch.from_numpy(sketch.flags(taken)))
+        hash_texts(hashed, taken)
         texts |= {1 if isinstance(row, str) else len(row or ()) for row in taken}
     if not parts:
         raise InputError("rows is empty: a trace needs at least one row")
@@ -205,7 +223,30 @@ def trace(
     found = checked_labels(labels, logits, engine.kind)
     conditions = Conditions.of(model, tokenizer, scorer.max_length, texts.pop() if len(texts) == 1 else None, stride)
     learned = torch.cat(flags) if flags else None
-    return Trace(logits, tokens, engine.kind, conditions, found, engine.first_head, learned, **of_stretches)
+    return Trace(
+        logits,
+        tokens,
+        engine.kind,
+        conditions,
+        found,
+        engine.first_head,
+        learned,
+        **of_stretches,
+        texts_hash=hashed.hexdigest(),
+    )
+
+
+def hash_of_texts(rows: Iterable[Row]) -> str:
+    """Return a hash of rows in their order, by which a trace knows them again."""
+    hashed = sha256()
+    hash_texts(hashed, rows)
+    return hashed.hexdigest()
+
+
+def hash_texts(hashed: Any, rows: Iterable[Row]) -> None:
+    """Add rows to a hash."""
+    for row in rows:
+        hashed.update(json.dumps([row] if isinstance(row, str) else list(row or ())).encode())
 
 
 def checked_labels(given: Sequence[int] | Sequence[float] | Tensor | None, logits: Tensor, kind: str) -> Tensor | None:

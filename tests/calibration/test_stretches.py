@@ -101,6 +101,7 @@ def tuned(model: Any, tiny_tokenizer: Any, tmp_path_factory: pytest.TempPathFact
     done = run("tune", table, "--model", folder, "--max-length", LIMIT, "--stride", STRIDE, *OPTIONS)
     assert done.exit_code == 0, done.output
     assert "were cut" not in done.output
+    assert "score with --stride 3: the promise is of texts read so" in done.output
     return folder
 
 
