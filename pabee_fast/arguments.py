@@ -65,3 +65,11 @@ def require_model(name: str) -> None:
     """Raise InputError for a model that is no directory here, nor can be on the hub: MODEL or OWNER/MODEL."""
     if not Path(name).exists() and not re.fullmatch(r"\w[\w.-]*(/\w[\w.-]*)?", name):
         raise InputError(f"{name} cannot be loaded: there is no such directory")
+
+
+def require_single_texts(stride: int | None, texts: int | None) -> None:
+    """Raise InputError for pairs (2 texts a row) that would be read in stretches."""
+    if stride is not None and texts == 2:
+        raise InputError(
+            f"stride={stride}: single texts are read in stretches, and these are pairs; leave it out, and pairs are cut"
+        )

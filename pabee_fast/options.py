@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
-from pabee_fast.arguments import require_device, require_dtype, require_whole
+from pabee_fast.arguments import require_device, require_dtype, require_single_texts, require_whole
 
 if TYPE_CHECKING:
     from pabee_fast.tables.read import Reading
@@ -154,6 +154,14 @@ class RunOptions(DeviceOptions):
             RUN, "Tokens at which a text is cut; default: what train, fit or tune stored, else what the model allows."
         ),
     ] = None
+    stride: Annotated[
+        int | None,
+        Option(
+            RUN,
+            "Read a text that is longer whole, in stretches of so many tokens that overlap by this number: its logits "
+            "are the mean of theirs, its exit layer their largest. Not for pairs. Default: it is cut.",
+        ),
+    ] = None
     token_budget: Annotated[
         int | None, Option(RUN, "The most tokens computed at once, and of a text; default: by device.")
     ] = None
@@ -163,3 +171,6 @@ class RunOptions(DeviceOptions):
         for name in ("max_length", "token_budget"):
             if (value := getattr(self, name)) is not None:
                 require_whole(name, value, at_least=1)
+        if self.stride is not None:
+            require_whole("stride", self.stride, at_least=0)
+            require_single_texts(self.stride, len(self.text_columns) if isinstance(self, TextOptions) else None)

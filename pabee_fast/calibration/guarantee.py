@@ -42,8 +42,8 @@ class Guarantee:
     def statement(self) -> str:
         """Return the promise and what it holds for, in one sentence that does not name the policy."""
         where = (
-            f"holds for rows like those it was calibrated on, in {self.conditions.dtype}, cut at "
-            f"{self.conditions.max_length} tokens, with this model and tokenizer"
+            f"holds for rows like those it was calibrated on, in {self.conditions.dtype}, "
+            f"{self.conditions.long_texts}, with this model and tokenizer"
         )
         if isinstance(self.policy, FullDepth):
             return f"no policy that leaves earlier could be promised that {self._bound()}; {where}"

@@ -15,6 +15,7 @@ from torch import Tensor
 from pabee_fast.calibration.trace import Trace
 from pabee_fast.policies import Policy, require_policy
 from pabee_fast.runtime import ops
+from pabee_fast.scoring.stretches import mean_of, most_of, sum_of
 
 
 @dataclass(frozen=True)
@@ -25,6 +26,7 @@ class Replay:
     exit_layers: Tensor  # [rows] int64, 1-based
     lengths: Tensor  # [rows] int64, tokens
     layers: int
+    spent: Tensor  # [rows] int64, tokens x layers
 
     @property
     def mean_exit_layer(self) -> float:
@@ -34,8 +36,7 @@ class Replay:
     @property
     def layer_ratio(self) -> float:
         """The most that these exits can save: tokens times layers of full depth, over those of these exits."""
-        spent = (self.lengths * self.exit_layers).sum()
-        return float(self.lengths.sum() * self.layers / spent)
+        return float(self.lengths.sum() * self.layers / self.spent.sum())
 
 
 class Replayer:
@@ -48,6 +49,7 @@ class Replayer:
 
     def __init__(self, trace: Trace, *, remembered: int = 8) -> None:
         self.trace, self.remembered = trace, remembered
+        self._runs = trace.runs
         self._remembered: OrderedDict[tuple[str, tuple[int, ...]], list[Tensor]] = OrderedDict()
 
     @torch.no_grad()
@@ -60,21 +62,26 @@ class Replayer:
         require_policy(policy)
         trace, layers, policy = self.trace, self.trace.layers, policy.from_layer(self.trace.first_layer)
         policy.check(layers, trace.kind, len(trace))
-        exit_layers = torch.full((len(trace),), policy.depth(layers), dtype=torch.int64)
+        runs, counts = self._runs, trace.stretches
+        exit_layers = torch.full((len(runs),), policy.depth(layers), dtype=torch.int64)
         given, tested = policy.exit_at(), self._tested(policy)
         with one_thread():
             if given is not None:
+                exits = torch.tensor(given) if counts is None else torch.tensor(given).repeat_interleave(counts)
                 # A given exit is taken at the first tested layer that is not before it.
                 for layer in reversed(tested):
-                    exit_layers[torch.tensor(given) <= layer] = layer
+                    exit_layers[exits <= layer] = layer
             elif tested:
                 self._leave_by_rule(policy, tested, exit_layers)
-            logits = trace.logits[exit_layers - 1, torch.arange(len(trace))]
-        return Replay(logits, exit_layers, trace.lengths, layers)
+            logits, spent = runs.logits[exit_layers - 1, torch.arange(len(runs))], runs.lengths * exit_layers
+            if counts is not None:
+                logits, spent = mean_of(logits, counts), sum_of(spent, counts)
+                exit_layers = most_of(exit_layers, counts)
+        return Replay(logits, exit_layers, trace.lengths, layers, spent)
 
     @torch.no_grad()
     def measures(self, policy: Policy) -> list[Tensor]:
-        """Return what the policy's rule looks at in each tested layer but the last, [rows] float32 each; see
+        """Return what the policy's rule looks at in each tested layer but the last, [runs] float32 each; see
         `kernels.reference.observe`. Empty where no row can leave early."""
         tested = self._tested(policy.from_layer(self.trace.first_layer))
         if not tested:
@@ -101,11 +108,11 @@ class Replayer:
     def _measures(self, rule: str, tested: tuple[int, ...]) -> list[Tensor]:
         key = (rule, tested)
         if key not in self._remembered:
-            kind, classes, rows = self.trace.kind, self.trace.classes, len(self.trace)
+            kind, classes, rows = self.trace.kind, self.trace.classes, len(self._runs)
             memory = torch.zeros((rows, ops.memory_words(kind, rule, classes)), dtype=torch.int32)
             measures = []
             for layer in tested:
-                measure, memory = ops.observe(self.trace.logits[layer - 1], memory, kind=kind, rule=rule)
+                measure, memory = ops.observe(self._runs.logits[layer - 1], memory, kind=kind, rule=rule)
                 measures.append(measure)
             self._remembered[key] = measures
             while len(self._remembered) > self.remembered:

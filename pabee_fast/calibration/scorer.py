@@ -5,14 +5,12 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-import numpy as np
 import torch
 
 from pabee_fast.calibration.guarantee import Guarantee, guarantee_of
 from pabee_fast.calibration.stored import choose_policy
 from pabee_fast.errors import InputError
 from pabee_fast.policies import FullDepth, Policy, parse_policy
-from pabee_fast.runtime.pack import PackedBatch
 from pabee_fast.scoring import scorer as scoring
 from pabee_fast.scoring.answers import Answers
 from pabee_fast.scoring.conditions import Conditions
@@ -50,6 +48,7 @@ class Scorer(scoring.Scorer):
         token_budget: int | None = None,
         window: int | None = None,
         tokenizers: int = 0,
+        stride: int | None = None,
     ) -> "Scorer":
         """Load a model and its tokenizer, and use the policy that `pabee-fast tune` stored with them.
 
@@ -64,7 +63,7 @@ class Scorer(scoring.Scorer):
             dtype: "auto", "float32", "bfloat16" or "float16"; or torch's.
             texts: how many a row has, 2 of pairs: a stored guarantee is void for rows of another kind. None: of the
                 kind that it holds for; `score` then refuses others.
-            max_length: as for `Scorer`, and so are token_budget and tokenizers.
+            max_length: as for `Scorer`, and so are token_budget, tokenizers and stride.
             window: rows that are tokenized and sorted by length together; None: by device.
 
         Raises:
@@ -81,13 +80,14 @@ class Scorer(scoring.Scorer):
             token_budget=token_budget,
             window=window,
             tokenizers=tokenizers,
+            stride=stride,
             kind=cls,
         )
         if scorer.is_void:
             warn_of_void(str(path_or_id), scorer.policy_reason)
         return scorer
 
-    def plan(self, columns: Sequence["pa.Array"], answers: Answers) -> Iterator[tuple[np.ndarray, PackedBatch]]:
+    def plan(self, columns: Sequence["pa.Array"], answers: Answers) -> Iterator[scoring.Planned]:
         """As for the base class.
 
         Raises:
@@ -112,6 +112,7 @@ def open_scorer(
     token_budget: int | None = None,
     window: int | None = None,
     tokenizers: int = 0,
+    stride: int | None = None,
     kind: type[Scorer] = Scorer,
 ) -> Scorer:
     """As `Scorer.from_pretrained`, for whoever tells themselves what was chosen."""
@@ -123,6 +124,7 @@ def open_scorer(
         token_budget=token_budget,
         window=WINDOWS.get(setting.device.type, 1_024) if window is None else window,
         tokenizers=tokenizers,
+        stride=stride,
     )
     if named is None:
         if guarantee_of(scorer.model) is not None:

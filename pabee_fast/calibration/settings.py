@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
 
-from pabee_fast.arguments import require_one_of, require_seed, require_share
+from pabee_fast.arguments import require_model, require_one_of, require_seed, require_share
 from pabee_fast.errors import InputError
 from pabee_fast.extras import require
 from pabee_fast.options import (
@@ -34,7 +34,9 @@ class TuneSettings(TextOptions, RunOptions, ThreadOptions):
     table: Annotated[str | None, Argument("TABLE", f"Calibration texts, without labels: {TABLES}.")] = None
     model: Annotated[str, Option(MODEL, "Model directory with heads; the chosen policy is stored in its config.")]
     label_column: Annotated[str | None, Option(READ, "Column of the labels, for --risk accuracy-loss.")] = None
-    trace: Annotated[Path | None, Option(READ, "A trace of the calibration texts, in place of TABLE.")] = None
+    trace: Annotated[
+        Path | None, Option(READ, "A trace of the calibration texts, as pabee-fast trace writes it, in place of TABLE.")
+    ] = None
     epsilon: Annotated[float, Option(GUARANTEED, "The most that the risk may be, as a share of the rows.")] = 0.01
     delta: Annotated[float, Option(GUARANTEED, "The most that the probability of a broken promise may be.")] = 0.05
     risk: Annotated[
@@ -123,6 +125,34 @@ class TuneSettings(TextOptions, RunOptions, ThreadOptions):
             )
         if self.trace is not None and self.label_column is not None:
             raise InputError(f"label column {self.label_column!r}: a trace holds its labels; leave the option out")
+
+
+@dataclass(frozen=True, kw_only=True)
+class TraceSettings(TextOptions, RunOptions, ThreadOptions):
+    """What `pabee-fast trace` was asked for."""
+
+    table: Annotated[str, Argument("TABLE", f"Texts: {TABLES}.")]
+    model: Annotated[str, Option(MODEL, "Model directory with heads.")]
+    label_column: Annotated[str | None, Option(READ, "Column of the labels, kept with the trace.")] = None
+    output: Annotated[
+        Path, Option(WRITTEN, "The trace, a .safetensors file: rows x layers x outputs x 4 bytes, and no texts.")
+    ]
+    overwrite: Annotated[bool, Option(WRITTEN, "Replace an output that exists.")] = False
+
+    def check(self) -> None:
+        """Raise InputError for an output that cannot be written, or a table that cannot be read."""
+        from pabee_fast.tables.durable import check_writable
+
+        super().check()
+        if self.output.suffix != ".safetensors":
+            raise InputError(f"{self.output}: a trace is one safetensors file; name it .safetensors")
+        if self.output.exists() and not self.overwrite:
+            raise InputError(f"{self.output} exists: name another file, or give --overwrite")
+        if not self.output.absolute().parent.is_dir():
+            raise InputError(f"{self.output} cannot be written: there is no directory {self.output.absolute().parent}")
+        check_writable(self.output)
+        require_model(self.model)
+        self.check_tables(self.table)
 
 
 def config_of(path: str | Path) -> Path:

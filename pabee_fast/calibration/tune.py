@@ -17,7 +17,7 @@ from pabee_fast.calibration.plots import frontier_figure, save_figure, styled
 from pabee_fast.calibration.risks import Risk
 from pabee_fast.calibration.settings import TuneSettings
 from pabee_fast.calibration.trace import Trace, trace
-from pabee_fast.errors import InputError
+from pabee_fast.calibration.trace_files import load_trace
 from pabee_fast.policies import FullDepth
 from pabee_fast.scoring.answers import label_names
 from pabee_fast.scoring.examples import read_examples
@@ -64,11 +64,16 @@ def tune(settings: TuneSettings, rows: Sequence[Row] | None = None) -> Tuned:
     """
     if settings.store:
         check_directory(settings.model)
-    traced = _load_trace(settings) if settings.trace is not None else None
+    traced = load_trace(settings.trace, settings) if settings.trace is not None else None
     setting = Setting.choose(settings.device, settings.dtype if traced is None else traced.conditions.dtype)
     max_length = settings.max_length if traced is None else traced.conditions.max_length
     scorer = load_scorer(
-        settings.model, FullDepth(), setting, max_length=max_length, token_budget=settings.token_budget
+        settings.model,
+        FullDepth(),
+        setting,
+        max_length=max_length,
+        token_budget=settings.token_budget,
+        stride=settings.stride if traced is None else traced.conditions.stride,
     )
     if traced is None:
         assert settings.table is not None
@@ -76,8 +81,8 @@ def tune(settings: TuneSettings, rows: Sequence[Row] | None = None) -> Tuned:
         judged = Risk.choose(scorer.engine.kind, settings.risk, settings.tolerance)
         judged.check_kind(scorer.engine.kind)
         traced = _trace_table(settings, scorer, settings.table, judged, rows)
-    elif differences := traced.conditions.differences(scorer.conditions()):
-        raise InputError(f"{settings.trace} was not made with this model: {'; '.join(differences)}; make a new trace")
+    else:
+        traced.check_conditions(scorer.conditions(), settings.trace)
     order = settings.share if settings.order is None else _trace_table(settings, scorer, settings.order)
     assert order is not None
     warn_of_alike_heads(logger, list(traced.logits[traced.first_layer - 1 :]), traced.kind, traced.first_layer)
@@ -97,24 +102,6 @@ def tune(settings: TuneSettings, rows: Sequence[Row] | None = None) -> Tuned:
     if settings.store:
         store_guarantee(settings.model, found.guarantee)
     return tuned
-
-
-def _load_trace(settings: TuneSettings) -> Trace:
-    """Return the trace that was given, which no option may contradict."""
-    assert settings.trace is not None
-    rows = Trace.load(settings.trace)
-    made = rows.conditions
-    if settings.max_length not in (None, made.max_length):
-        raise InputError(
-            f"max_length={settings.max_length}, and {settings.trace} was made with rows cut at {made.max_length} "
-            "tokens: leave the option out, or make a new trace"
-        )
-    if settings.dtype not in ("auto", made.dtype):
-        raise InputError(
-            f"dtype={settings.dtype!r}, and {settings.trace} was made in {made.dtype}: leave the option out, or make a "
-            "new trace"
-        )
-    return rows
 
 
 def _trace_table(
@@ -144,6 +131,7 @@ def _trace_table(
         labels=labels,
         max_length=scorer.max_length,
         token_budget=settings.token_budget,
+        stride=scorer.stride,
     )
 
 

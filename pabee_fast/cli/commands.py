@@ -11,6 +11,7 @@ from pabee_fast.cli.fit import fit_command
 from pabee_fast.cli.info import info_command
 from pabee_fast.cli.report import report_command
 from pabee_fast.cli.score import score_command
+from pabee_fast.cli.trace import trace_command
 from pabee_fast.cli.train import train_command
 from pabee_fast.cli.tune import tune_command
 
@@ -42,6 +43,7 @@ def _options(
 app.command("score")(score_command)
 app.command("fit")(fit_command)
 app.command("train")(train_command)
+app.command("trace")(trace_command)
 app.command("tune")(tune_command)
 app.command("report")(report_command)
 app.command("info")(info_command)

@@ -7,7 +7,7 @@ from rich.table import Table
 
 from pabee_fast.cli.loading import loading, use_threads
 from pabee_fast.cli.options import takes
-from pabee_fast.cli.show import progress_bar, quieten_transformers
+from pabee_fast.cli.show import progress_bar, quieten_transformers, stopped_in_words
 from pabee_fast.cli.tune import print_tuned
 from pabee_fast.shown import plain
 from pabee_fast.training.settings import FitSettings
@@ -28,7 +28,8 @@ def fit_command(settings: FitSettings) -> None:
 
     use_threads(settings.threads)
     quieten_transformers()
-    with progress_bar(Console(stderr=True)) as bar:
+    stopped = stopped_in_words("nothing is kept; the same command begins anew")
+    with stopped, progress_bar(Console(stderr=True)) as bar:
         task = bar.add_task("running", total=None, rate="")
         fitted = fit_table(
             settings,
@@ -43,7 +44,9 @@ def fit_command(settings: FitSettings) -> None:
             f"of {rows + apart:,} rows {rows:,} fitted the heads and {apart:,} calibrate, by a hash of each text and "
             f"seed {settings.seed}; copies of a text are on one side"
         )
-        print_tuned(tune(settings.tuning, fitted.calibration), stored_in=str(settings.output))
+        kept = f"the model with its heads is in {settings.output}, and no policy was chosen; "
+        with stopped_in_words(f"{kept}the same command with --overwrite does both anew"):
+            print_tuned(tune(settings.tuning, fitted.calibration), stored_in=str(settings.output))
 
 
 def _print_summary(fitted: Any) -> None:

@@ -12,7 +12,7 @@ from pabee_fast.cli.options import takes
 from pabee_fast.cli.watch import Watch, choose_watch
 from pabee_fast.errors import InputError
 from pabee_fast.jobs.places import check_places
-from pabee_fast.options import MODEL, RUN, WRITTEN, Argument, Option, RunOptions, TextOptions
+from pabee_fast.options import MODEL, READ, RUN, WRITTEN, Argument, Option, RunOptions, TextOptions
 from pabee_fast.policies import Policy, parse_policy
 from pabee_fast.shown import plain
 
@@ -30,6 +30,9 @@ class ScoreOptions(TextOptions, RunOptions):
         ),
     ]
     model: Annotated[str, Option(MODEL, "Model directory or hub id; policies that can exit need one with heads.")]
+    label_column: Annotated[
+        str | None, Option(READ, "Column of labels, that answers are held against: how many are right.")
+    ] = None
     policy: Annotated[
         str | None,
         Option(
@@ -95,12 +98,13 @@ class ScoreOptions(TextOptions, RunOptions):
             return
         if self.inputs != ["-"] or self.output != "-":
             raise InputError("standard input goes to standard output: give - for both, or files for both")
-        given = {name: getattr(self, name) for name in ("part_rows", "format", "overwrite", "retry_errors")}
+        unused = ("label_column", "part_rows", "format", "overwrite", "retry_errors")
+        given = {name: getattr(self, name) for name in unused}
         given["log_format json"] = self.log_format != "text"
         given |= self.reading.settings()
-        if unused := [f"--{name.replace('_', '-')}" for name, value in given.items() if value]:
+        if told := [f"--{name.replace('_', '-')}" for name, value in given.items() if value]:
             raise InputError(
-                f"{', '.join(unused)}: standard input is JSON Lines, scored as they come, without parts; leave it out"
+                f"{', '.join(told)}: standard input is JSON Lines, scored as they come, without parts; leave it out"
             )
 
 
@@ -113,7 +117,7 @@ def score_command(options: ScoreOptions) -> None:
     from pabee_fast.jobs.job import Columns, Job, JobOptions
 
     watch = choose_watch(options.log_format)
-    columns = Columns(options.text_columns, options.prefix, options.reading)
+    columns = Columns(options.text_columns, options.prefix, options.reading, options.label_column)
     how = JobOptions(
         options.part_rows,
         format=options.format,
@@ -149,6 +153,7 @@ def _executor(options: ScoreOptions, watch: Watch) -> Any:
         device=options.device,
         dtype=options.dtype,
         max_length=options.max_length,
+        stride=options.stride,
         token_budget=options.token_budget,
         tokenizers=options.tokenizers,
         all_scores=options.all_scores,
@@ -159,7 +164,7 @@ def _executor(options: ScoreOptions, watch: Watch) -> Any:
 
 
 def _stream(options: ScoreOptions, columns: Any) -> None:
-    from pabee_fast.cli.summary import audit_lines, policy_line
+    from pabee_fast.cli.summary import audit_lines, length_lines, policy_line
 
     for stream, name in ((sys.stdin, "input"), (sys.stdout, "output")):
         if stream is None:
@@ -178,6 +183,8 @@ def _stream(options: ScoreOptions, columns: Any) -> None:
         raise typer.Exit(130) from None
     if tally.audited:
         print("\n".join(audit_lines(tally, guarantee)), file=sys.stderr)
+    for line in length_lines(tally, executor.about):
+        print(line, file=sys.stderr)
     none = ": none could be scored, see the field error of each" if tally.errors == tally.rows > 0 else ""
     print(f"{tally.rows} rows, {tally.errors} with errors{none}", file=sys.stderr)
 

@@ -3,7 +3,10 @@
 import io
 import logging
 import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 
+import typer
 from rich.console import Console
 from rich.progress import BarColumn, Progress, ProgressColumn, Task, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.text import Text
@@ -31,6 +34,16 @@ def quieten_transformers() -> None:
     logging.set_verbosity_error()
     if not sys.stderr.isatty():
         logging.disable_progress_bar()
+
+
+@contextmanager
+def stopped_in_words(kept: str | Callable[[], str]) -> Iterator[None]:
+    """Where Ctrl-C or SIGTERM stops what is in a `with` of this, say what is kept and how to go on; exit status 130."""
+    try:
+        yield
+    except KeyboardInterrupt:
+        print(f"pabee-fast: stopped: {plain(kept if isinstance(kept, str) else kept())}", file=sys.stderr)
+        raise typer.Exit(130) from None
 
 
 def progress_bar(console: Console) -> Progress:

@@ -4,6 +4,7 @@ import os
 from typing import Any
 
 from pabee_fast.calibration.audit import CONFIDENCE, interval
+from pabee_fast.jobs.marks import rightness
 from pabee_fast.scoring.tally import STAGES
 
 
@@ -35,8 +36,9 @@ def summary_lines(summary: Any, about: Any, place: object) -> list[str]:
             count = tally.exits[layer]
             bar = "#" * round(40 * count / most)
             lines.append(f"  {layer:>3} {bar:<40} {count:>8} {count / tally.exits.total():>6.1%}")
-    if tally.truncated:
-        lines.append(f"{tally.truncated} rows were longer than the limit and were cut")
+    if summary.labels is not None:
+        lines.append(_rightness(tally, about.labels, summary.labels))
+    lines += length_lines(tally, about)
     if tally.errors:
         all_of_them = f"none of the {tally.rows} rows could be scored"
         some = all_of_them if tally.errors == tally.rows else f"{tally.errors} rows could not be scored"
@@ -66,6 +68,10 @@ def summary_figures(summary: Any, about: Any, place: object) -> dict[str, Any]:
         "errors": tally.errors,
         "failed": tally.failed,
         "truncated": tally.truncated,
+        "long": tally.long,
+        "stretches": tally.stretches,
+        "labelled": tally.labelled,
+        **rightness(tally, about.labels)._asdict(),
         "mean_exit_layer": round(tally.mean_exit_layer, 4) if tally.exits else None,
         "exits": {str(layer): count for layer, count in sorted(tally.exits.items())},
         "spent": {stage: round(tally.seconds[stage], 3) for stage in STAGES} | {"wait": round(summary.wait, 3)},
@@ -77,6 +83,33 @@ def summary_figures(summary: Any, about: Any, place: object) -> dict[str, Any]:
         "device": about.device,
         "settings": about.identity,
     }
+
+
+def _rightness(tally: Any, labels: Any, column: str) -> str:
+    """Return how often answers are right, in words."""
+    found = rightness(tally, labels)
+    rows = f"{tally.labelled:,} rows with an answer and a label"
+    if found.accuracy is not None:
+        return f"accuracy {found.accuracy:.2%}: {tally.right:,} of {rows}"
+    if found.mean_squared_error is not None:
+        return f"mean squared error {found.mean_squared_error:.6g} over {rows}"
+    return f"accuracy: no row with an answer has a label in the column {column}"
+
+
+def length_lines(tally: Any, about: Any) -> list[str]:
+    """Return what became of rows that are longer than the model reads at once; nothing where there are none."""
+    limit, lines = about.identity["max_length"], []
+    if tally.truncated:
+        lines.append(
+            f"{tally.truncated} rows were longer than the limit and were cut at {limit} tokens: --stride reads texts "
+            "whole, in stretches (not pairs); --max-length is the limit, as far as the model allows"
+        )
+    if tally.long:
+        lines.append(
+            f"{tally.long} rows were longer than {limit} tokens and were read in {tally.stretches} stretches that "
+            f"overlap by {about.identity['stride']}"
+        )
+    return lines
 
 
 def _time(summary: Any) -> str:

@@ -99,6 +99,8 @@ def _print_choice(console: Console, tuned: "Tuned") -> None:
     guarantee, setting = tuned.calibration.guarantee, tuned.setting
     console.print(f"chosen: [bold]{guarantee.policy}[/bold]", highlight=False)
     console.print(f"promise: {guarantee.statement()}", highlight=False)
+    if guarantee.conditions.stride is not None:
+        console.print(f"score with --stride {guarantee.conditions.stride}: the promise is of texts read so")
     console.print(
         f"cost: {guarantee.cost:.3f} of full depth's tokens x layers ({1 / guarantee.cost:.2f}x by layers, of "
         f"{tuned.layers}); heads are not counted; measured on {setting.device_name}, {setting.dtype_name}",

@@ -35,8 +35,8 @@ class BatchScorer:
         text_columns: one column's name, or two for pairs.
         prefix: put before the names of the result columns.
         all_scores: whether there is a column `score_LABEL` for every label.
-        **options: device, dtype, max_length, token_budget, window, tokenizers, as for `Scorer.from_pretrained`; and
-            threads, of the CPU.
+        **options: device, dtype, max_length, token_budget, window, tokenizers and stride, as for
+            `Scorer.from_pretrained`; and threads, of the CPU.
 
     Raises:
         CheckpointError: as for `Scorer.from_pretrained`.

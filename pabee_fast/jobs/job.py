@@ -5,7 +5,6 @@ needs torch is imported when the job runs: by then its executor has.
 """
 
 import logging
-import re
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -16,6 +15,7 @@ import pyarrow as pa
 
 from pabee_fast.errors import InputError, JobError
 from pabee_fast.jobs.columns import prefixed, result_schema
+from pabee_fast.jobs.differences import differences
 from pabee_fast.jobs.manifest import Manifest
 from pabee_fast.jobs.output import Output
 from pabee_fast.scoring.tally import Seconds, Tally
@@ -23,7 +23,7 @@ from pabee_fast.tables.durable import remove_temporaries
 from pabee_fast.tables.files import Found, find_files
 from pabee_fast.tables.open import CHUNK_BYTES, Chunk, check_names
 from pabee_fast.tables.read import USUAL, Reading
-from pabee_fast.tables.source import Part, Source, outwardly
+from pabee_fast.tables.source import Part, Source, check_label_column, outwardly
 from pabee_fast.tables.write import check_columns
 
 if TYPE_CHECKING:
@@ -32,7 +32,6 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-_HASH = re.compile("[0-9a-f]{64}")
 PART_ROWS = {"cuda": 32_768, "cpu": 4_096}
 """Rows of a part by default: some seconds of a GPU's work, a minute or two of a CPU's."""
 
@@ -44,6 +43,7 @@ class Columns:
     texts: Sequence[str]  # one, or two for pairs
     prefix: str = ""  # of the result columns
     reading: Reading = USUAL  # of csv and tsv
+    labels: str | None = None  # that answers are held against
 
 
 @dataclass(frozen=True)
@@ -85,6 +85,7 @@ class Progress:
     seconds  of this run, from the first row read to the output in place; 0 before
     workers  devices that compute
     cores    that this process has kept busy, on average
+    labels   the column that answers were held against, if any
     """
 
     tally: Tally
@@ -95,6 +96,7 @@ class Progress:
     seconds: float = 0.0
     workers: int = 1
     cores: float = 0.0
+    labels: str | None = None
 
     @property
     def rows(self) -> int:
@@ -150,6 +152,8 @@ class Job:
         self.progress = Progress(Tally())
         self.source = self._open(found)
         check_names(self.source.schema, result_schema([], "label").names, columns.prefix)
+        if columns.labels is not None:
+            check_label_column(", ".join(inputs), self.source.tables, columns.labels, ", or leave the option out")
         check_columns(self.output.format, self.source.schema)
         self.progress.total = self.source.rows
 
@@ -183,6 +187,7 @@ class Job:
             InputError: a result column's name is taken, or the output holds a job that differs, by what it names.
             JobError: parts are not what was written, or more rows have errors than `max_errors`.
         """
+        from pabee_fast.jobs.marks import Marks
         from pabee_fast.jobs.parts import run_parts
 
         started, began, options = time.perf_counter(), time.process_time(), self.options
@@ -190,14 +195,18 @@ class Job:
         check_names(self.source.schema, about.schema.names, self.columns.prefix)
         results = prefixed(about.schema, self.columns.prefix)
         part_rows = options.part_rows or PART_ROWS.get(about.device_type, 4_096)
+        column = self.columns.labels
+        marks = None if column is None else Marks(about.labels, self.source, column)
         self.output.prepare()
         with Manifest(self.output.directory, discard_damaged=options.overwrite) as manifest:
             is_done, replace = self._begin_or_resume(manifest, about, part_rows)
-            progress = self.progress = _progress(manifest, self.source.rows, executor.workers)
+            progress = self.progress = _progress(manifest, self.source.rows, executor.workers, column)
             on_part(progress)
             self._check_errors(progress.tally)  # parts of an earlier run may have too many already
 
             def commit(part: Part, chunk: Chunk, scored: "Scored") -> None:
+                if marks is not None:
+                    marks.count(part, chunk, scored)
                 named = pa.RecordBatch.from_arrays(scored.results.columns, schema=results)
                 self.output.write_part(manifest, part, chunk, named, results, scored.tally)
                 progress.tally.merge(scored.tally)
@@ -227,10 +236,10 @@ class Job:
         """Ready the manifest; whether all is done already, and whether a table of that name is replaced."""
         output, overwrite = self.output, self.options.overwrite
         job = self._identity(about, part_rows)
-        differences = [] if manifest.job is None else _differences(manifest.job, job)
-        if differences and not overwrite:
+        found = [] if manifest.job is None else differences(manifest.job, job)
+        if found and not overwrite:
             raise InputError(
-                f"{output.directory} holds a job that differs: {'; '.join(differences)}. Run it as it was begun, or "
+                f"{output.directory} holds a job that differs: {'; '.join(found)}. Run it as it was begun, or "
                 "use --overwrite (overwrite=True) to begin anew"
             )
         made = output.made_table(manifest)
@@ -240,7 +249,7 @@ class Job:
         failed = [index for index, part in manifest.parts.items() if part.tally["failed"]]
         # A table that is there, and none of whose rows failed, lacks nothing but the end of tidying up.
         again = overwrite and is_done and (output.table is None or bool(failed))
-        if manifest.job is None or differences or again or not self._keeps_parts(manifest, is_done, failed):
+        if manifest.job is None or found or again or not self._keeps_parts(manifest, is_done, failed):
             output.check_files(manifest)
             output.clear(manifest)
             manifest.begin(job)
@@ -305,44 +314,8 @@ class Job:
             )
 
 
-def _progress(manifest: Manifest, total: int | None = None, workers: int = 1) -> Progress:
+def _progress(manifest: Manifest, total: int | None = None, workers: int = 1, labels: str | None = None) -> Progress:
     tally = Tally()
     for part in manifest.parts.values():
         tally.merge(Tally.from_json(part.tally))
-    return Progress(tally, tally.rows, total, len(manifest.parts), workers=workers)
-
-
-def _differences(before: dict[str, Any], now: dict[str, Any]) -> list[str]:
-    """In words, what is not as it was when the job was begun."""
-    old, new = before["settings"], now["settings"]
-    told = [
-        _changed(name, old.get(name, "unset"), new.get(name, "unset"))
-        for name in {**old, **new}
-        if old.get(name) != new.get(name)
-    ]
-    files, others = ({one["path"]: one for one in job["inputs"]} for job in (before, now))
-    told += [f"the input {path} is gone" for path in files if path not in others]
-    told += [f"the input {path} is new" for path in others if path not in files]
-    for path in files.keys() & others.keys():
-        one, other = files[path], others[path]
-        if one["size"] != other["size"]:
-            told.append(_changed(f"the size of the input {path}", one["size"], other["size"]))
-            continue
-        was_written = one.get("modified", other["modified"])
-        if one["sample"] != other["sample"] or (was_written != other["modified"] and type(was_written) is not int):
-            told.append(f"the input {path} has other content")
-        elif was_written != other["modified"]:
-            seconds, rest = divmod(was_written, 10**9)
-            told.append(
-                f"the input {path} was written again meanwhile, and may hold other rows (if it does not, give it back "
-                f"its time: touch -d @{seconds}.{rest:09d} FILE)"
-            )
-    if not told and list(files) != list(others):
-        told.append("the inputs are in another order")
-    return told
-
-
-def _changed(name: str, before: object, now: object) -> str:
-    if _HASH.fullmatch(str(before)):
-        return f"{name} changed"
-    return f"{name} was {before} and is {now}"
+    return Progress(tally, tally.rows, total, len(manifest.parts), workers=workers, labels=labels)

@@ -5,6 +5,7 @@ from dataclasses import dataclass, replace
 
 import torch
 
+from pabee_fast.arguments import require_single_texts
 from pabee_fast.calibration.scorer import open_scorer
 from pabee_fast.errors import InputError
 from pabee_fast.jobs.worker import About, Worker
@@ -42,10 +43,12 @@ class Recipe:
     all_scores: bool = False
     audit: float = 0.0
     texts: int | None = None
+    stride: int | None = None
 
     def __post_init__(self) -> None:
         if not 0 <= self.audit <= 1:
             raise InputError(f"audit={self.audit}: give a share of the rows, from 0 to 1")
+        require_single_texts(self.stride, self.texts)
 
     def worker(self) -> tuple[Worker, About]:
         """Load the model; raises what `open_scorer` raises."""
@@ -62,6 +65,7 @@ class Recipe:
             token_budget=self.token_budget,
             window=self.window,
             tokenizers=self.tokenizers or 0,
+            stride=self.stride,
         )
         worker = Worker(scorer, all_scores=self.all_scores, audit=self.audit)
         return worker, worker.about(setting)

@@ -8,6 +8,7 @@ from pabee_fast.calibration.guarantee import Guarantee
 from pabee_fast.calibration.scorer import warn_of_void
 from pabee_fast.jobs.executors import open_executor
 from pabee_fast.jobs.job import Columns, Job, JobOptions, Progress
+from pabee_fast.jobs.marks import rightness
 from pabee_fast.jobs.recipe import Recipe
 from pabee_fast.policies import Policy
 from pabee_fast.tables.read import Reading
@@ -21,6 +22,7 @@ class TableSummary:
     rows             all of them; `resumed` of these were done by an earlier run
     errors           rows without an answer, see the column error; `failed` of these, in computing
     truncated        rows that were cut to the longest that the model takes
+    long             rows that were read in several stretches, `stretches` of them together
     mean_exit_layer  of the rows with an answer, of `layers`; NaN without any
     exits            exit layer -> rows
     audited          rows that also ran to full depth, `disagreed` of which have another answer there
@@ -28,6 +30,9 @@ class TableSummary:
     policy           when a row had settled, and policy_reason why it was that one
     guarantee        what is promised of the policy; None: nothing
     device           what computed
+    labelled         rows with an answer and a label, where a label column was named
+    accuracy         of these, the share that is right (of label sets, as a whole); None: nothing is known of it
+    mean_squared_error  of these, of values; likewise
     """
 
     output: str
@@ -36,6 +41,8 @@ class TableSummary:
     errors: int
     failed: int
     truncated: int
+    long: int
+    stretches: int
     mean_exit_layer: float
     layers: int
     exits: dict[int, int]
@@ -47,6 +54,9 @@ class TableSummary:
     policy_reason: str
     guarantee: Guarantee | None
     device: str
+    labelled: int
+    accuracy: float | None
+    mean_squared_error: float | None
 
 
 def score_table(
@@ -57,6 +67,7 @@ def score_table(
     *,
     text_column: str = "text",
     text_pair_column: str | None = None,
+    label_column: str | None = None,
     prefix: str = "",
     all_scores: bool = False,
     overwrite: bool = False,
@@ -71,6 +82,7 @@ def score_table(
     engine: str = "local",
     workers: int | None = None,
     max_length: int | None = None,
+    stride: int | None = None,
     token_budget: int | None = None,
     tokenizers: int | None = None,
     threads: int | None = None,
@@ -93,6 +105,7 @@ def score_table(
         policy: when a row has settled, or its spelling ("patience:6"); None: the one stored with the model, as for
             `Scorer.from_pretrained`.
         text_column: the column of the texts, and text_pair_column of the second ones, of pairs.
+        label_column: labels that answers are held against; a row may be without one.
         prefix: put before the names of the result columns.
         all_scores: whether there is a column `score_LABEL` for every label.
         overwrite: whether an output that exists, or a begun job that differs, is replaced.
@@ -104,7 +117,7 @@ def score_table(
         device: "auto", "cpu", "cuda" or "cuda:1"; dtype "auto", "float32", "bfloat16" or "float16".
         devices: several, a process for each: "all", "cuda:0,cuda:1".
         engine: "local", or "ray" with so many workers.
-        max_length: as for `Scorer`, and so is token_budget; tokenizers too, None: by cores.
+        max_length: as for `Scorer`, and so are stride and token_budget; tokenizers too, None: by cores.
         threads: of the CPU; None: torch's choice.
         delimiter: how csv and tsv are read, with quoting and encoding, as the command takes them.
         on_part: told when the job begins, and whenever a part is durable.
@@ -119,7 +132,7 @@ def score_table(
     job = Job(
         [str(one) for one in ([inputs] if isinstance(inputs, str | Path) else inputs)],
         str(output),
-        Columns(names, prefix, Reading(delimiter, quoting, encoding)),
+        Columns(names, prefix, Reading(delimiter, quoting, encoding), label_column),
         JobOptions(part_rows, format=format, overwrite=overwrite, max_errors=max_errors, retry_errors=retry_errors),
     )
     recipe = Recipe(
@@ -128,6 +141,7 @@ def score_table(
         device,
         dtype,
         max_length=max_length,
+        stride=stride,
         token_budget=token_budget,
         threads=threads,
         tokenizers=tokenizers,
@@ -148,6 +162,8 @@ def score_table(
         tally.errors,
         tally.failed,
         tally.truncated,
+        tally.long,
+        tally.stretches,
         tally.mean_exit_layer,
         about.layers,
         dict(sorted(tally.exits.items())),
@@ -159,4 +175,6 @@ def score_table(
         about.policy_reason,
         about.guarantee,
         about.device,
+        tally.labelled,
+        *rightness(tally, about.labels),
     )

@@ -27,8 +27,10 @@ from pabee_fast.jobs.columns import result_columns, result_schema
 from pabee_fast.policies import FullDepth
 from pabee_fast.runtime.pack import PackedBatch
 from pabee_fast.scoring.answers import Answers
+from pabee_fast.scoring.labels import Labels, labels_of_config
 from pabee_fast.scoring.load import Setting
 from pabee_fast.scoring.scorer import Row, readable
+from pabee_fast.scoring.stretches import places_of
 from pabee_fast.scoring.tally import Tally
 
 UNDER_WAY = 3
@@ -77,6 +79,7 @@ class About:
     guarantee: Guarantee | None
     is_void: bool  # what is stored with the model, so that rows run to full depth
     tokenizer: str  # what tokenizes, in words
+    labels: Labels  # what the model's outputs mean
 
 
 class Worker:
@@ -120,10 +123,10 @@ class Worker:
         answers = Answers.none_yet(rows, task.refused, scorer.engine.classes)
         audited = chosen(task.file, task.first_row, rows, self.audit)
         started, windows = time.perf_counter(), list[tuple[np.ndarray, Future[tuple[Answers, Tally]]]]()
-        for places, batch in scorer.plan(task.columns, answers):
-            audit = np.flatnonzero(audited[places])
-            running = self._device.submit(self._compute, *self._to_device(batch), audit)
-            windows.append((places, running))
+        for planned in scorer.plan(task.columns, answers):
+            audit = np.flatnonzero(audited[planned.places])
+            running = self._device.submit(self._compute, *self._to_device(planned.batch), audit, planned.stretches)
+            windows.append((planned.places, running))
         tally.seconds["tokenise"] = time.perf_counter() - started
         for places, future in windows:
             found, of_window = future.result()
@@ -150,7 +153,9 @@ class Worker:
         with torch.cuda.stream(self._copies):
             return batch.to(self.scorer.engine.device), self._copies.record_event()
 
-    def _compute(self, batch: PackedBatch, arrival: Any, audit: np.ndarray) -> tuple[Answers, Tally]:
+    def _compute(
+        self, batch: PackedBatch, arrival: Any, audit: np.ndarray, stretches: np.ndarray | None
+    ) -> tuple[Answers, Tally]:
         """Run a window, and its audited rows to full depth; in the device's thread.
 
         Returns:
@@ -161,28 +166,41 @@ class Worker:
             arrival.wait()
             for tensor in batch.inputs.values():
                 tensor.record_stream(torch.cuda.current_stream())
-        answers = self.scorer.run(batch, self.scorer.policy, self._on_settled)
+        told = self._on_settled if stretches is None else self._on_stretch
+        answers = self.scorer.run(batch, self.scorer.policy, told).together(stretches)
+        if stretches is not None:
+            self.on_rows(len(stretches), int(answers.exit_layers.sum()))
         computed = time.perf_counter()
         tally.seconds["compute"] = computed - started
         if len(audit):
-            tally.disagreed = self._disagreements(batch, answers, audit)
+            tally.disagreed = self._disagreements(batch, answers, audit, stretches)
             tally.seconds["audit"] = time.perf_counter() - computed
         return answers, tally
 
     def _on_settled(self, rows: int, layer: int) -> None:
-        if self._stopped.is_set():
-            raise InterruptedError("the worker was stopped")
+        self._on_stretch(rows, layer)
         self.on_rows(rows, rows * layer)
 
-    def _disagreements(self, batch: PackedBatch, answers: Answers, audit: np.ndarray) -> int:
+    def _on_stretch(self, stretches: int, layer: int) -> None:
+        if self._stopped.is_set():
+            raise InterruptedError("the worker was stopped")
+
+    def _disagreements(
+        self, batch: PackedBatch, answers: Answers, audit: np.ndarray, stretches: np.ndarray | None
+    ) -> int:
         """Return how many of the audited rows have another answer at full depth; those that ran so deep have the
         same."""
         engine = self.scorer.engine
-        early = audit[(answers.exit_layers[audit] < len(engine.layers)).numpy()]
+        # Of a row in stretches the largest exit layer says nothing of the others.
+        early = audit if stretches is not None else audit[(answers.exit_layers[audit] < len(engine.layers)).numpy()]
         if not len(early):
             return 0
         device = next(iter(batch.inputs.values())).device
-        full = self.scorer.run(batch.select(early, device), FullDepth()).logits
+        rows = early
+        if stretches is not None:
+            rows = places_of(torch.from_numpy(early), torch.from_numpy(stretches)).numpy()
+        found = self.scorer.run(batch.select(rows, device), FullDepth())
+        full = found.together(None if stretches is None else stretches[early]).logits
         return int(answers_differ(answers.logits[early], full, engine.kind, self._tolerance).sum())
 
 
@@ -198,6 +216,7 @@ def about(scorer: Scorer, setting: Setting, schema: pa.Schema) -> About:
         "max_length": str(scorer.max_length),
         "dtype": conditions.dtype,
         "token_budget": str(engine.first_budget),
+        **({} if scorer.stride is None else {"stride": str(scorer.stride)}),
         "window": str(scorer.window),
         "pabee_fast's version": pabee_fast.__version__,
         "torch's version": torch.__version__,
@@ -214,4 +233,5 @@ def about(scorer: Scorer, setting: Setting, schema: pa.Schema) -> About:
         scorer.guarantee,
         scorer.is_void,
         scorer.encoder.served_by,
+        labels_of_config(scorer.model.config),
     )

@@ -102,7 +102,8 @@ class Rule:
 def time_rule(scorer: Scorer, rows: Sequence[Row], policy: Policy) -> Clock:
     """Return the clock's speed-up of a policy over full depth, on some of the rows, evenly chosen."""
     most = TIMED_ROWS.get(scorer.engine.device.type, TIMED_ROWS["cpu"])
-    batch = scorer.batch(rows[:: -(-len(rows) // most)])
+    some = rows[:: -(-len(rows) // most)]
+    batch = scorer.batch(some)
     seconds: dict[Policy, list[float]] = {FullDepth(): [], policy: []}
     for _ in range(ROUNDS):
         for one, taken in seconds.items():
@@ -110,4 +111,4 @@ def time_rule(scorer: Scorer, rows: Sequence[Row], policy: Policy) -> Clock:
             scorer.engine.run(batch, one).exit_layers.cpu()
             taken.append(time.perf_counter() - started)
     full, early = map(statistics.median, seconds.values())
-    return Clock(full / early, len(batch.lengths))
+    return Clock(full / early, len(some))

@@ -23,6 +23,14 @@ class ReportSettings(TextOptions, RunOptions, ThreadOptions):
         list[str], Option(MODEL, "A shallower model, fine-tuned at its depth; may be given again.")
     ] = field(default_factory=list)
     label_column: Annotated[str, Option(READ, "Column of the labels.")] = "label"
+    trace: Annotated[
+        list[Path],
+        Option(
+            READ,
+            "A trace of a table's texts by a model, as pabee-fast trace writes it, which is not run then, nor timed; "
+            "may be given again.",
+        ),
+    ] = field(default_factory=list)
     metric: Annotated[
         str | None,
         Option(

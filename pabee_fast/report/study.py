@@ -156,12 +156,13 @@ class Candidates:
 
     def __init__(self, study: Study, seed: int = 0) -> None:
         self.study = study
-        replayers = [Replayer(trace) for trace in study.traces]
+        replayers = self._replayers = [Replayer(trace) for trace in study.traces]
         self.policies = [policy for chain in chains_for(replayers[0]) for policy in chain]
         self.rules = [rule_name(policy) for policy in self.policies]
         found = [[replayer.replay(policy) for policy in self.policies] for replayer in replayers]
         # [policies, rows] for each seed; logits can be had again from the heads.
         self.exits = [torch.stack([one.exit_layers.to(torch.int16) for one in every]) for every in found]
+        self._spent = [torch.stack([one.spent.to(torch.int32) for one in every]) for every in found]
         order = torch.randperm(len(study.labels), generator=torch.Generator().manual_seed(seed))
         self.halves = (order[: len(order) // 2].sort().values, order[len(order) // 2 :].sort().values)
 
@@ -172,16 +173,16 @@ class Candidates:
 
     def _seen(self, half: Tensor) -> tuple[list[float], list[float]]:
         study = self.study
-        lengths = study.traces[0].lengths[half].double()
-        costs = sum((exits[:, half] * lengths).sum(dim=1) for exits in self.exits)
+        costs = sum(spent[:, half].double().sum(dim=1) for spent in self._spent)
         scores = [self._scores(seed, half) for seed in range(len(self.exits))]
-        whole = lengths.sum() * study.layers * len(self.exits)
+        whole = study.traces[0].lengths[half].sum() * study.layers * len(self.exits)
         return (costs / whole).tolist(), [statistics.fmean(seeds) for seeds in zip(*scores, strict=True)]
 
     def _scores(self, seed: int, half: Tensor) -> list[float]:
         """Return the main metric of every candidate on some rows."""
         study, metric = self.study, self.study.main_metric
-        if metric == "accuracy":  # which rows are right says it all, for every candidate at once
+        # Which rows are right says it all, for every candidate at once, where a row leaves as a whole.
+        if metric == "accuracy" and study.traces[seed].stretches is None:
             at = self.exits[seed][:, half].long() - study.traces[seed].first_layer
             flags: list[float] = study.right[seed][:, half].double().gather(0, at).mean(dim=1).tolist()
             return flags
@@ -189,6 +190,9 @@ class Candidates:
         return [METRICS[metric](self._answers(seed, policy)[half], study.labels[half]) for policy in policies]
 
     def _answers(self, seed: int, policy: int) -> Tensor:
+        trace = self.study.traces[seed]
+        if trace.stretches is not None:
+            return answers(self._replayers[seed].replay(self.policies[policy]).logits, trace.kind)
         exits = self.exits[seed][policy].long() - self.study.traces[seed].first_layer
         return self.study.heads[seed][exits, torch.arange(len(exits))]
 
@@ -221,9 +225,9 @@ class Candidates:
     def _point(self, name: str, chosen: Sequence[int]) -> Point:
         study, answered, speeds = self.study, [], []
         lengths = study.traces[0].lengths.double()
-        for seed, exits in enumerate(self.exits):
+        for seed, of_seed in enumerate(self._spent):
             spent = sum(
-                float((exits[policy, half] * lengths[half]).sum())
+                float(of_seed[policy, half].double().sum())
                 for policy, half in zip(chosen, reversed(self.halves), strict=True)
             )
             speeds.append(float(lengths.sum()) * study.layers / spent)

@@ -11,6 +11,7 @@ from transformers import PretrainedConfig
 
 from pabee_fast.errors import InputError
 from pabee_fast.policies import AnswerKind
+from pabee_fast.scoring.stretches import mean_of, most_of, texts_of
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,6 +40,8 @@ class Answers:
     errors       by row: why it has no answer
     refused      how many rows had their error before anything was computed
     truncated    how many rows were cut
+    long         how many rows were read in several stretches
+    stretches    in how many, of these together
     """
 
     logits: Tensor
@@ -46,6 +49,8 @@ class Answers:
     errors: dict[int, str]
     refused: int = 0
     truncated: int = 0
+    long: int = 0
+    stretches: int = 0
 
     @classmethod
     def none_yet(cls, rows: int, errors: Mapping[int, str], classes: int) -> "Answers":
@@ -57,6 +62,21 @@ class Answers:
     def scorable(self) -> np.ndarray:
         """The places of the rows without an error, [rows without] int64, in order."""
         return np.delete(np.arange(len(self.exit_layers)), list(self.errors))
+
+    def together(self, stretches: np.ndarray | None) -> "Answers":
+        """Return what is said of rows that were read in stretches, whose answers these are.
+
+        Args:
+            stretches: [rows] int64, how many each row has; None: these are the rows' own.
+        """
+        if stretches is None:
+            return self
+        counts = torch.from_numpy(stretches)
+        rows = texts_of(counts).tolist()
+        errors = {rows[stretch]: error for stretch, error in self.errors.items()}
+        exit_layers = most_of(self.exit_layers, counts)
+        exit_layers[list(errors)] = 0
+        return Answers(mean_of(self.logits, counts), exit_layers, errors)
 
     def put(self, rows: np.ndarray, answers: "Answers") -> None:
         """Put the answers of some of the rows in their places."""
@@ -114,6 +134,10 @@ def named(logits: Tensor, names: Sequence[str], kind: AnswerKind) -> tuple[np.nd
     """Return [rows] the labels' names, and [rows, classes] the labels' probabilities."""
     if kind == "label":
         return np.array(names, dtype=object)[logits.argmax(dim=1).numpy()], logits.softmax(dim=1)
-    inside = (logits > 0).tolist()
-    sets = ["|".join(name for name, is_in in zip(names, row, strict=True) if is_in) for row in inside]
+    sets = [set_name(names, row) for row in (logits > 0).tolist()]
     return np.array(sets, dtype=object), logits.sigmoid()
+
+
+def set_name(names: Sequence[str], inside: Sequence[float]) -> str:
+    """Return what a set of labels is called; `inside` says of each label, by true or 1, whether it is in it."""
+    return "|".join(name for name, is_in in zip(names, inside, strict=True) if is_in)

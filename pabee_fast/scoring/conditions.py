@@ -37,14 +37,28 @@ class Conditions:
     """The most tokens of a row."""
     texts: int | None = None
     """Of a row: 1, or 2 of pairs; None: not known, or not the same of all rows."""
+    stride: int | None = None
+    """Tokens by which stretches of a long text overlap; None: it is cut."""
 
     @classmethod
     def of(
-        cls, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, max_length: int, texts: int | None = None
+        cls,
+        model: PreTrainedModel,
+        tokenizer: PreTrainedTokenizerBase,
+        max_length: int,
+        texts: int | None = None,
+        stride: int | None = None,
     ) -> "Conditions":
         """Those of a model as it is; reads all its weights once."""
         dtype = str(exit_heads_of(model)[-1].linear.weight.dtype).removeprefix("torch.")
-        return cls(model_fingerprint(model), tokenizer_fingerprint(tokenizer), dtype, max_length, texts)
+        return cls(model_fingerprint(model), tokenizer_fingerprint(tokenizer), dtype, max_length, texts, stride)
+
+    @property
+    def long_texts(self) -> str:
+        """In words: what becomes of texts that are longer than `max_length`."""
+        if self.stride is None:
+            return f"cut at {self.max_length} tokens"
+        return f"read in stretches of {self.max_length} tokens that overlap by {self.stride}"
 
     def differences(self, now: "Conditions") -> list[str]:
         """In words, each with its fix: why what was found under these conditions does not hold under those of `now`."""
@@ -61,6 +75,9 @@ class Conditions:
                 f"it was made with rows cut at {self.max_length} tokens and this cuts at {now.max_length} "
                 f"(give max length {self.max_length}, and a tokenizer and token budget that allow it)"
             )
+        if self.stride != now.stride:
+            fix = "leave stride out" if self.stride is None else f"give stride {self.stride}"
+            found.append(f"it was made with long texts {self.long_texts}, and here they are {now.long_texts} ({fix})")
         if self.texts and now.texts and self.texts != now.texts:
             kinds = {1: "single texts", 2: "pairs of texts"}
             found.append(

@@ -1,11 +1,12 @@
 """Examples of tables, labelled or not, and their tokens."""
 
+import hashlib
 import json
 import math
 from array import array
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from itertools import chain
+from itertools import chain, zip_longest
 from pathlib import Path
 from typing import Any, cast
 
@@ -17,8 +18,7 @@ from pabee_fast.scoring.labels import Column
 from pabee_fast.tables.files import find_files
 from pabee_fast.tables.open import Table
 from pabee_fast.tables.read import USUAL, Reading
-from pabee_fast.tables.remote import File
-from pabee_fast.tables.source import Source
+from pabee_fast.tables.source import Source, check_label_column, column_of
 
 NO_CLASS = -1
 """What Hugging Face's datasets hold where a row has none of the classes that their schema names."""
@@ -31,6 +31,14 @@ class Examples:
 
     texts: list[tuple[str, ...]]
     column: Column
+
+    @property
+    def fingerprint(self) -> str:
+        """A hash over texts and labels."""
+        digest = hashlib.sha256()
+        for row in zip_longest(self.texts, self.column.given):
+            digest.update(json.dumps(row, default=str).encode())
+        return digest.hexdigest()
 
     def features(self, tokenizer: PreTrainedTokenizerBase, max_length: int, labels: Sequence[Any]) -> Features:
         """Return one dict a row: the tokenizer's lists, cut at `max_length` tokens, and `labels`."""
@@ -62,12 +70,12 @@ def read_examples(
     """
     tables = open_tables(named, text_columns, reading)
     if label_column is not None:
-        _check_label_column(named, tables, label_column)
+        check_label_column(named, tables, label_column)
     texts: list[Any] = []
     labels: list[Any] = []
     files: list[tuple[int, str]] = []
     for table in tables:
-        first, where = len(texts), _where(table.path, label_column)
+        first, where = len(texts), column_of(table.path, label_column)
         files.append((first, where))
         for chunk in table:
             start = len(texts) - first + 1
@@ -83,36 +91,18 @@ def read_examples(
             texts += chunk.texts
     if not texts:
         raise InputError(f"{named} has no rows")
-    names = _class_names(tables, label_column)
+    names = class_names(tables, label_column)
     return Examples(
-        texts, Column(labels, _where(named, label_column), _is_text(tables, label_column), files, names=names)
+        texts, Column(labels, column_of(named, label_column), holds_texts(tables, label_column), files, names=names)
     )
 
 
-def _where(path: str | File, label_column: str | None) -> str:
-    """Return what messages call a label column."""
-    return str(path) if label_column is None else f"{path}, column {label_column!r}"
-
-
-def _is_text(tables: Sequence[Table], label_column: str | None) -> bool:
+def holds_texts(tables: Sequence[Table], label_column: str | None) -> bool:
+    """Return whether a column's values are strings that may be numbers, as all of csv and tsv are."""
     return label_column in tables[0].untyped
 
 
-def _check_label_column(named: str | Path, tables: Sequence[Table], name: str, instead: str = "") -> None:
-    """Raise InputError where there is no such column, or JSON Lines hold it in types that differ."""
-    if name not in (columns := tables[0].schema.names):
-        raise InputError(
-            f"{tables[0].path} has no label column {name!r}; its columns are {', '.join(columns)}: name one by "
-            f"--label-column{instead}"
-        )
-    if any(name in table.mixed and table.rows for table in tables):
-        raise InputError(
-            f'{_where(named, name)} holds values of several types, such as 1 and "1", so that one label may be two: '
-            "write all as numbers, or all as strings"
-        )
-
-
-def _class_names(tables: Sequence[Table], column: str | None) -> tuple[str, ...]:
+def class_names(tables: Sequence[Table], column: str | None) -> tuple[str, ...]:
     """Return what Hugging Face's datasets wrote into the tables' schemas: what a column's numbers stand for.
 
     Returns:
@@ -167,28 +157,33 @@ def is_scorable(text: tuple[str | None, ...], error: str | None) -> bool:
     return error is None and None not in text
 
 
+def label_or_none(value: Any, names: Sequence[str], *, is_text: bool) -> Any:
+    """Return a label cell's value, None for one that says that there is none: null, NaN, or NO_CLASS of named numbers;
+    `is_text`: of a column that holds strings alone."""
+    is_nan = str(value).lower() == "nan" and (is_text or isinstance(value, float))
+    return None if is_nan or (bool(names) and value == NO_CLASS) else value
+
+
 def labels_where_given(named: str | Path, tables: Sequence[Table], label_column: str) -> Column:
     """Return the labels of the rows that are scorable, None where a row has none (null, NaN, or NO_CLASS).
 
     Raises:
         InputError: no such column.
     """
-    _check_label_column(named, tables, label_column, ", or leave the option out")
-    is_text, names = _is_text(tables, label_column), _class_names(tables, label_column)
+    check_label_column(named, tables, label_column, ", or leave the option out")
+    is_text, names = holds_texts(tables, label_column), class_names(tables, label_column)
     column: list[Any] = []
     files: list[tuple[int, str]] = []
     rows = array("q")
     for table in tables:
-        files.append((len(column), _where(table.path, label_column)))
+        files.append((len(column), column_of(table.path, label_column)))
         start = 1
         for chunk in table:
             values = chunk.batch.column(label_column).to_pylist()
             given = zip(chunk.texts, values, chunk.errors, strict=True)
             for row, (text, value, error) in enumerate(given, start):
                 if is_scorable(text, error):
-                    is_nan = str(value).lower() == "nan" and (is_text or isinstance(value, float))
-                    is_missing = is_nan or (bool(names) and value == NO_CLASS)
-                    column.append(None if is_missing else value)
+                    column.append(label_or_none(value, names, is_text=is_text))
                     rows.append(row)
             start += len(values)
-    return Column(column, _where(named, label_column), is_text, files, rows, names, optional=True)
+    return Column(column, column_of(named, label_column), is_text, files, rows, names, optional=True)

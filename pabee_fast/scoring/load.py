@@ -91,6 +91,7 @@ def load_scorer(
     token_budget: int | None = None,
     window: int | None = None,
     tokenizers: int = 0,
+    stride: int | None = None,
 ) -> Scorer:
     """Load a scorer from a model directory or hub id. A model without heads serves policies that need none.
 
@@ -105,6 +106,7 @@ def load_scorer(
         token_budget=token_budget,
         window=WINDOWS.get(setting.device.type, 1_024) if window is None else window,
         tokenizers=tokenizers,
+        stride=stride,
     )
 
 

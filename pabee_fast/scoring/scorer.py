@@ -1,8 +1,9 @@
 """Texts in, answers out, window by window: tokenisation, the engine, and results in input order."""
 
+import logging
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from itertools import islice
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 import numpy as np
 import torch
@@ -18,15 +19,25 @@ from pabee_fast.runtime.state import Results
 from pabee_fast.scoring.answers import Answers, RowResult, label_names, row_results
 from pabee_fast.scoring.conditions import Conditions
 from pabee_fast.scoring.tally import Tally
-from pabee_fast.scoring.tokens import Encoder
+from pabee_fast.scoring.tokens import Encoded, Encoder
 
 if TYPE_CHECKING:
     import pyarrow as pa
+
+logger = logging.getLogger(__name__)
 
 HALF_A_PAIR = "the text holds half of a surrogate pair, which is no character"
 
 Row = str | Sequence[str | None] | None
 """A text, a pair of texts, or None where there is none."""
+
+
+class Planned(NamedTuple):
+    """A window's rows that are to be run."""
+
+    places: np.ndarray  # [rows] int64, among all rows
+    batch: PackedBatch  # on the host: of the rows, or of their stretches
+    stretches: np.ndarray | None  # [rows] int64: how many each has; None: each is one
 
 
 class Scorer:
@@ -42,6 +53,8 @@ class Scorer:
         window: rows that are tokenized and sorted by length together.
         tokenizers: processes that tokenize where only the model's own tokenizer can; `close` ends them. 0: none, it
             runs in the thread that calls.
+        stride: a text of more than `max_length` tokens is read whole, in stretches of so many that overlap by `stride`:
+            its logits are the mean of theirs, its exit layer the largest of theirs. Not for pairs. None: it is cut.
 
     Raises:
         InputError: the policy does not fit the model, or a number is out of range.
@@ -58,6 +71,7 @@ class Scorer:
         token_budget: int | None = None,
         window: int = 8_192,
         tokenizers: int = 0,
+        stride: int | None = None,
     ) -> None:
         require_evaluation(model)
         self.engine = Engine(model, token_budget=token_budget)
@@ -80,7 +94,8 @@ class Scorer:
         require_whole("window", window, at_least=1)
         self.window = window
         require_whole("tokenizers", tokenizers, at_least=0)
-        self.encoder = Encoder(tokenizer, self.max_length, model, processes=tokenizers)
+        self.stride = stride
+        self.encoder = Encoder(tokenizer, self.max_length, model, processes=tokenizers, stride=stride)
         self.labels = label_names(model.config)
         self.tally = Tally()
 
@@ -117,7 +132,7 @@ class Scorer:
 
     def conditions(self) -> Conditions:
         """Return what this scorer's answers depend on now; takes a hash of all weights."""
-        return Conditions.of(self.model, self.tokenizer, self.max_length)
+        return Conditions.of(self.model, self.tokenizer, self.max_length, None, self.stride)
 
     def score(self, rows: Iterable[Row]) -> Iterator[RowResult]:
         """Yield one result a row, in input order; a row that cannot be scored has an `error` and stops nothing.
@@ -129,8 +144,9 @@ class Scorer:
         while window := list(islice(source, self.window)):
             columns, refused = readable(window)
             answers = Answers.none_yet(len(window), refused, self.engine.classes)
-            for places, batch in self.plan(columns, answers):
-                answers.put(places, self.run(batch, self.policy))
+            for planned in self.plan(columns, answers):
+                found = self.run(planned.batch, self.policy)
+                answers.put(planned.places, found.together(planned.stretches))
             answers.mark_not_finite()
             tally.add(answers)
             yield from row_results(answers, self.labels, self.engine.kind)
@@ -155,15 +171,16 @@ class Scorer:
             found.append(result.prediction if result.error is None else None)
         return found
 
-    def plan(self, columns: Sequence["pa.Array"], answers: Answers) -> Iterator[tuple[np.ndarray, PackedBatch]]:
+    def plan(self, columns: Sequence["pa.Array"], answers: Answers) -> Iterator["Planned"]:
         """Tokenize the rows that have no error, window by window.
 
         Args:
             columns: the rows' texts, as `readable` gives them.
-            answers: of these rows; those that the tokenizer refuses get their error here, and the cut ones are counted.
+            answers: of these rows; those that the tokenizer refuses get their error here, and the cut ones and those
+                that are read in stretches are counted.
 
-        Yields:
-            The places of a window's rows among all, and their batch, on the host.
+        Raises:
+            InputError: pairs that would be read in stretches.
         """
         good = answers.scorable
         for start in range(0, len(good), self.window):
@@ -172,10 +189,20 @@ class Scorer:
             answers.truncated += encoded.truncated
             for error, refused in encoded.refused.items():
                 answers.refuse(rows[refused], error)
+            if encoded.stretches is not None:
+                many = encoded.stretches[encoded.stretches > 1]
+                answers.long += len(many)
+                answers.stretches += int(many.sum())
             if encoded.batch is not None:
-                yield rows[encoded.scorable], encoded.batch
+                yield Planned(rows[encoded.scorable], encoded.batch, encoded.stretches)
 
     def batch(self, rows: Sequence[Row], first: int = 0) -> PackedBatch:
+        """Return the batch of `encode`."""
+        batch = self.encode(rows, first).batch
+        assert batch is not None
+        return batch
+
+    def encode(self, rows: Sequence[Row], first: int = 0) -> Encoded:
         """Pack a window's rows as `score` runs them, on the host.
 
         Args:
@@ -193,8 +220,23 @@ class Scorer:
         for error, refused in encoded.refused.items():
             if len(refused):
                 raise InputError(f"row {first + refused[0]}: {error}; leave such rows out")
-        assert encoded.batch is not None
-        return encoded.batch
+        return encoded
+
+    def tell_of_cut(self, cut: int, rows: int) -> None:
+        """Warn of rows that were cut, where some were, and say what to do.
+
+        Args:
+            cut: how many.
+            rows: of how many.
+        """
+        if cut:
+            logger.warning(
+                "%d of %d rows were longer than the limit and were cut at %d tokens: stride (--stride) reads texts "
+                "whole, in stretches (not pairs); max length (--max-length) is the limit, as far as the model allows",
+                cut,
+                rows,
+                self.max_length,
+            )
 
     def run(self, batch: PackedBatch, policy: Policy, on_settled: OnSettled = ignore) -> Answers:
         """Return a batch's answers; a row that exceeds the device's memory all alone gets an error, and the others

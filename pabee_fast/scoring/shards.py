@@ -23,7 +23,8 @@ TRIES = 3
 
 _ROWS = pa.schema([("first", pa.large_string()), ("second", pa.large_string())])
 _LISTS = pa.large_list(pa.int32())
-_TOKENS = pa.schema([("ids", _LISTS), ("types", _LISTS), ("cut", pa.bool_())])
+_TOKENS = pa.schema([("ids", _LISTS), ("types", _LISTS), ("begins", pa.bool_()), ("cut", pa.bool_())])
+"""Of each stretch: its tokens, whether it begins a row, and whether that row was cut."""
 _BEGIN = "import sys; sys.path[:] = {path}; from pabee_fast.scoring.shards import serve; serve()"
 
 
@@ -33,11 +34,13 @@ class Shards:
     Args:
         core: the tokenizer, of which each has a copy.
         processes: how many.
+        in_stretches: as for `OwnTokenizer`.
     """
 
-    def __init__(self, core: Tokenizer, processes: int) -> None:
+    def __init__(self, core: Tokenizer, processes: int, *, in_stretches: bool = False) -> None:
         self.processes = processes
-        self._settings = {"tokenizer": core.to_str(), "split_special": str(core.encode_special_tokens)}
+        flags = {"split_special": str(core.encode_special_tokens), "in_stretches": str(in_stretches)}
+        self._settings = {"tokenizer": core.to_str(), **flags}
         self._threads = ThreadPoolExecutor(processes, "shard")
         self._idle: queue.SimpleQueue[_Shard] = queue.SimpleQueue()
         self._all = [_Shard(self._settings) for _ in range(processes)]
@@ -96,11 +99,14 @@ class _Shard:
         if self._tokens is None:
             self._tokens = pa.ipc.open_stream(self._process.stdout)
         try:
-            ids, types, cut = self._tokens.read_next_batch().columns
+            ids, types, begins, cut = self._tokens.read_next_batch().columns
         except StopIteration:
             raise BrokenPipeError("the stream of tokens has ended") from None
         lengths = np.diff(ids.offsets.to_numpy())
-        return Tokens(ids.values.to_numpy(), types.values.to_numpy(), lengths, cut.to_numpy(zero_copy_only=False))
+        rows = np.flatnonzero(begins.to_numpy(zero_copy_only=False))
+        is_cut = cut.to_numpy(zero_copy_only=False)[rows]
+        stretches = np.diff(rows, append=len(lengths))
+        return Tokens(ids.values.to_numpy(), types.values.to_numpy(), lengths, is_cut, stretches)
 
     def start_again(self) -> None:
         """Put a process in the place of one that died."""
@@ -138,11 +144,14 @@ def serve() -> None:
         settings = {name.decode(): value.decode() for name, value in rows.schema.metadata.items()}
         core = Tokenizer.from_str(settings["tokenizer"])
         core.encode_special_tokens = settings["split_special"] == "True"
-        own = OwnTokenizer(core)
+        own = OwnTokenizer(core, in_stretches=settings["in_stretches"] == "True")
         with pa.ipc.new_stream(sys.stdout.buffer, _TOKENS) as answers:
             for batch in rows:
                 tokens = own(Texts.of(*(column.to_pylist() for column in batch.columns)))
                 offsets = pa.array(np.concatenate([[0], np.cumsum(tokens.lengths)]))
                 lists = [pa.LargeListArray.from_arrays(offsets, pa.array(flat)) for flat in (tokens.ids, tokens.types)]
-                answers.write_batch(pa.record_batch([*lists, pa.array(tokens.cut)], schema=_TOKENS))
+                begins = np.zeros(len(tokens.lengths), dtype=bool)
+                begins[np.cumsum(tokens.stretches) - tokens.stretches] = True
+                flags = [pa.array(begins), pa.array(np.repeat(tokens.cut, tokens.stretches))]
+                answers.write_batch(pa.record_batch([*lists, *flags], schema=_TOKENS))
                 sys.stdout.buffer.flush()

@@ -37,9 +37,14 @@ class Tally:
     errors     those without an answer
     failed     of these, those whose error came in computing
     truncated  those that were cut
+    long       those that were read in several stretches
+    stretches  in how many, of these together
     exits      exit layer -> rows
     audited    those that also ran to full depth
     disagreed  of these, those that have another answer there
+    labelled   those with an answer and a label, where a job was told of labels
+    right      of these, those whose answer is the label; of label sets, the whole set
+    squared    of values, the sum over these of squared differences from the label
     seconds    stage -> seconds, summed over all threads and devices that did it
     """
 
@@ -47,9 +52,14 @@ class Tally:
     errors: int = 0
     failed: int = 0
     truncated: int = 0
+    long: int = 0
+    stretches: int = 0
     exits: Counter[int] = field(default_factory=Counter)
     audited: int = 0
     disagreed: int = 0
+    labelled: int = 0
+    right: int = 0
+    squared: float = 0.0
     seconds: Seconds = field(default_factory=Seconds)
 
     @property
@@ -66,6 +76,8 @@ class Tally:
         self.errors += len(answers.errors)
         self.failed += len(answers.errors) - answers.refused
         self.truncated += answers.truncated
+        self.long += answers.long
+        self.stretches += answers.stretches
 
     def merge(self, other: "Tally") -> None:
         """Add what another one has counted."""

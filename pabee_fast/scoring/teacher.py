@@ -9,11 +9,16 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from pabee_fast.errors import InputError
 from pabee_fast.policies import FullDepth
 from pabee_fast.scoring.labels import Labels, labels_of_config
-from pabee_fast.scoring.scorer import Scorer
+from pabee_fast.scoring.scorer import Scorer, on_host
 
 
 def full_depth_logits(
-    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, texts: Sequence[tuple[str, ...]], *, max_length: int
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    texts: Sequence[tuple[str, ...]],
+    *,
+    max_length: int,
+    stride: int | None = None,
 ) -> Tensor:
     """Return the model's logits at full depth, [rows, classes] float32 on the host, in input order.
 
@@ -21,12 +26,15 @@ def full_depth_logits(
         model: a classifier of a supported family, with heads or without.
         texts: one string a row, or two for a pair.
         max_length: where a row's tokens are cut.
+        stride: as for `Scorer`.
     """
-    scorer = Scorer(model.eval(), tokenizer, policy=FullDepth(), max_length=max_length)
+    scorer = Scorer(model.eval(), tokenizer, policy=FullDepth(), max_length=max_length, stride=stride)
     logits = torch.empty(len(texts), scorer.engine.classes)
     for first in range(0, len(texts), scorer.window):
-        batch = scorer.batch(texts[first : first + scorer.window], first)
-        logits[first : first + scorer.window] = scorer.engine.run(batch, FullDepth()).logits.cpu()
+        encoded = scorer.encode(texts[first : first + scorer.window], first)
+        assert encoded.batch is not None
+        found = on_host(scorer.engine.run(encoded.batch, FullDepth())).together(encoded.stretches)
+        logits[first : first + scorer.window] = found.logits
     return logits
 
 

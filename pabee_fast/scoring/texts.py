@@ -40,12 +40,18 @@ class Texts(NamedTuple):
 
 
 class Tokens(NamedTuple):
-    """Rows as a tokenizer gives them, laid end to end."""
+    """Rows as a tokenizer gives them, laid end to end; each is one stretch, unless long ones are read in several."""
 
     ids: np.ndarray  # [tokens] int32
     types: np.ndarray  # [tokens] int32
-    lengths: np.ndarray  # [rows] int64
+    lengths: np.ndarray  # [stretches] int64
     cut: np.ndarray  # [rows] bool: whether the row was cut to the limit
+    stretches: np.ndarray  # [rows] int64: in how many it was read
+
+    @classmethod
+    def of_rows(cls, ids: np.ndarray, types: np.ndarray, lengths: np.ndarray, cut: np.ndarray) -> "Tokens":
+        """Return rows of one stretch each."""
+        return cls(ids, types, lengths, cut, np.ones(len(lengths), dtype=np.int64))
 
     def begins_with(self, other: "Tokens") -> bool:
         """Return whether the first rows are those of `other`."""
@@ -66,12 +72,14 @@ class OwnTokenizer:
 
     Args:
         core: it; may be called by many threads.
+        in_stretches: whether long rows, of one text, are read whole, in stretches that overlap by its stride.
     """
 
-    def __init__(self, core: Tokenizer) -> None:
-        self.core = core
+    def __init__(self, core: Tokenizer, *, in_stretches: bool = False) -> None:
+        self.core, self.in_stretches = core, in_stretches
         told: Any = core.truncation
-        self._prefix = _CHARACTERS * told["max_length"] if _tells_at_a_space(core) else None
+        is_cut_early = not in_stretches and _tells_at_a_space(core)
+        self._prefix = _CHARACTERS * told["max_length"] if is_cut_early else None
 
     def __call__(self, texts: Texts) -> Tokens:
         """Return the tokens of rows, at least one."""
@@ -79,13 +87,22 @@ class OwnTokenizer:
         types: list[np.ndarray] = []
         lengths: list[int] = []
         cut: list[bool] = []
+        stretches: list[int] = []
         for start in range(0, len(texts.first), _CALL_ROWS):
             encodings = self._encode(texts.part(start, _CALL_ROWS).rows())
+            rest = [row.overflowing for row in encodings]
+            if self.in_stretches:
+                cut += [False] * len(encodings)
+                stretches += (1 + len(others) for others in rest)
+                encodings = [one for row, others in zip(encodings, rest, strict=True) for one in (row, *others)]
+            else:
+                cut += map(bool, rest)
+                stretches += [1] * len(encodings)
             lengths += map(len, encodings)
-            cut += (bool(row.overflowing) for row in encodings)
             ids.append(_flat(row.ids for row in encodings))
             types.append(_flat(row.type_ids for row in encodings))
-        return Tokens(np.concatenate(ids), np.concatenate(types), np.array(lengths, dtype=np.int64), np.array(cut))
+        of_stretches, of_rows = (np.array(counts, dtype=np.int64) for counts in (lengths, stretches))
+        return Tokens(np.concatenate(ids), np.concatenate(types), of_stretches, np.array(cut), of_rows)
 
     def _encode(self, rows: list[str | tuple[str, str]]) -> list[Any]:
         most = self._prefix

@@ -9,6 +9,7 @@ import numpy as np
 from tokenizers import Tokenizer
 from transformers import AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
+from pabee_fast.arguments import require_single_texts, require_whole
 from pabee_fast.errors import InputError
 from pabee_fast.modeling.directory import few_of, readable
 from pabee_fast.models import family_of
@@ -84,10 +85,11 @@ class Encoded(NamedTuple):
     """Rows as the model takes them."""
 
     batch: PackedBatch | None  # the rows that can be scored, in their order, on the host; None: there are none
-    lengths: np.ndarray  # [rows] int64, 0 where the tokenizer gives the text no token
+    lengths: np.ndarray  # [stretches] int64, 0 where the tokenizer gives the text no token
     truncated: int  # rows that were cut to the limit
     scorable: np.ndarray  # [rows of the batch] int64: their places among all rows
     refused: dict[str, np.ndarray]  # by error: the places of the other rows
+    stretches: np.ndarray | None  # [rows of the batch] int64: how many each is in it; None: each is one, as it is cut
 
 
 class Encoder:
@@ -102,25 +104,38 @@ class Encoder:
         max_length: the most tokens of a row, special ones included; longer rows are cut as the tokenizer cuts them.
         model: what the rows are for.
         processes: of the model's own tokenizer; 0: it runs in the threads that call.
+        stride: tokens by which stretches of a row of one text overlap, where longer ones are read whole in several;
+            None: they are cut.
 
     Raises:
-        InputError: a slow tokenizer, or one of another model, see `embedded_ids`.
+        InputError: a slow tokenizer, or one of another model, see `embedded_ids`; or a stride that is too large.
     """
 
     def __init__(
-        self, tokenizer: PreTrainedTokenizerBase, max_length: int, model: PreTrainedModel, *, processes: int = 0
+        self,
+        tokenizer: PreTrainedTokenizerBase,
+        max_length: int,
+        model: PreTrainedModel,
+        *,
+        processes: int = 0,
+        stride: int | None = None,
     ) -> None:
         core = _core_of(tokenizer)
         self._embedded = embedded_ids(tokenizer, model)
-        self._fast, self.why_not_fast = _fast_of(tokenizer, core, max_length)
+        self._fast, self.why_not_fast = None, "it reads long texts in stretches"
+        if stride is None:
+            self._fast, self.why_not_fast = _fast_of(tokenizer, core, max_length)
+        else:
+            _check_stride(stride, max_length - core.num_special_tokens_to_add(is_pair=False), max_length)
         self._unchecked = CHECKED
-        core.enable_truncation(max_length, direction=tokenizer.truncation_side)
-        self._own = OwnTokenizer(core)
+        core.enable_truncation(max_length, stride=stride or 0, direction=tokenizer.truncation_side)
+        self._stride, in_stretches = stride, stride is not None
+        self._own = OwnTokenizer(core, in_stretches=in_stretches)
         self._shards: Shards | None = None
         if processes and self._fast is None:
             from pabee_fast.scoring import shards  # needs pyarrow
 
-            self._shards = shards.Shards(core, processes)
+            self._shards = shards.Shards(core, processes, in_stretches=in_stretches)
         self._model = model
         self._has_types = "token_type_ids" in tokenizer.model_input_names and (
             "token_type_ids" in family_of(model).inputs
@@ -132,23 +147,31 @@ class Encoder:
         Args:
             first: each row's text. An empty one has no tokens where the tokenizer adds no special ones.
             second: of pairs, the second texts; None where a row is one text.
+
+        Raises:
+            InputError: pairs that would be read in stretches.
         """
         texts = Texts.of(first, second)
+        require_single_texts(self._stride, 1 if texts.second is None else 2)
         tokens = self._tokens(texts)
         inputs = {"input_ids": tokens.ids} | ({"token_type_ids": tokens.types} if self._has_types else {})
-        refused = {NO_TOKEN: np.flatnonzero(tokens.lengths == 0)}
+        rows = np.repeat(np.arange(len(tokens.stretches)), tokens.stretches)  # of each stretch
+        refused = {NO_TOKEN: rows[tokens.lengths == 0]}
         if self._embedded is not None:
             places = np.flatnonzero(tokens.ids >= self._embedded)
-            refused[NO_EMBEDDING] = np.unique(np.searchsorted(np.cumsum(tokens.lengths), places, side="right"))
-        is_scorable = np.ones(len(tokens.lengths), dtype=bool)
-        for rows in refused.values():
-            is_scorable[rows] = False
+            beyond = np.searchsorted(np.cumsum(tokens.lengths), places, side="right")
+            refused[NO_EMBEDDING] = np.unique(rows[beyond])
+        is_scorable = np.ones(len(tokens.stretches), dtype=bool)
+        for wrong in refused.values():
+            is_scorable[wrong] = False
         scorable, truncated = np.flatnonzero(is_scorable), int(tokens.cut.sum())
         if len(scorable) == 0:
-            return Encoded(None, tokens.lengths, truncated, scorable, refused)
-        kept = {name: flat[np.repeat(is_scorable, tokens.lengths)] for name, flat in inputs.items()}
-        batch = pack_rows(self._model, kept, tokens.lengths[scorable])
-        return Encoded(batch, tokens.lengths, truncated, scorable, refused)
+            return Encoded(None, tokens.lengths, truncated, scorable, refused, None)
+        is_kept = is_scorable[rows]
+        kept = {name: flat[np.repeat(is_kept, tokens.lengths)] for name, flat in inputs.items()}
+        batch = pack_rows(self._model, kept, tokens.lengths[is_kept])
+        stretches = tokens.stretches[scorable] if self._stride is not None else None
+        return Encoded(batch, tokens.lengths, truncated, scorable, refused, stretches)
 
     def _tokens(self, texts: Texts) -> Tokens:
         tokens = self._fast(texts) if self._fast is not None else None
@@ -183,6 +206,16 @@ def tokenizer_in_use(tokenizer: PreTrainedTokenizerBase) -> str:
     return (
         "the model's own" + f" ({why})" if fast is None else f"nanotoken, held against the model's own ({CHECKED} rows)"
     )
+
+
+def _check_stride(stride: int, room: int, max_length: int) -> None:
+    """Raise InputError for a stride by which stretches would not advance; `room`: the text's own tokens in one."""
+    require_whole("stride", stride, at_least=0)
+    if stride >= room:
+        raise InputError(
+            f"stride={stride}: of {max_length} tokens {room} are the text's own, and stretches must overlap by fewer; "
+            f"give at most {room - 1}"
+        )
 
 
 def _core_of(tokenizer: PreTrainedTokenizerBase) -> Tokenizer:

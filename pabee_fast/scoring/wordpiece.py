@@ -83,7 +83,7 @@ class FastWordPiece:
         if cut.any():  # or just so long
             longer = [texts[row] for row in np.flatnonzero(cut).tolist()]
             cut[cut] = self._encode(longer, max_length=self._max_length + 1)[1] > self._max_length
-        return Tokens(ids, np.full(len(ids), self._type, dtype=np.int32), lengths, cut)
+        return Tokens.of_rows(ids, np.full(len(ids), self._type, dtype=np.int32), lengths, cut)
 
     def _pairs(self, template: _Template, first: Sequence[str], second: Sequence[str]) -> Tokens:
         texts = [self._encode(each, add_special_tokens=False) for each in (first, second)]
@@ -104,7 +104,7 @@ class FastWordPiece:
             step = np.arange(int(count.sum())) - np.repeat(np.cumsum(count) - count, count)
             where = np.repeat(starts[segment], count) + step
             ids[where], types[where] = own[np.repeat(begin, count) + step], kind
-        return Tokens(ids, types, lengths, np.any(kept < whole, axis=0))
+        return Tokens.of_rows(ids, types, lengths, np.any(kept < whole, axis=0))
 
     def _encode(self, texts: Sequence[str], **options: Any) -> tuple[np.ndarray, np.ndarray]:
         """Return the tokens of texts laid end to end, [tokens] int32, and how many each has, [texts] int64."""

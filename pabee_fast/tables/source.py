@@ -149,6 +149,30 @@ class Source:
             self._count.read_all(file, row)
 
 
+def column_of(path: object, column: str | None) -> str:
+    """Return what messages call a column of a table."""
+    return str(path) if column is None else f"{path}, column {column!r}"
+
+
+def check_label_column(named: object, tables: Sequence[Table], name: str, instead: str = "") -> None:
+    """Raise InputError where tables have no such column, or JSON Lines hold it in types that differ.
+
+    Args:
+        named: what the user calls the tables.
+        instead: what else may be done than naming another column.
+    """
+    if name not in (columns := tables[0].schema.names):
+        raise InputError(
+            f"{tables[0].path} has no label column {name!r}; its columns are {', '.join(columns)}: name one by "
+            f"--label-column{instead}"
+        )
+    if any(name in table.mixed and table.rows for table in tables):
+        raise InputError(
+            f'{column_of(named, name)} holds values of several types, such as 1 and "1", so that one label may be two: '
+            "write all as numbers, or all as strings"
+        )
+
+
 def _open_json(paths: Sequence[File], text_columns: Sequence[str], scan: Any, reading: Reading) -> list[Table]:
     """JSON Lines files whose columns are those of all of them together."""
     if len(paths) == 1 and scan is None:

@@ -24,6 +24,7 @@ from pabee_fast.models.head_kinds import HeadSpec
 from pabee_fast.models.heads import CONFIG_ENTRY, FIT, HEADS, MAX_LENGTH, answer_kind
 from pabee_fast.policies import AnswerKind
 from pabee_fast.scoring.scorer import Row, row_source
+from pabee_fast.scoring.stretches import texts_of
 from pabee_fast.training.features import FeatureStore, run_once
 from pabee_fast.training.fit_head import Targets, asked, fit_linear, fit_pooled, rescale
 
@@ -46,6 +47,7 @@ def fit(
     seed: int = 0,
     max_length: int | None = None,
     token_budget: int | None = None,
+    stride: int | None = None,
     folder: str | Path | None = None,
     remember_rows: bool = True,
     onto: Model | None = None,
@@ -72,7 +74,8 @@ def fit(
         alpha: the share of the model's own answers in what is learned of a row with a label, 0 to 1.
         held_out: the share of the rows that is held out.
         seed: of the choice of these rows, and of heads with a pooler of their own.
-        max_length, token_budget: as for `Scorer`.
+        max_length, token_budget, stride: as for `Scorer`; a stretch is learned from as a row of its own, with the label
+            of its text.
         folder: where the features are kept meanwhile; None: where temporary files go (TMPDIR).
         remember_rows: whether the config keeps hashes of at most 1,024 rows, so that `calibrate` can tell whether it is
             given rows that the heads know. Whoever has a text can tell by them whether it was among the rows.
@@ -81,9 +84,9 @@ def fit(
 
     Returns:
         The model with the heads, the same object. Its `config.pabee_fast["fit"]` says what was found: how many `rows`
-        there were, `labelled` and `held_out`, and of each of the `heads` its `layer`, its `temperature` and its
-        `agreement` with full depth on the rows held out; of one-output models its `scale`, its `shift` and the mean
-        absolute `difference`.
+        there were, `labelled` and `held_out`, with a stride in how many `stretches` they were read, and of each of the
+        `heads` its `layer`, its `temperature` and its `agreement` with full depth on the rows held out; of one-output
+        models its `scale`, its `shift` and the mean absolute `difference`.
 
     Raises:
         InputError: fewer than 20 rows, a row that cannot be scored, features that are not finite, labels that do not
@@ -100,7 +103,7 @@ def fit(
         raise InputError(f"onto has {_shape(target.config)}, and the model {_shape(model.config)}: give the same model")
     learned, source = LearnedRows() if remember_rows else None, row_source(rows)
     with FeatureStore(first_layer, folder) as store:
-        length = run_once(
+        length, counts = run_once(
             store,
             model,
             tokenizer,
@@ -108,16 +111,20 @@ def fit(
             pooling=spec.pooling,
             max_length=max_length,
             token_budget=token_budget,
+            stride=stride,
             on_window=on_window,
         )
-        if store.rows < LEAST_ROWS:
-            raise InputError(f"{store.rows} row(s) to fit by: give at least {LEAST_ROWS}, and thousands for good exits")
-        if known is not None and len(known) != store.rows:
-            raise InputError(f"labels has {len(known)} entries for {store.rows} rows: give one for each, or None")
-        aside = _choose(store.rows, held_out, seed)
-        if (left := store.rows - int(aside.sum())) < LEAST_ROWS // 2:
-            raise InputError(f"held_out={held_out!r} leaves {left} of {store.rows} rows to learn from: hold out fewer")
-        targets = Targets.of(kind, store.logits, known, alpha=alpha, held_out=aside).to(model.device)
+        count = len(counts)
+        if count < LEAST_ROWS:
+            raise InputError(f"{count} row(s) to fit by: give at least {LEAST_ROWS}, and thousands for good exits")
+        if known is not None and len(known) != count:
+            raise InputError(f"labels has {len(known)} entries for {count} rows: give one for each, or None")
+        aside = _choose(count, held_out, seed)
+        if (left := count - int(aside.sum())) < LEAST_ROWS // 2:
+            raise InputError(f"held_out={held_out!r} leaves {left} of {count} rows to learn from: hold out fewer")
+        of = texts_of(counts)  # the row of each stretch
+        each = None if known is None else known[of]
+        targets = Targets.of(kind, store.logits, each, alpha=alpha, held_out=aside[of]).to(model.device)
         heads, found, outputs = [], [], []
         for layer in range(first_layer, model.config.num_hidden_layers):
             fitted, answered, figures = _fit_head(model, spec, store, layer, targets, seed)
@@ -134,6 +141,7 @@ def fit(
     getattr(target.config, CONFIG_ENTRY)[MAX_LENGTH] = length
     getattr(target.config, CONFIG_ENTRY)[FIT] = {
         "rows": len(aside), "labelled": labelled, "held_out": int(aside.sum()), "heads": found,
+        **({} if stride is None else {"stretches": int(counts.sum())}),
     }  # fmt: skip
     remember(target.config, HEADS, learned)
     return target

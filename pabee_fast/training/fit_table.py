@@ -99,6 +99,7 @@ def fit_table(
         seed=settings.seed,
         max_length=settings.max_length,
         token_budget=settings.token_budget,
+        stride=settings.stride,
         folder=settings.output.parent,
         remember_rows=settings.remember_rows,
         onto=stored,

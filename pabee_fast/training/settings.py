@@ -33,6 +33,7 @@ from pabee_fast.options import (
     TextOptions,
     ThreadOptions,
 )
+from pabee_fast.training.kept import is_begun
 
 OBJECTIVES = ("pabee", "self-distillation")
 """How the heads learn from the last one, beside labels and teacher."""
@@ -56,9 +57,14 @@ class ModelOutput(Options):
     ] = True
     overwrite: Annotated[bool, Option(WRITTEN, "Write into a directory that has files.")] = False
 
+    @property
+    def goes_on(self) -> bool:
+        """Whether the output may be that of the same command, interrupted."""
+        return False
+
     def check(self) -> None:
         super().check()
-        check_model_output(self.output, overwrite=self.overwrite)
+        check_model_output(self.output, overwrite=self.overwrite or self.goes_on)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -148,7 +154,13 @@ class TrainSettings(TextOptions, ThreadOptions, ModelOutput):
 
     train: Annotated[str, Argument("TRAIN", f"Labelled texts: {TABLES}.")]
     model: Annotated[str, Option(MODEL, "Model directory or hub id: an encoder, a classifier, or one with heads.")]
-    output: Annotated[Path, Option(WRITTEN, "Directory for the trained model; written after every epoch.")]
+    output: Annotated[
+        Path,
+        Option(
+            WRITTEN,
+            "Directory for the trained model; written after every epoch. Stopped, the same command goes on from there.",
+        ),
+    ]
     label_column: Annotated[
         str,
         Option(
@@ -216,6 +228,10 @@ class TrainSettings(TextOptions, ThreadOptions, ModelOutput):
         Option(RUN, "Tokens at which a text is cut; default: what is stored with the model's heads, or 128."),
     ] = None
     bf16: Annotated[bool, Option(RUN, "Compute in bfloat16 mixed precision.")] = False
+
+    @property
+    def goes_on(self) -> bool:
+        return is_begun(self.output)
 
     @property
     def labels(self) -> tuple[str, ...]:

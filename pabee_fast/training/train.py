@@ -1,28 +1,26 @@
 """Joint fine-tuning of a model and its heads with transformers' Trainer, from tables to a model directory."""
 
-import json
 import logging
 import math
 import sys
-import time
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
 import torch
+import transformers
 from rich.console import Console
-from rich.markup import escape
 from transformers import (
     DataCollatorWithPadding,
     PreTrainedModel,
     PreTrainedTokenizerBase,
     PrinterCallback,
     Trainer,
-    TrainerCallback,
     TrainingArguments,
     set_seed,
 )
 
+import pabee_fast
 from pabee_fast.calibration.alike import warn_of_alike_heads
 from pabee_fast.calibration.learned_rows import LearnedRows, remember
 from pabee_fast.errors import InputError, PabeeFastError
@@ -40,18 +38,20 @@ from pabee_fast.models.heads import (
     spec_of,
     stored_max_length,
 )
+from pabee_fast.scoring.conditions import model_fingerprint
 from pabee_fast.scoring.examples import Examples, Features, read_examples
 from pabee_fast.scoring.labels import Labels, labels_of_column, labels_of_config
 from pabee_fast.scoring.teacher import full_depth_logits, in_order_of
 from pabee_fast.scoring.tokens import embedded_ids
 from pabee_fast.shown import plain
-from pabee_fast.training.directory import load_config_and_tokenizer, load_model, save
-from pabee_fast.training.evaluate import LayerScores, all_logits, as_table, evaluate_layers
+from pabee_fast.training.directory import load_config_and_tokenizer, load_model
+from pabee_fast.training.epochs import Epochs
+from pabee_fast.training.evaluate import all_logits
 from pabee_fast.training.fit import LEAST_ROWS, fit
+from pabee_fast.training.kept import Kept
 from pabee_fast.training.settings import TrainSettings
 
 LOGGING_STEPS = 50
-RECORD = "training.json"
 NEW_HEADS = {"head": "linear", "pooling": "mean"}
 """New heads where nothing else is asked for: the published ones tell no rows apart in the first layers."""
 LOOKED_AT = 512
@@ -60,23 +60,10 @@ LOOKED_AT = 512
 logger = logging.getLogger(__name__)
 
 
-@dataclass
-class Record:
-    """What a training run leaves behind beside the model."""
-
-    settings: TrainSettings
-    epochs: list[dict[str, Any]] = field(default_factory=list)
-    fitted: dict[str, Any] | None = None
-
-    def as_json(self) -> str:
-        """Return the settings, for each epoch its number, training loss, seconds so far and metrics by layer, and the
-        last two once more where heads were fitted after them."""
-        told = {"settings": asdict(self.settings), "epochs": self.epochs, "fitted": self.fitted}
-        return json.dumps(told, indent=2, default=str) + "\n"
-
-
 def train(settings: TrainSettings, console: Console) -> PreTrainedModel:
     """Train a model with heads and write it to `settings.output` after every epoch.
+
+    A training that was interrupted goes on after its last whole epoch, and gives what it would have given; see `kept`.
 
     Args:
         console: where progress and results are shown.
@@ -85,7 +72,8 @@ def train(settings: TrainSettings, console: Console) -> PreTrainedModel:
         The trained model, in evaluation mode.
 
     Raises:
-        InputError: a setting, table or model directory that cannot be used as given.
+        InputError: a setting, table or model directory that cannot be used as given, or that differs from those of the
+            interrupted training whose output it is.
     """
     if settings.bf16 and torch.cuda.is_available() and not torch.cuda.is_bf16_supported():
         raise InputError("bf16: this GPU has no bfloat16; leave --bf16 out")
@@ -106,18 +94,23 @@ def train(settings: TrainSettings, console: Console) -> PreTrainedModel:
         eval_features = held_out.features(tokenizer, settings.cut_at, eval_labels)
     if settings.teacher:
         _add_teacher(settings, features, examples, labels, console)
+    kept = Kept.beside(settings.output)
+    identity = _identity(settings, model, examples, held_out)
+    checkpoint = kept.begin_or_resume(identity, overwrite=settings.overwrite)
+    if checkpoint is not None:
+        console.print(f"going on after epoch {len(kept.epochs)} of {settings.epochs}")
     trainer = _MultiExitTrainer(
         model,
-        _arguments(settings, steps=_steps(settings, len(features))),
+        _arguments(settings, kept.folder, steps=_steps(settings, len(features))),
         train_dataset=features,
         data_collator=DataCollatorWithPadding(tokenizer),
         distillation=_distillation(settings),
         self_distillation=SELF_DISTILLATION if settings.objective == "self-distillation" else None,
     )
     trainer.remove_callback(PrinterCallback)
-    epochs = _Epochs(settings, tokenizer, eval_features, console)
+    epochs = Epochs(settings, tokenizer, eval_features, console, kept)
     trainer.add_callback(epochs)
-    trainer.train()
+    trainer.train(resume_from_checkpoint=None if checkpoint is None else str(checkpoint))
     model.eval()
     if fits:
         trainer.accelerator.unwrap_model(model, keep_fp32_wrapper=False)  # whose forward is its own again
@@ -127,6 +120,7 @@ def train(settings: TrainSettings, console: Console) -> PreTrainedModel:
     else:
         logits = torch.cat(list(all_logits(model, features[:LOOKED_AT], epochs.collator, settings.batch_size)), dim=1)
         warn_of_alike_heads(logger, list(logits), answer_kind(model), spec_of(model).first_layer)
+    kept.remove()
     return model
 
 
@@ -141,62 +135,6 @@ class _MultiExitTrainer(Trainer):
 
     def compute_loss(self, model: Any, inputs: dict[str, Any], *args: Any, **kwargs: Any) -> Any:
         return super().compute_loss(model, inputs | self.weights, *args, **kwargs)
-
-
-class _Epochs(TrainerCallback):
-    """After every epoch: evaluate every layer, show it, write the model. So a run that is cut short leaves one."""
-
-    def __init__(
-        self,
-        settings: TrainSettings,
-        tokenizer: PreTrainedTokenizerBase,
-        eval_features: Features | None,
-        console: Console,
-    ) -> None:
-        self.settings, self.tokenizer, self.eval_features, self.console = settings, tokenizer, eval_features, console
-        self.collator = DataCollatorWithPadding(tokenizer)
-        self.record = Record(settings)
-        self.started = time.monotonic()
-        self.losses: list[float] = []
-
-    def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, float] | None = None, **kwargs: Any) -> None:
-        if not logs or "loss" not in logs:
-            return
-        self.losses.append(float(logs["loss"]))
-        if args.disable_tqdm:
-            rate = float(logs["learning_rate"])
-            self.console.print(
-                f"step {state.global_step}/{state.max_steps}  loss {self.losses[-1]:.4f}  rate {rate:.2e}"
-            )
-
-    def on_epoch_end(self, args: Any, state: Any, control: Any, model: Any = None, **kwargs: Any) -> None:
-        epoch = round(state.epoch)
-        result: dict[str, Any] = {"epoch": epoch, "seconds": round(time.monotonic() - self.started, 1)}
-        if self.losses:
-            result["loss"] = sum(self.losses) / len(self.losses)
-            self.losses.clear()
-        result |= self._evaluate(model, f"after epoch {epoch} of {self.settings.epochs}")
-        self.record.epochs.append(result)
-        self._save(model)
-
-    def on_fitted(self, model: Any) -> None:
-        """Evaluate, show and write the model once more, with heads that were fitted to its answers."""
-        seconds = round(time.monotonic() - self.started, 1)
-        self.record.fitted = {"seconds": seconds, **self._evaluate(model, "with fitted heads")}
-        self._save(model)
-
-    def _evaluate(self, model: Any, when: str) -> dict[str, Any]:
-        if self.eval_features is None:
-            return {}
-        scores: list[LayerScores] = evaluate_layers(
-            model, self.eval_features, self.collator, batch_size=self.settings.batch_size
-        )
-        evaluated = escape(plain(Path(self.settings.eval or "").resolve().name))
-        self.console.print(as_table(f"{evaluated} {when}", scores))
-        return {column.metric: column.by_layer for column in scores}
-
-    def _save(self, model: Any) -> None:
-        save(model, self.tokenizer, self.settings.output, {RECORD: self.record.as_json()})
 
 
 def _load(
@@ -318,6 +256,25 @@ def _add_teacher(
         row["teacher_logits"] = values
 
 
+def _identity(
+    settings: TrainSettings, model: PreTrainedModel, examples: Examples, held_out: Examples | None
+) -> dict[str, str]:
+    """Return all that decides what comes of a training, by the names that a message tells."""
+    told = asdict(settings)
+    for name in ("output", "overwrite", "threads"):
+        del told[name]
+    tables = {"train": examples, "eval": held_out}
+    return {
+        **{name: str(value) for name, value in told.items()},
+        "the model that it begins with": model_fingerprint(model),
+        **{f"the rows of {name}": rows.fingerprint for name, rows in tables.items() if rows is not None},
+        "device": "cuda" if torch.cuda.is_available() else "cpu",
+        "pabee_fast's version": pabee_fast.__version__,
+        "torch's version": torch.__version__,
+        "transformers' version": transformers.__version__,
+    }
+
+
 def _distillation(settings: TrainSettings) -> Distillation:
     """Return how a teacher's answers are learned."""
     given = {"alpha": settings.alpha, "temperature": settings.temperature}
@@ -329,9 +286,9 @@ def _steps(settings: TrainSettings, rows: int) -> int:
     return math.ceil(math.ceil(rows / settings.batch_size) / settings.accumulate) * settings.epochs
 
 
-def _arguments(settings: TrainSettings, *, steps: int) -> TrainingArguments:
+def _arguments(settings: TrainSettings, folder: Path, *, steps: int) -> TrainingArguments:
     return TrainingArguments(
-        str(settings.output),
+        str(folder),
         num_train_epochs=settings.epochs,
         per_device_train_batch_size=settings.batch_size,
         gradient_accumulation_steps=settings.accumulate,
@@ -345,7 +302,7 @@ def _arguments(settings: TrainSettings, *, steps: int) -> TrainingArguments:
         train_sampling_strategy="group_by_length",
         remove_unused_columns=False,  # the objective takes teacher_logits, which no stock signature names
         logging_steps=min(LOGGING_STEPS, steps),
-        save_strategy="no",
+        save_strategy="epoch",
         report_to=[],
         disable_tqdm=not sys.stderr.isatty(),
         dataloader_pin_memory=torch.cuda.is_available(),
