@@ -15,7 +15,7 @@ from transformers import PreTrainedModel
 from pabee_fast.errors import UnsupportedError
 from pabee_fast.kernels.checks import Pooler
 from pabee_fast.layout import Layout
-from pabee_fast.models.block import Block
+from pabee_fast.models.block import Block, Places
 from pabee_fast.models.head import POOLINGS, RowMap, pooler_of, through_pooler
 from pabee_fast.say import say_once
 
@@ -136,6 +136,11 @@ class Family:
         """Return the post-norm blocks, in order, that one of `layers` is made of while its modules are transformers'
         own; none where it is something else."""
         return ()
+
+    def places(self, model: Any) -> Places | None:
+        """Return what the blocks of all layers know of relative places; None: they attend by content alone, and a token
+        that the mask hides asks as others do."""
+        return None
 
     def norm(self, model: Any) -> RowMap | None:
         """Return what every token goes through behind the last layer, before any head; None: nothing."""

@@ -22,7 +22,7 @@ from tests.runtime.answers import packed_answers as answers
 from tests.runtime.memory import peak_bytes
 from tests.tolerances import TOLERANCES, assert_close
 
-FUSED = ["bert", "albert", "roberta", "xlm-roberta", "camembert", "electra", "distilbert"]
+FUSED = ["bert", "albert", "roberta", "xlm-roberta", "camembert", "electra", "distilbert", "deberta-v2"]
 ACTIVATIONS = ["gelu", "gelu_new", "gelu_pytorch_tanh", "gelu_fast", "gelu_python", "gelu_accurate", "relu"]
 
 
