@@ -20,13 +20,14 @@ class PlaceTables:
 
     def __init__(self, places: Places) -> None:
         self._places = places
-        self._embeddings: Tensor | None = None
-        self._made: dict[tuple[int, int], tuple[int, Tensor]] = {}
+        self.clear()
 
     def clear(self) -> None:
         """Let go of everything: the run is over."""
-        self._embeddings = None
-        self._made.clear()
+        self._longest = 0  # tokens of the row that the tables reach
+        self._embeddings: dict[int, Tensor] = {}
+        self._tables: dict[tuple[int, int], Tensor] = {}
+        self._taken: dict[tuple[int, int], slice | Tensor] = {}
 
     def keys(self, dense: Dense | None, longest: int, head_dim: int) -> Tensor | None:
         """Return what queries meet, [2 * longest - 1, heads, head_dim]: the line of a key's place less the query's.
@@ -44,20 +45,28 @@ class PlaceTables:
 
     def _table(self, dense: Dense, longest: int, step: int) -> Tensor:
         """Return [2 * longest - 1, width], by the distance of a query from a key, which rises or falls by `step`."""
+        if longest > self._longest:  # seldom but at a run's begin, since longer rows go first
+            self.clear()
+            self._longest = longest
         weight, _ = dense
-        wanted = self._places.lines(step * np.arange(1 - longest, longest))
-        first, last = int(wanted[0]), int(wanted[-1])
-        begin, projected = self._made.get((id(weight), step), (0, None))
-        at = (wanted - begin) * step  # of each wanted line, among those that were projected
-        if projected is None or at[0] < 0 or at[-1] >= len(projected):
-            if self._embeddings is None:
-                self._embeddings = self._places.embeddings()
-            # Each line once, however many distances share it.
-            [lines] = to_device([np.arange(first, last + step, step)], weight.device)
-            begin, projected = first, linear(self._embeddings[lines], *dense)
-            self._made[id(weight), step] = begin, projected
-            at = (wanted - begin) * step
-        if at[-1] - at[0] + 1 == len(at):
-            return projected[int(at[0]) : int(at[-1]) + 1]
-        [places] = to_device([at], projected.device)
-        return projected[places]
+        if (table := self._tables.get((id(weight), step))) is None:
+            table = self._tables[id(weight), step] = linear(self._embedded(step), *dense)
+        if (taken := self._taken.get((longest, step))) is None:
+            places = (self._lines(longest, step) - self._lines(self._longest, step)[0]) * step
+            if places[-1] - places[0] + 1 == len(places):
+                taken = slice(int(places[0]), int(places[-1]) + 1)
+            else:  # distances that share a line
+                [taken] = to_device([places], weight.device)
+            self._taken[longest, step] = taken
+        return table[taken]
+
+    def _embedded(self, step: int) -> Tensor:
+        """Return the embeddings, each line once, from the first to the last that the longest row needs."""
+        if step not in self._embeddings:
+            every, lines = self._places.embeddings(), self._lines(self._longest, step)
+            [indices] = to_device([np.arange(lines[0], lines[-1] + step, step)], every.device)
+            self._embeddings[step] = every[indices]
+        return self._embeddings[step]
+
+    def _lines(self, longest: int, step: int) -> np.ndarray:
+        return self._places.lines(step * np.arange(1 - longest, longest))

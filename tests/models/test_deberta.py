@@ -119,7 +119,8 @@ def test_a_table_of_places_grows_with_the_longest_row_of_a_run() -> None:
     with engine.layers.ready():
         tables = engine.layers._bound.tables  # type: ignore[union-attr]
         dense = (own := ours.deberta.encoder.layer[0].attention.self.pos_key_proj).weight, own.bias
-        short, long, again = (tables.keys(dense, longest, 8) for longest in (3, 20, 3))
-    assert [len(table) for table in (short, long, again)] == [5, 39, 5]
-    assert_close(again, short)
-    assert_close(long[17:22], short)
+        for side in (tables.keys, tables.queries):
+            short, long, again = (side(dense, longest, 8) for longest in (3, 20, 3))
+            assert [len(table) for table in (short, long, again)] == [5, 39, 5]
+            assert_close(again, short)
+            assert_close(long[17:22], short)
