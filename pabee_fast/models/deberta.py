@@ -1,6 +1,7 @@
 """DeBERTa, v1 and v2 (v3 is v2's architecture): attention by content and by relative place, the two disentangled."""
 
 import functools
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -63,13 +64,11 @@ class DebertaV2(Deberta):
 
     model_type = "deberta-v2"
 
-    def check(self, model: Any) -> None:
-        super().check(model)
-        if getattr(self.backbone(model).encoder, "conv", None) is not None:
-            raise UnsupportedError(
-                f"config.conv_kernel_size={model.config.conv_kernel_size}: DeBERTa's convolution over neighbouring "
-                "tokens is not served; a model without it is"
-            )
+    def behind(self, model: Any, layer: Any) -> Callable[[Tensor, Tensor, Layout], Tensor] | None:
+        encoder = self.backbone(model).encoder
+        if encoder.conv is None or layer is not encoder.layer[0]:
+            return None
+        return functools.partial(_convolved, encoder.conv, model.config.conv_kernel_size // 2)
 
     def blocks(self, layer: Any) -> tuple[Block, ...]:
         attention, own = layer.attention, layer.attention.self
@@ -97,6 +96,22 @@ class DebertaV2(Deberta):
     def places(self, model: Any) -> Places | None:
         encoder = self.backbone(model).encoder
         return Places(encoder.get_rel_embedding, functools.partial(_lines, encoder))
+
+
+def _convolved(conv: Any, reach: int, before: Tensor, after: Tensor, layout: Layout) -> Tensor:
+    """Return `after` with what the module `conv` makes of `before` and its neighbours up to `reach` tokens away.
+
+    The rows are one sequence to it, with room for zeros between them, which is what padding is to the stock model.
+    """
+    lengths, tokens = layout.cu_seqlens.diff(), before.shape[1]
+    rows = torch.arange(len(lengths), device=before.device).repeat_interleave(lengths, output_size=tokens)
+    places = torch.arange(tokens, device=before.device) + reach * rows
+    size = tokens + reach * (len(lengths) - 1)
+    spaced = [states.new_zeros(1, size, states.shape[2]).index_copy(1, places, states) for states in (before, after)]
+    mask = torch.zeros(1, size, dtype=torch.int64, device=before.device)
+    mask[:, places] = 1 if layout.key_mask is None else layout.key_mask.long()
+    out: Tensor = conv(*spaced, mask)
+    return out[:, places]
 
 
 def _lines(encoder: Any, distances: np.ndarray) -> np.ndarray:

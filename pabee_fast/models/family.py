@@ -5,7 +5,7 @@ module holds the post-norm encoders' common shape, and a family's own file only 
 """
 
 import logging
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -127,6 +127,11 @@ class Family:
         """Return one layer of packed rows, [1, tokens, hidden_size] to the same shape; attention goes through
         `runtime.attention.packed_attention`, which transformers' layers call by name and hand `layout` on to."""
         return call_layer(layer, hidden, layout)
+
+    def behind(self, model: Any, layer: Any) -> Callable[[Tensor, Tensor, Layout], Tensor] | None:
+        """Return what makes of one layer's input and output, both [1, tokens, hidden_size], what the next layer and the
+        heads read; None: they read the output."""
+        return None
 
     def called(self, layer: Any) -> tuple[nn.Module, ...]:
         """Return what `run_layer` calls of one of `layers`: whatever its owner did to the rest would be passed over."""

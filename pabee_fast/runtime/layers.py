@@ -150,6 +150,9 @@ class Layers:
         tables = None if places is None else PlaceTables(places)
         weights: list[Weights] = []
         runs = {module: self._bind_one(module, variant, tables, weights) for module in dict.fromkeys(self.modules)}
+        for module, run in runs.items():
+            if (behind := self.family.behind(self.model, module)) is not None:
+                runs[module] = functools.partial(_run_and_then, run, behind)
         for each in weights:
             each.take()  # before anybody looks where weights lie
         return _Bound(
@@ -294,6 +297,16 @@ def separate_weights(model: PreTrainedModel) -> None:
                 parts = (each.query, each.key, each.value)
                 separate([part.weight for part in parts])
                 separate([part.bias for part in parts if part.bias is not None])
+
+
+def _run_and_then(
+    run: Run,
+    behind: Callable[[Tensor, Tensor, Layout], Tensor],
+    hidden: Tensor,
+    layout: Layout,
+    beside: Mapping[str, Tensor],
+) -> Tensor:
+    return behind(hidden, run(hidden, layout, beside), layout)
 
 
 def _run_blocks(

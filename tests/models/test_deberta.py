@@ -35,6 +35,8 @@ SETTINGS: dict[str, dict[str, Any]] = {
     "no relative places": {"relative_attention": False, "position_biased_input": True},
     "no places at all": {"relative_attention": False},
     "another activation": {"hidden_act": "gelu_new"},
+    "a convolution": {"conv_kernel_size": 3, "conv_act": "gelu"},
+    "a convolution of a long reach, in groups": {"conv_kernel_size": 7, "conv_groups": 4, "type_vocab_size": 2},
 }  # fmt: skip
 
 
@@ -111,6 +113,14 @@ def test_a_projection_of_places_that_was_changed_runs_padded_and_says_so() -> No
     assert "stock in layer 2, since attention.self.pos_query_proj" in Engine(ours).layers.describe()
     with torch.no_grad():
         assert_close(ours(**batch).logits, stock(**batch).logits)
+
+
+def test_a_convolution_that_was_changed_runs_as_it_is() -> None:
+    stock, batch = zoo.stock_model("deberta-v2, convolution"), zoo.rows("deberta-v2", [9, 1, 4])
+    stock.deberta.encoder.conv.register_forward_hook(lambda module, args, out: 2 * out)
+    with torch.no_grad():
+        expected = stock(**batch).logits
+    assert_close(pf.accelerate(stock, pf.FullDepth())(**batch).logits, expected)
 
 
 def test_a_table_of_places_grows_with_the_longest_row_of_a_run() -> None:
