@@ -59,7 +59,7 @@ OPTIONS: dict[str, dict[str, Any]] = {
 }
 """What a config says beside SIZES; by default what its published base model has."""
 
-PADDED = ("deberta", "deberta-v2", "mpnet")
+PADDED = ("deberta", "mpnet")
 GOALS = {False: (0.90, 1.00), True: (0.80, 0.95)}
 """Exit efficiency and full depth against stock, of packed and of padded families."""
 

@@ -30,6 +30,7 @@ from pabee_fast.kernels.checks import (
 )
 from pabee_fast.kernels.checks_layer import ID_DTYPES, INNER_ACTIVATIONS
 from pabee_fast.kernels.compact import gather_launch, plan_launch
+from pabee_fast.kernels.disentangled_attention import disentangled_attention_launch
 from pabee_fast.kernels.embed_norm import embed_norm_launch
 from pabee_fast.kernels.exit_step import exit_step_launch
 from pabee_fast.kernels.launch import MAX_CLASSES, MAX_HIDDEN_SIZE, MAX_SHORT_HEAD, Launch, Plan
@@ -61,6 +62,7 @@ def _every() -> Named:
     yield from _pools()
     yield from _attentions()
     yield from _short_attentions()
+    yield from _disentangled_attentions()
     yield from _add_norms()
     yield from _bias_acts()
     yield from _linear_gelus()
@@ -212,6 +214,28 @@ def _attention(
     if has_biases:
         options |= {"query_bias": query[0], "value_bias": key[0]}
     return _name("short_attention", dtype, head_dim, *told), short_attention_launch(*tensors, **options)
+
+
+def _disentangled_attentions() -> Named:
+    """Yield heads of both block sizes, with places that both sides meet, one of them or neither."""
+    both, bf16 = ("keys", "queries"), torch.bfloat16
+    cases: list[Any] = [(dtype, 64, both, mask) for dtype in FEATURE_DTYPES for mask in (False, True)]
+    cases += [(bf16, 64, sides, True) for sides in (("keys",), ("queries",), ())]
+    cases += [(dtype, 32, both, True) for dtype in (torch.float32, bf16)]
+    for dtype, head_dim, sides, is_masked in cases:
+        states = torch.empty(1, 12, head_dim, dtype=dtype)
+        launch = disentangled_attention_launch(
+            states,
+            states,
+            states,
+            states,
+            torch.empty(2, dtype=torch.int32),
+            longest=1,
+            place_keys=states if "keys" in sides else None,
+            place_queries=states if "queries" in sides else None,
+            key_mask=torch.empty(1, dtype=torch.bool) if is_masked else None,
+        )
+        yield _name("disentangled_attention", dtype, head_dim, *sides, "masked" if is_masked else None), launch
 
 
 def _add_norms() -> Named:

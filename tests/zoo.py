@@ -39,6 +39,10 @@ VARIANTS: dict[str, tuple[str, dict[str, Any]]] = {
         "deberta-v2",
         {**RELATIVE, "position_buckets": 8, "norm_rel_ebd": "layer_norm", "share_att_key": True, "type_vocab_size": 0},
     ),
+    "deberta-v2, convolution": (
+        "deberta-v2",
+        {**RELATIVE, "position_buckets": 8, "norm_rel_ebd": "layer_norm", "conv_kernel_size": 3, "conv_act": "gelu"},
+    ),
     "deberta-v2, absolute": ("deberta-v2", {"type_vocab_size": 2, "pooler_hidden_act": "silu"}),
     "mpnet": ("mpnet", {"pad_token_id": 1}),
     "gpt2": ("gpt2", {"pad_token_id": 0}),

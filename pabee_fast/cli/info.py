@@ -35,6 +35,7 @@ def info_command(options: InfoOptions) -> None:
         from pabee_fast.models import FAMILIES
         from pabee_fast.models.heads import classifies, has_heads
         from pabee_fast.models.padded import PaddedFamily
+        from pabee_fast.runtime import ops
         from pabee_fast.runtime.engine import Engine
         from pabee_fast.scoring.load import Setting, load_model
         from pabee_fast.scoring.tokens import load_tokenizer, tokenizer_in_use
@@ -61,7 +62,9 @@ def info_command(options: InfoOptions) -> None:
         is_grouped = getattr(config, "num_key_value_heads", attention_heads) != attention_heads
         attention = setting.attention(head_dim, is_grouped=is_grouped)
         if isinstance(engine.family, PaddedFamily):
-            attention = f"{config.model_type}'s own, over rows padded to one length"
+            is_padded = engine.layers.describe().startswith("stock")
+            own = f"{config.model_type}'s own, over rows padded to one length"
+            attention = own if is_padded else ops.disentangled_in_use(engine.device, head_dim)
         tokenizer = "none, for images"
         if classifies(config) == "texts":
             try:

@@ -65,3 +65,36 @@ def check_short_attention(
     for name, bias, of in (("query_bias", query_bias, query), ("value_bias", value_bias, value)):
         if bias is not None:
             check_tensor(name, bias, {"heads": of.shape[1], "numbers": of.shape[2]}, of.dtype, of.device)
+
+
+def check_disentangled_attention(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    cu_seqlens: Tensor,
+    *,
+    longest: int,
+    place_keys: Tensor | None,
+    place_queries: Tensor | None,
+    key_mask: Tensor | None,
+) -> None:
+    """Raise ValueError, naming the argument, what was given and the fix, unless `disentangled_attention` can take them
+    all."""
+    check_attention(query, key, value, cu_seqlens, window=None, key_mask=key_mask, positions=None)
+    _, heads, head_dim = query.shape
+    if key.shape[1] != heads:
+        raise ValueError(f"key is {list(key.shape)}; give it as many heads as query has, here {heads}")
+    for name, table in (("place_keys", place_keys), ("place_queries", place_queries)):
+        if table is None:
+            continue
+        check_ndim(name, table, "lines", "heads", "head_dim")
+        lines = table.shape[0]
+        shape = {"lines": lines, "heads": heads, "head_dim": head_dim}
+        check_tensor(name, table, shape, query.dtype, query.device)
+        if lines % 2 == 0 or lines < 2 * longest - 1:
+            raise ValueError(
+                f"{name} has {lines} lines; rows of {longest} tokens need an odd number, at least {2 * longest - 1}: "
+                "one for each distance to either side, and the middle one for none"
+            )
+    if place_keys is not None and place_queries is not None and len(place_keys) != len(place_queries):
+        raise ValueError(f"place_queries has {len(place_queries)} lines and place_keys {len(place_keys)}; give as many")

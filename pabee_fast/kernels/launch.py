@@ -26,6 +26,9 @@ GATHER_BYTES = 8192
 # Enough for several programs on every multiprocessor; a row's programs take turns along it, so fewer stay correct.
 GATHER_PROGRAMS = 16384
 
+# Every published DeBERTa has heads of 64; of 128, blocks of any size spill on one target or another.
+MAX_PLACE_HEAD = 64
+
 # Larger heads leave a tile of short rows too few registers; float32 products keep their operands in them.
 MAX_SHORT_HEAD = {torch.float32: 64, torch.float16: 128, torch.bfloat16: 128}
 
@@ -280,6 +283,36 @@ def attention_constants(heads: Heads, is_interpreted: bool) -> Constants:
     queries, keys, warps = by_size[max(64, *blocks.values())]
     sizes = {"BLOCK_QUERIES": queries, "BLOCK_KEYS": keys, **blocks}
     return _constants(warps, 2, **heads.constants(), **sizes, IS_INTERPRETED=is_interpreted)
+
+
+class PlaceHeads(NamedTuple):
+    """What `disentangled_attention` is compiled for, beside its blocks."""
+
+    heads: int
+    head_dim: int
+    value_dim: int
+    dtype: torch.dtype
+    stride_unit: int
+
+
+@functools.cache
+def disentangled_attention_constants(heads: PlaceHeads, is_interpreted: bool) -> Constants:
+    """Return what `disentangled_attention` is compiled for: the largest blocks that spill nowhere."""
+    head, value = (max(MIN_DOT, next_power_of_2(size)) for size in (heads.head_dim, heads.value_dim))
+    block = 16 if heads.dtype == torch.float32 else 32
+    return _constants(
+        4,
+        2,
+        HEADS=heads.heads,
+        HEAD_DIM=heads.head_dim,
+        VALUE_DIM=heads.value_dim,
+        STRIDE_UNIT=heads.stride_unit,
+        BLOCK_QUERIES=block,
+        BLOCK_KEYS=block,
+        BLOCK_HEAD=head,
+        BLOCK_VALUE=value,
+        IS_INTERPRETED=is_interpreted,
+    )
 
 
 def attention_tiles(rows: int, tokens: int, block_queries: int) -> int:

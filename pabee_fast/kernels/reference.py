@@ -21,11 +21,13 @@ from .checks import (
 )
 from .launch import Plan
 from .reference_attention import attention, short_attention
+from .reference_disentangled import disentangled_attention
 from .reference_layer import add_norm, bias_act, embed_norm, linear_gelu
 
 __all__ = [
     "ExitHead", "ExitRows", "ExitRule", "Plan", "Pooler", "RowState", "add_norm", "attention", "bias_act", "count",
-    "embed_norm", "exit_step", "gather", "linear_gelu", "observe", "plan", "pool", "settle", "short_attention",
+    "disentangled_attention", "embed_norm", "exit_step", "gather", "linear_gelu", "observe", "plan", "pool", "settle",
+    "short_attention",
 ]  # fmt: skip
 
 ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {"tanh": torch.tanh, "gelu": gelu, "relu": torch.relu}

@@ -50,7 +50,7 @@ def attention(
     check_attention(query, key, value, cu_seqlens, window=window, key_mask=key_mask, positions=positions)
     out = query.new_empty((*query.shape[:2], value.shape[2]))
     is_grouped = query.shape[1] != key.shape[1]
-    for start, rows, length in _runs(cu_seqlens.tolist()):
+    for start, rows, length in runs(cu_seqlens.tolist()):
         run = slice(start, start + rows * length)
         q, k, v = (tensor[run].unflatten(0, (rows, length)).transpose(1, 2) for tensor in (query, key, value))
         own_positions = None if positions is None else positions[run].view(rows, length)
@@ -111,8 +111,8 @@ def short_attention(
     )  # fmt: skip
 
 
-def _runs(ends: list[int]) -> Iterator[tuple[int, int, int]]:
-    """(first token, rows, length) of every run of neighbouring rows of one length: one rectangular call each."""
+def runs(ends: list[int]) -> Iterator[tuple[int, int, int]]:
+    """Yield (first token, rows, length) of every run of neighbouring rows of one length: one rectangular call each."""
     start = 0
     for length, run in groupby(end - begin for begin, end in pairwise(ends)):
         rows = len(list(run))

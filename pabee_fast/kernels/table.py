@@ -3,7 +3,18 @@
 A new kernel is a line here, and lines in bench/specialisations.py, which says what is compiled ahead of time.
 """
 
-from . import add_norm, attention, bias_act, compact, embed_norm, exit_step, linear_gelu, pool, short_attention
+from . import (
+    add_norm,
+    attention,
+    bias_act,
+    compact,
+    disentangled_attention,
+    embed_norm,
+    exit_step,
+    linear_gelu,
+    pool,
+    short_attention,
+)
 
 FUNCTIONS = {
     "exit_step": exit_step,
@@ -12,6 +23,7 @@ FUNCTIONS = {
     "pool": pool,
     "attention": attention,
     "short_attention": short_attention,
+    "disentangled_attention": disentangled_attention,
     "add_norm": add_norm,
     "bias_act": bias_act,
     "linear_gelu": linear_gelu,

@@ -1,8 +1,10 @@
 """The post-norm block that BERT and its kin share, by what its parts do; families name them differently."""
 
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
-from torch import nn
+import numpy as np
+from torch import Tensor, nn
 
 
 class Block(NamedTuple):
@@ -23,6 +25,19 @@ class Block(NamedTuple):
     norm: nn.LayerNorm
     head_dim: int
     scaling: float
+    place_key: nn.Linear | None = None
+    """What makes keys of relative places, which queries meet beside those of tokens; None: they do not."""
+    place_query: nn.Linear | None = None
+    """What makes queries of relative places, which keys meet; None: they do not."""
+
+
+class Places(NamedTuple):
+    """What all layers of a model know of relative places, each of them through its own projections of it."""
+
+    embeddings: Callable[[], Tensor]
+    """Gives [lines, hidden_size], as the layers read them."""
+    lines: Callable[[np.ndarray], np.ndarray]
+    """The line of each distance, of a key's place from a query's: [distances] int64 to the same; it never falls."""
 
 
 def bert_block(layer: Any) -> Block:

@@ -5,7 +5,7 @@ module holds the post-norm encoders' common shape, and a family's own file only 
 """
 
 import logging
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -15,7 +15,7 @@ from transformers import PreTrainedModel
 from pabee_fast.errors import UnsupportedError
 from pabee_fast.kernels.checks import Pooler
 from pabee_fast.layout import Layout
-from pabee_fast.models.block import Block
+from pabee_fast.models.block import Block, Places
 from pabee_fast.models.head import POOLINGS, RowMap, pooler_of, through_pooler
 from pabee_fast.say import say_once
 
@@ -128,6 +128,11 @@ class Family:
         `runtime.attention.packed_attention`, which transformers' layers call by name and hand `layout` on to."""
         return call_layer(layer, hidden, layout)
 
+    def behind(self, model: Any, layer: Any) -> Callable[[Tensor, Tensor, Layout], Tensor] | None:
+        """Return what makes of one layer's input and output, both [1, tokens, hidden_size], what the next layer and the
+        heads read; None: they read the output."""
+        return None
+
     def called(self, layer: Any) -> tuple[nn.Module, ...]:
         """Return what `run_layer` calls of one of `layers`: whatever its owner did to the rest would be passed over."""
         return (layer,)
@@ -136,6 +141,11 @@ class Family:
         """Return the post-norm blocks, in order, that one of `layers` is made of while its modules are transformers'
         own; none where it is something else."""
         return ()
+
+    def places(self, model: Any) -> Places | None:
+        """Return what the blocks of all layers know of relative places; None: they attend by content alone, and a token
+        that the mask hides asks as others do."""
+        return None
 
     def norm(self, model: Any) -> RowMap | None:
         """Return what every token goes through behind the last layer, before any head; None: nothing."""

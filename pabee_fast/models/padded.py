@@ -1,4 +1,4 @@
-"""Families whose attention cannot run on packed tokens, since it measures distances inside a padded row.
+"""Families whose own attention cannot run on packed tokens, since it measures distances inside a padded row.
 
 A layer's dense parts still run on the packed tokens; only its attention is padded, in sub-batches of rows of similar
 length. A row keeps the hidden tokens between its visible ones, so that places in it are those of the padded layout.

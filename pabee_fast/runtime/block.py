@@ -14,6 +14,7 @@ from pabee_fast.layout import Layout
 from pabee_fast.models.block import Block
 from pabee_fast.runtime import ops
 from pabee_fast.runtime.joined import joined
+from pabee_fast.runtime.places import PlaceTables
 
 JOINED = frozenset({"cuda"})
 """Where query, key and value are one product of three times the width: that moves 6,144 bytes a token of BERT-base in
@@ -58,12 +59,16 @@ class Weights:
     norm: Norm
     head_dim: int
     scaling: float
+    tables: PlaceTables | None = None
+    """Of all layers of a model that attends by place too."""
+    place_key: Dense | None = None
+    place_query: Dense | None = None
     projections: tuple[Dense, ...] = ()
     """Query, key and value; or all three in one, where JOINED says so. Within a run only: nobody else would hold what
     was joined, once the parameters have moved on."""
 
     @classmethod
-    def of(cls, block: Block, activation: str) -> "Weights":
+    def of(cls, block: Block, activation: str, tables: PlaceTables | None = None) -> "Weights":
         """Return the tensors of `block`."""
         return cls(
             tuple(map(Dense.of, (block.query, block.key, block.value))),
@@ -75,6 +80,9 @@ class Weights:
             Norm.of(block.norm),
             block.head_dim,
             block.scaling,
+            tables,
+            None if block.place_key is None else Dense.of(block.place_key),
+            None if block.place_query is None else Dense.of(block.place_query),
         )
 
     def take(self) -> None:
@@ -104,7 +112,8 @@ def _attend(weights: Weights, hidden: Tensor, layout: Layout) -> Tensor:
     """Return [tokens, heads * head_dim]: attention in front of its output product."""
     shape = (hidden.shape[0], 3 // len(weights.projections), -1, weights.head_dim)
     (weight, bias), *rest = weights.projections
-    if rest or bias is None or not ops.adds_biases(hidden, weights.head_dim, layout):
+    by_place = weights.tables is not None
+    if rest or bias is None or by_place or not ops.adds_biases(hidden, weights.head_dim, layout):
         projected, biases = [linear(hidden, *dense).view(shape) for dense in weights.projections], {}
     else:
         # Attention adds the biases as it reads: of this width the library's product takes a sixth longer with its own
@@ -112,7 +121,18 @@ def _attend(weights: Weights, hidden: Tensor, layout: Layout) -> Tensor:
         projected, (query_bias, _, value_bias) = [linear(hidden, weight).view(shape)], bias.view(shape[1:])
         biases = {"query_bias": query_bias, "value_bias": value_bias}
     query, key, value = (part for each in projected for part in each.unbind(1))
-    return ops.attention(query, key, value, layout, scaling=weights.scaling, is_ours=True, **biases).flatten(1)
+    if weights.tables is None:
+        return ops.attention(query, key, value, layout, scaling=weights.scaling, is_ours=True, **biases).flatten(1)
+    size = (layout.max_seqlen, weights.head_dim)
+    return ops.disentangled_attention(
+        query,
+        key,
+        value,
+        layout,
+        place_keys=weights.tables.keys(weights.place_key, *size),
+        place_queries=weights.tables.queries(weights.place_query, *size),
+        scaling=weights.scaling,
+    ).flatten(1)
 
 
 def _add_norm(hidden: Tensor, dense: Dense, residual: Tensor, norm: Norm) -> Tensor:

@@ -4,6 +4,7 @@ import functools
 from collections.abc import Callable
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from pabee_fast.runtime import ops
@@ -62,8 +63,10 @@ def _embed(
         return out
     if types is None:
         token_type_ids = None
-    elif token_type_ids is None:  # by position, as the module has it
-        token_type_ids = embeddings.token_type_ids[0].index_select(0, position_ids[0])[None]
+    elif token_type_ids is None:  # by position, where the module has such a table; else of the first type
+        token_type_ids = torch.zeros_like(position_ids)
+        if hasattr(embeddings, "token_type_ids"):
+            token_type_ids = embeddings.token_type_ids[0].index_select(0, position_ids[0])[None]
     return ops.embed_norm(
         input_ids[0], position_ids[0], None if token_type_ids is None else token_type_ids[0], words, positions, types,
         norm.weight, norm.bias, eps=norm.eps,

@@ -25,6 +25,7 @@ from pabee_fast.runtime.attention import packed_attention_in
 from pabee_fast.runtime.block import Weights, fused
 from pabee_fast.runtime.embedding import fused_embedding
 from pabee_fast.runtime.joined import separate
+from pabee_fast.runtime.places import PlaceTables
 from pabee_fast.runtime.stock import activation_of, in_many_passes, parts_of, why_not_fused, why_not_stock
 from pabee_fast.runtime.turns import gelu_tanh, instead, turn_with, unchunked
 from pabee_fast.runtime.unchanged import Snapshot
@@ -69,6 +70,7 @@ class _Bound:
     chunked: list[nn.Module]
     instead: dict[nn.Module, Callable[..., Any]]
     has_autocast: bool
+    tables: PlaceTables | None
     snapshot: Snapshot
 
 
@@ -131,6 +133,8 @@ class Layers:
             finally:
                 for weights in bound.weights if not self.lets_nothing_go else ():
                     weights.let_go()
+                if bound.tables is not None:
+                    bound.tables.clear()
 
     def _parts(self) -> list[nn.Module]:
         """Return every module in the layers."""
@@ -142,8 +146,13 @@ class Layers:
         self._check(every)
         configs = self._configs(every)
         variant, _ = self._choose()
+        places = self.family.places(self.model)
+        tables = None if places is None else PlaceTables(places)
         weights: list[Weights] = []
-        runs = {module: self._bind_one(module, variant, weights) for module in dict.fromkeys(self.modules)}
+        runs = {module: self._bind_one(module, variant, tables, weights) for module in dict.fromkeys(self.modules)}
+        for module, run in runs.items():
+            if (behind := self.family.behind(self.model, module)) is not None:
+                runs[module] = functools.partial(_run_and_then, run, behind)
         for each in weights:
             each.take()  # before anybody looks where weights lie
         return _Bound(
@@ -153,6 +162,7 @@ class Layers:
             every if any(getattr(config, "chunk_size_feed_forward", 0) for config in configs) else [],
             self._instead(every, variant),
             self._has_autocast,
+            tables,
             Snapshot(self.model),  # last: binding may move weights together
         )
 
@@ -218,9 +228,12 @@ class Layers:
 
     @property
     def _has_blocks(self) -> bool:
-        """Whether the family's layers are such blocks, and nothing else is done to run them."""
-        family = type(self.family)
-        return family.blocks is not Family.blocks and family.run_layer is Family.run_layer
+        """Whether the family's layers are such blocks, and no class derived from the one that says so runs them in a
+        way of its own."""
+        says, runs = (
+            next(cls for cls in type(self.family).__mro__ if name in vars(cls)) for name in ("blocks", "run_layer")
+        )
+        return says is not Family and issubclass(says, runs)
 
     def _blocks(self, module: nn.Module, parts: Sequence[nn.Module]) -> tuple[Block, ...] | str:
         """Return the blocks that a layer of these parts can be run as, or in words why it cannot."""
@@ -250,7 +263,7 @@ class Layers:
             return []
         return list(dict.fromkeys(part for part in parts if in_many_passes(part)))
 
-    def _bind_one(self, module: nn.Module, variant: str, every: list[Weights]) -> Run:
+    def _bind_one(self, module: nn.Module, variant: str, tables: PlaceTables | None, every: list[Weights]) -> Run:
         """Return how a layer runs; what its blocks multiply with is added to `every`."""
         stock = functools.partial(self.family.run_layer, self.model, module)
         if variant == "stock":
@@ -260,7 +273,7 @@ class Layers:
                 raise UnsupportedError(f"layers={variant!r}: {blocks}; give 'stock', or None for what can be served")
             say_once(logger, self.model, f"layers run as transformers' own modules: {blocks}")
             return stock
-        weights = [Weights.of(each, str(activation_of(each.activation))) for each in blocks]
+        weights = [Weights.of(each, str(activation_of(each.activation)), tables) for each in blocks]
         every += weights
         return functools.partial(_run_blocks, weights)
 
@@ -284,6 +297,16 @@ def separate_weights(model: PreTrainedModel) -> None:
                 parts = (each.query, each.key, each.value)
                 separate([part.weight for part in parts])
                 separate([part.bias for part in parts if part.bias is not None])
+
+
+def _run_and_then(
+    run: Run,
+    behind: Callable[[Tensor, Tensor, Layout], Tensor],
+    hidden: Tensor,
+    layout: Layout,
+    beside: Mapping[str, Tensor],
+) -> Tensor:
+    return behind(hidden, run(hidden, layout, beside), layout)
 
 
 def _run_blocks(

@@ -22,7 +22,7 @@ from pabee_fast.kernels.checks import (
     memory_words,
 )
 from pabee_fast.kernels.checks_attention import check_attention
-from pabee_fast.kernels.launch import MAX_CLASSES, MAX_HEAD_DIM, MAX_HIDDEN_SIZE, Plan
+from pabee_fast.kernels.launch import MAX_CLASSES, MAX_HEAD_DIM, MAX_HIDDEN_SIZE, MAX_PLACE_HEAD, Plan
 from pabee_fast.kernels.reference import count, observe
 from pabee_fast.layout import Layout
 from pabee_fast.models.head import through_pooler
@@ -30,8 +30,9 @@ from pabee_fast.runtime import choice, varlen
 
 __all__ = [
     "ExitHead", "ExitRows", "ExitRule", "Plan", "RowState", "adds_biases", "attention", "attention_in_use",
-    "check_head", "count", "embed_norm", "exit_step", "gather", "has_kernels", "kernels_in_use", "linear_act",
-    "linear_add_norm", "memory_words", "observe", "plan", "pool", "through_pooler",
+    "check_head", "count", "disentangled_attention", "disentangled_in_use", "embed_norm", "exit_step", "gather",
+    "has_kernels", "kernels_in_use", "linear_act", "linear_add_norm", "memory_words", "observe", "plan", "pool",
+    "through_pooler",
 ]  # fmt: skip
 
 logger = logging.getLogger(__name__)
@@ -273,7 +274,7 @@ def attention(
             return varlen.attend(query, key, value, layout, **options)
     attend = _kernel("attention", query)
     if attend is not reference.attention and largest > MAX_HEAD_DIM:
-        _say_too_large_heads(largest)
+        _say_too_large_heads(largest, MAX_HEAD_DIM)
         attend = reference.attention
     if attend is not reference.attention and not is_ours:
         check_attention(query, key, value, layout.cu_seqlens, window=window, **marks)
@@ -289,9 +290,40 @@ def adds_biases(hidden: Tensor, head_dim: int, layout: Layout) -> bool:
     return choice.takes_short(hidden.device, hidden.dtype, head_dim, longest, asked)
 
 
+def disentangled_attention(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    layout: Layout,
+    *,
+    place_keys: Tensor | None,
+    place_queries: Tensor | None,
+    scaling: float,
+) -> Tensor:
+    """Return attention by content and by relative place within each row of a packed batch, of a block's tensors; see
+    `kernels.reference.disentangled_attention`. A hidden token attends to all of its row alike."""
+    if place_keys is None and place_queries is None and layout.key_mask is None:
+        return attention(query, key, value, layout, scaling=scaling, is_ours=True)
+    attend = _kernel("disentangled_attention", query)
+    if attend is not reference.disentangled_attention and query.shape[-1] > MAX_PLACE_HEAD:
+        _say_too_large_heads(query.shape[-1], MAX_PLACE_HEAD)
+        attend = reference.disentangled_attention
+    options: dict[str, Any] = {"place_keys": place_keys, "place_queries": place_queries, "scaling": scaling}
+    cu_seqlens, longest = layout.cu_seqlens, layout.max_seqlen
+    attended = attend(query, key, value, cu_seqlens, longest=longest, key_mask=layout.key_mask, **options)
+    return cast(Tensor, attended)
+
+
+def disentangled_in_use(device: torch.device, head_dim: int) -> str:
+    """In words: which attention by content and place serves heads of `head_dim` numbers."""
+    if has_kernels(device) and head_dim <= MAX_PLACE_HEAD:
+        return "Triton, by content and place"
+    return "by content and place, scaled_dot_product_attention over runs of rows of one length"
+
+
 @functools.cache
-def _say_too_large_heads(size: int) -> None:
-    logger.warning("attention runs as plain torch: heads of %d numbers, and the kernel holds %d", size, MAX_HEAD_DIM)
+def _say_too_large_heads(size: int, most: int) -> None:
+    logger.warning("attention runs as plain torch: heads of %d numbers, and the kernel holds %d", size, most)
 
 
 def attention_in_use(device: torch.device, dtype: torch.dtype, head_dim: int, *, is_grouped: bool = False) -> str:

@@ -125,8 +125,9 @@ def _fit(block: Block) -> bool:
 def _why_not_block(block: Block, kinds: set[tuple[torch.dtype, torch.device]]) -> str | None:
     """As `why_not_fused`, of one block; notes the kinds of its parameters."""
     projections = (block.query, block.key, block.value)
+    of_places = tuple(part for part in (block.place_key, block.place_query) if part is not None)
     for part, cls in (
-        *((part, nn.Linear) for part in (*projections, block.output, block.up, block.down)),
+        *((part, nn.Linear) for part in (*projections, *of_places, block.output, block.up, block.down)),
         *((part, nn.LayerNorm) for part in (block.attention_norm, block.norm)),
     ):
         if type(part) is not cls:
@@ -142,6 +143,8 @@ def _why_not_block(block: Block, kinds: set[tuple[torch.dtype, torch.device]]) -
     for part in projections:
         if (part.bias is None) != (first.bias is None) or part.weight.shape != first.weight.shape:
             return "query, key and value differ in shape"
+    if any(part.weight.shape != first.weight.shape for part in of_places):
+        return "query, key and value of places and tokens differ in shape"
     if not _fit(block):
         return "its parameters do not fit one another in shape"
     if activation_of(block.activation) is None:

@@ -12,7 +12,14 @@ import pyarrow as pa
 import pyarrow.csv
 import pyarrow.parquet as pq
 import pytest
-from transformers import MPNetConfig, MPNetForSequenceClassification, ViTConfig, ViTForImageClassification
+from transformers import (
+    DebertaV2Config,
+    DebertaV2ForSequenceClassification,
+    MPNetConfig,
+    MPNetForSequenceClassification,
+    ViTConfig,
+    ViTForImageClassification,
+)
 from typer.testing import CliRunner, Result
 
 import pabee_fast as pf
@@ -317,6 +324,8 @@ def test_info_tells_of_images_and_of_attention_that_is_a_familys_own(tmp_path: P
     ViTForImageClassification(ViTConfig(**sizes, image_size=8, patch_size=4)).save_pretrained(tmp_path / "vit")
     config = MPNetConfig(**sizes, vocab_size=len(tiny_tokenizer), max_position_embeddings=64)
     MPNetForSequenceClassification(config).save_pretrained(tmp_path / "mpnet")
+    config = DebertaV2Config(**sizes, vocab_size=60, relative_attention=True, pos_att_type=["c2p", "p2c"])
+    DebertaV2ForSequenceClassification(config).save_pretrained(tmp_path / "deberta")
 
     def run(*words: object) -> str:
         result = CliRunner().invoke(app, [*map(str, words), "--device", "cpu"])
@@ -326,6 +335,7 @@ def test_info_tells_of_images_and_of_attention_that_is_a_familys_own(tmp_path: P
     assert "model: vit, 2 layers of 32" in run("info", "--model", tmp_path / "vit")
     assert "tokenizer: none, for images" in run("info", "--model", tmp_path / "vit")
     assert "attention: mpnet's own, over rows padded to one length" in run("info", "--model", tmp_path / "mpnet")
+    assert "attention: by content and place, scaled_dot" in run("info", "--model", tmp_path / "deberta")
     assert "tokenizer: none: the tokenizer of" in run("info", "--model", tmp_path / "mpnet")
     (tmp_path / "in.csv").write_text("text\na\n")
     options = ["--model", tmp_path / "vit", "--output", tmp_path / "out.csv"]

@@ -15,6 +15,7 @@ from pabee_fast.kernels import (
     attention,
     bias_act,
     compact,
+    disentangled_attention,
     embed_norm,
     exit_step,
     launch,
@@ -22,7 +23,7 @@ from pabee_fast.kernels import (
     pool,
     short_attention,
 )
-from tests.kernels import attention_cases, compact_cases, exit_cases, layer_cases
+from tests.kernels import attention_cases, compact_cases, disentangled_cases, exit_cases, layer_cases
 
 
 @pytest.mark.parametrize("case", exit_cases.EXIT_CASES, ids=str)
@@ -130,6 +131,25 @@ def test_attention_of_short_rows_refuses_the_dtype_that_the_interpreter_multipli
     with pytest.raises(ValueError, match=r"query is torch.bfloat16.*use torch.float32"):
         attention_cases.check_attention(
             attention_cases.short(short_attention.short_attention, [3]), case, torch.bfloat16, "cpu"
+        )
+
+
+@pytest.mark.parametrize("case", disentangled_cases.KERNEL_CASES, ids=str)
+def test_disentangled_attention_equals_its_formula(case: disentangled_cases.DisentangledCase) -> None:
+    disentangled_cases.check_disentangled(disentangled_attention.disentangled_attention, case, torch.float32, "cpu")
+
+
+@settings(max_examples=8, deadline=None)
+@given(lengths=st.lists(st.sampled_from([1, 5, 15, 16, 17, 40]), min_size=1, max_size=4), place=st.integers(0, 3))
+def test_a_row_s_disentangled_attention_does_not_depend_on_its_neighbours(lengths: list[int], place: int) -> None:
+    disentangled_cases.check_neighbours(disentangled_attention.disentangled_attention, lengths, place % len(lengths))
+
+
+def test_disentangled_attention_refuses_the_dtype_that_the_interpreter_multiplies_wrongly() -> None:
+    case = disentangled_cases.DisentangledCase(lengths=(3,))
+    with pytest.raises(ValueError, match=r"query is torch.bfloat16.*use torch.float32"):
+        disentangled_cases.check_disentangled(
+            disentangled_attention.disentangled_attention, case, torch.bfloat16, "cpu"
         )
 
 

@@ -83,3 +83,19 @@ def attention_arguments(rows: int = ROWS, **changes: Any) -> dict[str, Any]:
 
 def short_attention_arguments(rows: int = ROWS, **changes: Any) -> dict[str, Any]:
     return attention_arguments(rows, **({"longest": 3} | changes))
+
+
+def disentangled_attention_arguments(rows: int = ROWS, **changes: Any) -> dict[str, Any]:
+    states, table = torch.zeros(3 * rows, 4, HIDDEN_SIZE), torch.zeros(5, 4, HIDDEN_SIZE)
+    arguments: dict[str, Any] = dict(
+        query=states,
+        key=states,
+        value=states,
+        cu_seqlens=torch.arange(rows + 1, dtype=torch.int32) * 3,
+        longest=3,
+        place_keys=table,
+        place_queries=table,
+        scaling=None,
+        key_mask=None,
+    )
+    return arguments | changes

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from pabee_fast.kernels.checks import ExitHead, ExitRows, ExitRule, RowState
-from tests.kernels import attention_cases, compact_cases, exit_cases, layer_cases
+from tests.kernels import attention_cases, compact_cases, disentangled_cases, exit_cases, layer_cases
 
 pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no CUDA device")]
 
@@ -28,6 +28,14 @@ def short_attention() -> ModuleType:
     from pabee_fast.kernels import short_attention
 
     return short_attention
+
+
+@pytest.fixture(scope="module")
+def disentangled_attention() -> ModuleType:
+    pytest.importorskip("triton", reason="Triton is not installed, as on Windows")
+    from pabee_fast.kernels import disentangled_attention
+
+    return disentangled_attention
 
 
 @pytest.fixture(scope="module")
@@ -124,6 +132,22 @@ def test_a_short_row_s_attention_does_not_depend_on_what_shares_its_tile(
 def test_a_short_row_with_a_value_that_is_not_finite_keeps_it_to_those_who_see_it(short_attention: ModuleType) -> None:
     attend = attention_cases.short(short_attention.short_attention, [20])
     attention_cases.check_values_that_are_not_finite(attend, "cuda")
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("case", disentangled_cases.KERNEL_CASES, ids=str)
+def test_disentangled_attention_equals_its_formula(
+    disentangled_attention: ModuleType, case: disentangled_cases.DisentangledCase, dtype: torch.dtype
+) -> None:
+    disentangled_cases.check_disentangled(disentangled_attention.disentangled_attention, case, dtype, "cuda")
+
+
+@pytest.mark.parametrize("lengths", [[1, 33, 5], [200, 1, 64], [7, 7, 130]], ids=str)
+@pytest.mark.parametrize("place", range(3))
+def test_a_row_s_disentangled_attention_does_not_depend_on_its_neighbours(
+    disentangled_attention: ModuleType, lengths: list[int], place: int
+) -> None:
+    disentangled_cases.check_neighbours(disentangled_attention.disentangled_attention, lengths, place, "cuda")
 
 
 def test_attention_reaches_elements_past_two_to_the_31(attention: ModuleType) -> None:

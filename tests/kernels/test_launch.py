@@ -18,6 +18,7 @@ from tests.kernels.launch_cases import (
     HIDDEN_SIZE,
     ROWS,
     attention_arguments,
+    disentangled_attention_arguments,
     exit_step_arguments,
     gather_arguments,
     plan_arguments,
@@ -59,6 +60,7 @@ def kernels() -> dict[str, ModuleType]:
 ARGUMENTS = {
     "attention": attention_arguments,
     "short_attention": short_attention_arguments,
+    "disentangled_attention": disentangled_attention_arguments,
     "exit_step": exit_step_arguments,
     "pool": pool_arguments,
     "plan": plan_arguments,
@@ -113,6 +115,8 @@ def test_nothing_is_launched_for_no_rows(kernels: dict[str, ModuleType], monkeyp
     assert kernels["linear_gelu"].linear_gelu(**linear_gelu_arguments(tokens=0)).shape == (0, HIDDEN_SIZE)
     assert kernels["embed_norm"].embed_norm(**embed_norm_arguments(tokens=0)).shape == (0, HIDDEN_SIZE)
     assert kernels["attention"].attention(**attention_arguments(rows=0)).shape == (0, 4, HIDDEN_SIZE)
+    by_place = kernels["disentangled_attention"].disentangled_attention
+    assert by_place(**disentangled_attention_arguments(rows=0)).shape == (0, 4, HIDDEN_SIZE)
     short_attention = kernels["short_attention"].short_attention
     assert short_attention(**short_attention_arguments(rows=0)).shape == (0, 4, HIDDEN_SIZE)
 
@@ -133,6 +137,10 @@ def test_heads_too_large_for_one_program_are_refused(
     monkeypatch.setattr(kernels["short_attention"], "short_attention_kernel", None)
     with pytest.raises(ValueError, match=r"the kernel takes heads of up to 64 numbers of torch.float32, so call"):
         kernels["short_attention"].short_attention(**short_attention_arguments(value=wide))
+    monkeypatch.setattr(kernels["disentangled_attention"], "disentangled_attention_kernel", None)
+    with pytest.raises(ValueError, match=r"value \[12, 4, 65\]; the kernel takes heads of up to 64 numbers, so call"):
+        wide = torch.zeros(3 * ROWS, 4, launch.MAX_PLACE_HEAD + 1)
+        kernels["disentangled_attention"].disentangled_attention(**disentangled_attention_arguments(value=wide))
 
 
 @pytest.mark.parametrize("name", ["attention", "short_attention"])
@@ -153,6 +161,19 @@ def test_attention_on_a_batch_that_shrinks_compiles_nothing_new(kernels: dict[st
         for skipped in (0, 1)
         for changes in ({}, {"window": 1}, {"scaling": 1.0})
     )
+
+
+def test_attention_by_place_on_a_batch_that_shrinks_compiles_nothing_new(kernels: dict[str, ModuleType]) -> None:
+    def compiled(rows: int, longest: int) -> Any:
+        made = disentangled_attention_arguments(rows, longest=longest)
+        spare = 9 - longest
+        tables = {name: torch.zeros(17, 4, HIDDEN_SIZE)[spare : 17 - spare] for name in ("place_keys", "place_queries")}
+        out = torch.zeros(3 * rows, 4, HIDDEN_SIZE)
+        return (
+            kernels["disentangled_attention"].disentangled_attention_launch(**made | tables, out=out).specialisation()
+        )
+
+    assert all(compiled(rows, longest) == compiled(16, 9) for rows, longest in ((1, 9), (2, 4), (7, 3)))
 
 
 @given(lengths=st.lists(st.integers(0, 200), min_size=1, max_size=20), block=st.sampled_from([16, 32, 64]))

@@ -248,7 +248,6 @@ def test_arguments_of_other_uses_are_refused(variant: str, asked: dict[str, Any]
     ("variant", "options", "says"),
     [
         ("llama", {"rope_parameters": {"rope_type": "dynamic", "factor": 2.0, "rope_theta": 1e4}}, "batch-mates"),
-        ("deberta-v2", {"conv_kernel_size": 3}, "conv_kernel_size=3"),
         ("gemma", {"use_bidirectional_attention": True}, "use_bidirectional_attention"),
         ("gpt2", {"add_cross_attention": True}, "add_cross_attention"),
     ],
