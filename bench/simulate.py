@@ -15,9 +15,10 @@ import numpy as np
 
 from bench import cases
 from bench.costs import FIRST_RUN, LEAN, MODELS, PREPARED, Costs, Model
-from pabee_fast.runtime.budget import TOKEN_BUDGETS
+from pabee_fast.runtime.budget import LAUNCHES, TOKEN_BUDGETS
 from pabee_fast.runtime.engine import UNDER_WAY
-from pabee_fast.runtime.schedule import GATHER_COST, WORTHWHILE, WaveQueue, pays, plan_waves
+from pabee_fast.runtime.schedule import WORTHWHILE, WaveQueue, plan_waves
+from pabee_fast.runtime.schedule import Costs as Choices
 
 MEASURED_MS = {"full depth": 382.0, "usual": 270.0, "skewed": 228.0, "nobody leaves": 391.0}
 """Wall-clock of the first run on an H200: BERT-base, 32,768 rows of sst2's lengths, one wave under way."""
@@ -33,12 +34,14 @@ class Schedule:
     token_budget: int
     under_way: int
     worthwhile: float = WORTHWHILE
+    launches: float = 0.0
+    """Operations in the time of a layer's launches."""
 
 
 MEASURED_SCHEDULE = Schedule(131_072, 1, 0.0)
 """Each wave alone to its end, as the engine was when it was measured."""
 
-TODAY = Schedule(TOKEN_BUDGETS["cuda"], UNDER_WAY["cuda"])
+TODAY = Schedule(TOKEN_BUDGETS["cuda"], UNDER_WAY["cuda"], launches=LAUNCHES["cuda"])
 
 
 class Wave(NamedTuple):
@@ -92,6 +95,8 @@ def simulate(
         has_steps: whether there is an exit step behind every layer, as for policies with a streak.
     """
     clocks, last = Clocks(host=costs.host_run), model.layers
+    weights = 4 * model.hidden**2 + 2 * model.hidden * model.inner
+    choices = Choices(least_tokens=schedule.launches / (2 * weights))
     fresh = plan_waves(lengths, schedule.token_budget)
     queue: WaveQueue[Wave, Question] = WaveQueue(
         deque(fresh), schedule.token_budget, schedule.under_way, schedule.worthwhile
@@ -102,7 +107,7 @@ def simulate(
             clocks.host = max(clocks.host, arrival)
             survivors = wave.rows[exits[wave.rows] > layer]
             tokens = int(lengths[survivors].sum())
-            if len(survivors) and pays(wave.tokens - tokens, tokens, last - layer, GATHER_COST):
+            if len(survivors) and choices.pays(wave.tokens, tokens, last - layer):
                 clocks.launch(costs.host_gather, costs.gather(model, tokens))
                 wave = Wave(survivors, tokens)
             if len(survivors):
@@ -116,13 +121,15 @@ def simulate(
             wave = Wave(np.concatenate([one.rows for one in picked]), sum(one.tokens for one in picked))
             if len(picked) > 1:
                 clocks.launch(costs.host_gather, costs.gather(model, wave.tokens))
+        unasked = 0
         while layer < last:
             layer += 1
             clocks.launch(costs.host_layer, costs.layer(model, wave.tokens))
             if not has_steps and layer < last:
                 continue
             clocks.launch(costs.host_step, costs.step(len(wave.rows)) + costs.plan)
-            if has_steps and first_exit <= layer < last:
+            unasked += first_exit <= layer
+            if has_steps and first_exit <= layer < last and choices.asks(wave.tokens, unasked):
                 queue.ask(Question(wave, layer, clocks.device + costs.latency))
                 break
     clocks.host = max(clocks.host, clocks.device + costs.latency)

@@ -25,11 +25,11 @@ from pabee_fast.models.head import Head
 from pabee_fast.models.heads import answer_kind, exit_heads_of, has_heads, heads_of, inner_heads, require_evaluation
 from pabee_fast.policies import FullDepth, Policy, Rule, require_policy
 from pabee_fast.runtime import ops
-from pabee_fast.runtime.budget import default_budget
+from pabee_fast.runtime.budget import default_budget, least_tokens
 from pabee_fast.runtime.choice import ATTENTIONS
 from pabee_fast.runtime.layers import Layers
 from pabee_fast.runtime.pack import PackedBatch, cumulative
-from pabee_fast.runtime.schedule import GATHER_COST, WaveQueue, pays, plan_waves
+from pabee_fast.runtime.schedule import GATHER_COST, Costs, WaveQueue, plan_waves
 from pabee_fast.runtime.state import Results, Wave
 from pabee_fast.transfer import ReadBack, to_device
 
@@ -64,7 +64,8 @@ class Engine:
         model: a `*ForSequenceClassification` model of a supported family, in evaluation mode.
         token_budget: the most tokens of a wave, and of a row; None: by device, see `budget`, and a longer row is a
             wave of its own.
-        gather_cost: cost of moving one token at a compaction, in layers; 0 compacts whenever a row has left.
+        gather_cost: cost of moving one token at a compaction, in layers; 0 compacts whenever a row has left. None: as
+            estimated, and waves too small to gain by it are let be.
         under_way: waves whose counts travel to the host at once; None: by device, see UNDER_WAY.
         layers: how the layers run, one of `layers.VARIANTS`; None: by device and dtype, see `layers.LAYERS`.
         attention: what attends where it can, one of `choice.ATTENTIONS`; None: by what was measured.
@@ -79,7 +80,7 @@ class Engine:
         model: PreTrainedModel,
         *,
         token_budget: int | None = None,
-        gather_cost: float = GATHER_COST,
+        gather_cost: float | None = None,
         under_way: int | None = None,
         layers: str | None = None,
         attention: str | None = None,
@@ -101,7 +102,10 @@ class Engine:
         self.longest_row = token_budget if token_budget is not None else sys.maxsize
         self.attention = attention
         self.first_budget = self.token_budget  # out-of-memory errors lower the other
-        self.gather_cost = gather_cost
+        if gather_cost is None:
+            self.costs = Costs(GATHER_COST, least_tokens(self.device, self.layers.modules))
+        else:
+            self.costs = Costs(gather_cost)
         self.under_way = under_way if under_way is not None else UNDER_WAY.get(self.device.type, 1)
         require_whole("under_way", self.under_way, at_least=1)
 
@@ -174,7 +178,7 @@ class Engine:
                     survivors, tokens, longest = counts.wait()
                     on_settled(wave.alive - survivors, layer)
                     wave.alive = survivors
-                    if survivors and pays(wave.tokens - tokens, tokens, last - layer, self.gather_cost):
+                    if survivors and self.costs.pays(wave.tokens, tokens, last - layer):
                         wave = wave.compact(plan, survivors, tokens, longest)
                     if survivors:
                         queue.put(layer, wave.tokens, wave)
@@ -312,7 +316,11 @@ class Engine:
                 continue
             # Head, answer, streak; rows that have settled write their results.
             self._exit_step(wave, layer, last, policy.rule(layer, self.classes), exit_at, results)
-            if first_exit <= layer < last:
+            if not first_exit <= layer < last:
+                continue
+            wave.unasked += 1
+            if self.costs.asks(wave.tokens, wave.unasked):
+                wave.unasked = 0
                 plan = wave.plan()
                 return _Question(wave, layer, plan, ReadBack(plan.counts))
         return None

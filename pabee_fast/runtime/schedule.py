@@ -21,6 +21,11 @@ GATHER_COST = 0.03
 of an H200 and BERT-base's hidden size. An estimate; a CPU, which multiplies slowly, has it lower."""
 
 
+SELDOM = 3
+"""Layers of a small wave from one question to the next: asking takes the host a third of a layer's launches, and the
+layers after a last row's exit are in vain."""
+
+
 def plan_waves(lengths: np.ndarray, token_budget: int, longest_row: int | None = None) -> list[np.ndarray]:
     """Cut rows into waves of at most `token_budget` tokens, longest rows first, rows of one length side by side.
 
@@ -56,10 +61,32 @@ def plan_waves(lengths: np.ndarray, token_budget: int, longest_row: int | None =
     return waves
 
 
-def pays(dropped: int, kept: int, layers_left: int, gather_cost: float) -> bool:
-    """Return whether compaction saves more than it costs: tokens dropped over the layers to come, against tokens
-    moved."""
-    return dropped * layers_left > kept * gather_cost
+@dataclass(frozen=True)
+class Costs:
+    """What decides whether settled rows are dropped, and how often it is asked whether there are any.
+
+    Args:
+        gather: cost of moving one token, in its layers; 0 drops whenever a row has left.
+        least_tokens: a wave of fewer is through a layer no sooner, since its launches take the host as long.
+    """
+
+    gather: float = GATHER_COST
+    least_tokens: float = 0.0
+
+    def pays(self, tokens: int, kept: int, layers_left: int) -> bool:
+        """Return whether compaction saves more than it costs: tokens dropped over the layers to come, against those
+        that are moved."""
+        saved = max(tokens, self.least_tokens) - max(kept, self.least_tokens)
+        return saved * layers_left > kept * self.gather
+
+    def asks(self, tokens: int, layers_since: int) -> bool:
+        """Return whether it is asked how many rows survive: of a wave too small for a compaction only now and then,
+        since nothing but the end of all its rows would change what is done.
+
+        Args:
+            layers_since: since the first at which a row can leave, or since it was asked.
+        """
+        return tokens > self.least_tokens or layers_since >= SELDOM
 
 
 W = TypeVar("W")

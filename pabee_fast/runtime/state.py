@@ -35,6 +35,7 @@ class Wave:
     state: ops.RowState
     alive: int  # rows that have not left, as far as the host knows
     beside: Mapping[str, Tensor] = field(default_factory=dict)  # each [tokens, ...]: see Family.beside
+    unasked: int = 0  # layers at which rows may have left since the host asked
 
     @classmethod
     def start(

@@ -17,7 +17,6 @@ import triton.language as tl  # noqa: E402
 
 from bench import static, traffic  # noqa: E402
 from bench.compiled import TARGETS, Figures, compile_for, count_remade  # noqa: E402
-from bench.micro import product  # noqa: E402
 from bench.occupancy import occupancy, resident_warps  # noqa: E402
 from bench.specialisations import by_name  # noqa: E402
 from bench.traffic import Traffic  # noqa: E402
@@ -35,7 +34,7 @@ SOUND = Figures(
 def functions_of_triton() -> dict[str, ast.FunctionDef]:
     """Every function of the kernels' room that Triton compiles, by name."""
     found = {}
-    for path in [*KERNELS.glob("*.py"), Path(product.__file__)]:
+    for path in KERNELS.glob("*.py"):
         for node in ast.walk(ast.parse(path.read_text())):
             if isinstance(node, ast.FunctionDef) and any("triton.jit" in ast.unparse(d) for d in node.decorator_list):
                 found[node.name] = node

@@ -9,6 +9,7 @@ import torch
 import pabee_fast as pf
 from pabee_fast.layout import Layout
 from pabee_fast.runtime import choice, ops
+from pabee_fast.runtime.budget import LAUNCHES
 from pabee_fast.runtime.choice import ATTENTIONS
 from pabee_fast.runtime.engine import Engine
 from pabee_fast.runtime.pack import pack
@@ -22,6 +23,14 @@ pytestmark = [
     pytest.mark.gpu,
     pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device"),
 ]
+
+
+@pytest.fixture(autouse=True)
+def every_wave_is_large(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Launches take no time, so that rows that have left are dropped from waves of any size."""
+    monkeypatch.setitem(LAUNCHES, "cuda", 0.0)
+
+
 LENGTHS = [7, 1, 12, 30, 12, 5, 40, 33, 2]
 POLICIES = [
     pf.Patience(1),

@@ -3,6 +3,7 @@
 import functools
 import itertools
 from typing import Any
+from unittest import mock
 
 import numpy as np
 import pytest
@@ -16,7 +17,7 @@ from pabee_fast import transfer
 from pabee_fast.modeling.loss import every_head
 from pabee_fast.runtime import engine as engine_module
 from pabee_fast.runtime import ops
-from pabee_fast.runtime.budget import TOKEN_BUDGETS
+from pabee_fast.runtime.budget import LAUNCHES, TOKEN_BUDGETS
 from pabee_fast.runtime.engine import Engine
 from pabee_fast.runtime.pack import pack
 from pabee_fast.runtime.schedule import plan_waves
@@ -85,13 +86,15 @@ def test_results_do_not_depend_on_batching_budget_waves_under_way_or_compaction(
     options = {
         "token_budget": data.draw(st.integers(40, 400)),
         "under_way": data.draw(st.integers(1, 3)),
-        "gather_cost": data.draw(st.sampled_from([0.0, 0.03, 2.0, float("inf")])),
+        "gather_cost": data.draw(st.sampled_from([0.0, 0.03, 2.0, float("inf"), None])),
     }
+    launches = mock.patch.dict(LAUNCHES, cpu=data.draw(st.sampled_from([0.0, 1e6, 1e7])))
     together = run(family, list(range(ROWS)), policy)
     _, _, decided_rows = independent(family, policy)
     for first, last in itertools.pairwise([0, *cuts, ROWS]):
         rows = order[first:last]
-        apart = run(family, rows, policy, **options)
+        with launches:
+            apart = run(family, rows, policy, **options)
         decided = decided_rows[rows]
         assert apart.exit_layers[decided].tolist() == together.exit_layers[rows][decided].tolist()
         same = apart.exit_layers == together.exit_layers[rows]
@@ -228,6 +231,17 @@ def test_survivors_of_several_waves_join_at_their_depth(monkeypatch: pytest.Monk
     late = [event for event in events if event.startswith(("layer 3", "layer 4", "layer 5", "layer 6"))]
     assert sum(int(event.split()[2]) for event in late) == 4 * survivors
     assert len(late) < 4 * len(waves), "each wave went on alone, which is four layers for every one"
+
+
+def test_a_wave_too_small_to_gain_by_a_compaction_is_asked_after_now_and_then_and_ends_with_its_last_row(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setitem(LAUNCHES, "cpu", 1e12)
+    exits = tuple(1 + row % 3 for row in range(ROWS))
+    events = watched_run(monkeypatch, 2000, exits, under_way=1)
+    model, batch = subject("bert")
+    tokens = int(pack(model, **batch).lengths.sum())
+    assert events == [*(f"layer {number}: {tokens} tokens" for number in range(1, 4)), "wait"]
 
 
 def watched_run(monkeypatch: pytest.MonkeyPatch, budget: int, exits: tuple[int, ...], *, under_way: int) -> list[str]:

@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import pabee_fast as pf
-from pabee_fast.runtime.schedule import WORTHWHILE, WaveQueue, plan_waves
+from pabee_fast.runtime.schedule import SELDOM, WORTHWHILE, Costs, WaveQueue, plan_waves
 
 
 @given(st.lists(st.integers(1, 50), max_size=80), st.integers(50, 300))
@@ -34,6 +34,26 @@ def test_a_row_longer_than_the_budget_is_a_wave_of_its_own_where_rows_may_be_lon
     assert [wave.tolist() for wave in waves] == [[3], [1], [2, 0, 4]]
     with pytest.raises(pf.InputError, match="token_budget=11, but row 3 has 12 tokens"):
         plan_waves(np.array([3, 9, 4, 12, 1]), 8, longest_row=11)
+
+
+@given(tokens=st.integers(1, 1000), kept=st.integers(0, 1000), layers_left=st.integers(1, 12))
+def test_a_compaction_pays_where_it_saves_more_than_it_moves_and_launches_are_not_all_there_is(
+    tokens: int, kept: int, layers_left: int
+) -> None:
+    kept = min(kept, tokens)
+    plain, small = Costs(0.03), Costs(0.03, least_tokens=1000)
+    assert plain.pays(tokens, kept, layers_left) == ((tokens - kept) * layers_left > kept * 0.03)
+    assert Costs(0.0).pays(tokens, kept, layers_left) == (kept < tokens)
+    assert not small.pays(tokens, kept, layers_left)
+    # What is saved of a larger wave ends where launches take as long.
+    assert small.pays(1000 + tokens, kept, layers_left) == (tokens * layers_left > kept * 0.03)
+
+
+def test_small_waves_are_asked_after_now_and_then_and_others_at_every_layer() -> None:
+    costs = Costs(least_tokens=100)
+    assert [costs.asks(100, layers) for layers in range(1, SELDOM + 1)] == [False] * (SELDOM - 1) + [True]
+    assert costs.asks(101, 1)
+    assert Costs().asks(1, 1)
 
 
 def rows_to_begin(count: int) -> deque[np.ndarray]:
