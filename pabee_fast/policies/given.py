@@ -1,5 +1,6 @@
 """Where rows leave is given, whatever their heads say."""
 
+import functools
 import operator
 from dataclasses import dataclass
 from typing import ClassVar
@@ -54,11 +55,16 @@ class Scheduled(Stepping):
             object.__setattr__(self, "exit_layers", tuple(operator.index(layer) for layer in self.exit_layers))
         except TypeError:
             raise InputError(f"exit_layers={self.exit_layers!r}: give whole numbers, one for each row") from None
-        if self.exit_layers and min(self.exit_layers) < 1:
-            raise InputError(f"exit_layers holds {min(self.exit_layers)}: layers are counted from 1")
+        if self.exit_layers and self._span[0] < 1:
+            raise InputError(f"exit_layers holds {self._span[0]}: layers are counted from 1")
+
+    @functools.cached_property
+    def _span(self) -> tuple[int, int]:
+        """The first and the last of the exit layers: looked for once, since a run asks at every step."""
+        return min(self.exit_layers), max(self.exit_layers)
 
     def first_exit(self, layers: int) -> int:
-        return max(self.first_layer, min(self.exit_layers, default=layers))
+        return max(self.first_layer, self._span[0] if self.exit_layers else layers)
 
     def tests(self, layer: int, layers: int) -> bool:
         return layer == layers or (layer >= self.first_layer and (layer - self.first_layer) % self.every == 0)
@@ -74,5 +80,5 @@ class Scheduled(Stepping):
             raise InputError(
                 f"Scheduled has {len(self.exit_layers)} exit layers for {rows} rows: give one for each row"
             )
-        if self.exit_layers and max(self.exit_layers) > layers:
-            raise InputError(f"exit_layers holds {max(self.exit_layers)}: the model has {layers} layers")
+        if self.exit_layers and self._span[1] > layers:
+            raise InputError(f"exit_layers holds {self._span[1]}: the model has {layers} layers")
