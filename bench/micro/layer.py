@@ -98,8 +98,9 @@ def build_embedding(tokens: int, hidden: int, device: torch.device, dtype: torch
     def agree() -> None:
         same({name: (call(),) for name, call in calls.items()}, tolerance=TOLERANCE[dtype])
 
-    out = tokens * hidden * gain.element_size()
-    return Subject(calls, size_of(*ids) + out + min(out, size_of(tables[0])), agree=agree)
+    lines = tokens + sum(len(each.unique()) for each in ids)  # written, and read once
+    moved = size_of(*ids, gain, shift) + lines * hidden * gain.element_size()
+    return Subject(calls, moved, agree=agree)
 
 
 def _embedding_case(tokens: int, hidden: int) -> Case:
