@@ -4,8 +4,6 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
-import pyarrow as pa
-import pyarrow.compute as pc
 import torch
 from torch import Tensor
 
@@ -17,16 +15,6 @@ ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
     "Tanh": torch.tanh,
 }
 """What CrossEncoders put on their one output, by torch's name of it."""
-
-
-def runs(queries: pa.Array) -> np.ndarray:
-    """Return which list each row belongs to, [rows] int64 from 0: neighbouring rows of one query are a list.
-
-    Args:
-        queries: [rows] strings; a row without one belongs to the list of the row before it.
-    """
-    codes = pc.fill_null_forward(queries).dictionary_encode().indices.fill_null(-1).to_numpy(zero_copy_only=False)
-    return np.concatenate([[0], np.cumsum(codes[1:] != codes[:-1])])[: len(codes)].astype(np.int64)
 
 
 def ranks(scores: np.ndarray, lists: np.ndarray, is_ranked: np.ndarray, top_k: int | None) -> np.ndarray:
@@ -99,6 +87,8 @@ def label_index(names: Sequence[str], kind: str, label: str | int | None) -> int
         raise InputError(f"{told}: say by which one candidates are ranked, label={names[-1]!r} (--label) for instance")
     if label in names:
         return names.index(label)
+    if isinstance(label, str) and label.isdecimal():  # as a command line gives it
+        label = int(label)
     if isinstance(label, int) and 0 <= label < len(names):
         return label
     raise InputError(f"label={label!r}: {told}; give one of them")

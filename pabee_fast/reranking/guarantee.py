@@ -32,6 +32,9 @@ class ListRisk:
     name: ListRiskName
     top_k: int
 
+    tolerance: ClassVar[None] = None
+    """Of values alone, see `Risk`."""
+
     def __post_init__(self) -> None:
         if self.name not in LIST_RISKS:
             raise InputError(f"risk={self.name!r}: of lists (top_k) it is one of {', '.join(LIST_RISKS)}")

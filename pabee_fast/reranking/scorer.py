@@ -13,12 +13,13 @@ from pabee_fast.calibration.scorer import Scorer, open_scorer
 from pabee_fast.errors import InputError
 from pabee_fast.modeling.directory import find_file
 from pabee_fast.policies import FullDepth, Policy, Shortlist, parse_policy
-from pabee_fast.reranking.candidates import activation_named, label_index, ranks, runs
+from pabee_fast.reranking.candidates import activation_named, label_index, ranks
 from pabee_fast.reranking.guarantee import list_guarantee_of
 from pabee_fast.runtime.lists import scores_of
 from pabee_fast.scoring.answers import Answers
 from pabee_fast.scoring.load import Setting
 from pabee_fast.scoring.scorer import Planned
+from pabee_fast.tables.lists import runs
 
 
 class ListScorer(Scorer):

@@ -19,11 +19,12 @@ from pabee_fast.calibration.trace import trace
 from pabee_fast.errors import InputError
 from pabee_fast.policies import FullDepth
 from pabee_fast.reranking.calibrate import ListCalibration, calibrate_lists, check_lists
-from pabee_fast.reranking.candidates import label_index, runs
+from pabee_fast.reranking.candidates import label_index
 from pabee_fast.reranking.replay import ListTrace
 from pabee_fast.scoring.examples import read_examples
 from pabee_fast.scoring.labels import Column
 from pabee_fast.scoring.load import Setting, load_scorer
+from pabee_fast.tables.lists import runs
 
 ASSUMPTION = (
     "The promise is for lists that are exchangeable with the calibration lists: queries and candidates from the same "

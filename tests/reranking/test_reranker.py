@@ -13,8 +13,9 @@ from hypothesis import strategies as st
 from transformers import PreTrainedTokenizerFast
 
 import pabee_fast as pf
-from pabee_fast.reranking.candidates import pairs_of, ranks, runs
+from pabee_fast.reranking.candidates import pairs_of, ranks
 from pabee_fast.reranking.replay import ListTrace
+from pabee_fast.tables.lists import runs
 from tests.conftest import tiny_model, tiny_stock
 from tests.reranking.texts import QUERIES, documents_of, trace_of
 
