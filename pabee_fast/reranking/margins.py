@@ -10,10 +10,13 @@ from pabee_fast.reranking.replay import ListTrace
 PRICES = np.geomspace(300.0, 0.3, 25)
 """Of losing all of the best, in costs of full depth: the dearest begins the chain."""
 
-LEVELS = (0.6, 0.7, 0.8, 0.84, 0.87, 0.9, 0.93, 0.95, 0.96, 0.97, 0.98, 0.985, 0.99, 0.995, 0.998, 0.999, 1.0)
+LEVELS = (*(1 - np.geomspace(0.4, 5e-4, 28)), 1.0)
 """Shares of the best that one layer's margin may keep."""
 SLACK = 1.5
 """Times the margin that keeps all: the strictest but for none."""
+
+HEAD_COST = 0.02
+"""Asking a head, in layers: so much must be dropped where it is asked. An estimate for a head over the mean token."""
 
 SWEEPS = 4
 
@@ -50,6 +53,7 @@ def shortlists(of: ListTrace, top_k: int) -> tuple[Shortlist, ...]:
                 open_rows = others > layer + 1
                 left = deficits[layer] > margins[:, None]  # [margins, rows]
                 saved = (left & open_rows) @ (spent * (others - (layer + 1)))
+                saved -= np.isfinite(margins) * HEAD_COST * (spent @ (others > layer))
                 lost = (left & open_rows) @ (weights * (others == layers))
                 chosen[layer] = int(np.argmin(price * lost - saved))
             if chosen == before:
