@@ -1,9 +1,10 @@
 """What dropping candidates saves: `python -m experiments.rerank --data FOLDER`.
 
 MiniLM-L6 learns sentence similarity (stsb) as a cross-encoder of one output. Heads are fitted on candidates of train
-sentences, the shortlist is chosen on those of dev sentences (`pabee-fast tune --top-k`), and judged and timed on those
-of test sentences. Candidates of a sentence are the hundred nearest others of the task by tf-idf, as a first stage would
-hand them on. Nothing of the texts is written but below --work; the last line is one JSON document.
+sentences (`--heads fit`, which leaves the model as it is), or model and heads go on to learn that model's own scores of
+them (`--heads taught`). The shortlist is chosen on candidates of dev sentences (`pabee-fast tune --top-k`), and judged
+and timed on those of test sentences. A sentence's candidates are the hundred nearest others of the task by tf-idf, as a
+first stage would hand them on. Nothing of the texts is written but below --work; the last line is one JSON document.
 """
 
 import argparse
@@ -24,10 +25,12 @@ import pabee_fast as pf
 from bench import timing
 from experiments.glue.models import default_encoder
 from experiments.glue.steps import MAX_LENGTH, Budget, Run, Steps
-from experiments.glue.tasks import TASKS, read_split
+from experiments.glue.tasks import TASKS, Split, read_split
+from experiments.glue.train import Recipe, finetune
 from pabee_fast.calibration.trace import Trace
 from pabee_fast.reranking.calibrate import ListCalibration, calibrate_lists
 from pabee_fast.reranking.replay import ListTrace
+from pabee_fast.scoring.teacher import full_depth_logits
 
 TASK = TASKS["stsb"]
 SPLITS = ("train", "dev", "test")
@@ -83,6 +86,24 @@ class RerankSteps(Steps):
 
         return self._once(f"{stock.name}-candidates", settings, make)
 
+    def taught(self, fitted: Path, lists: Lists, epochs: int) -> Path:
+        """Return a model that goes on to learn, by the loss over all heads, what the fitted one scores candidates at
+        full depth; so that its early layers can tell more."""
+        recipe = Recipe(epochs=epochs, learning_rate=1e-4, max_length=MAX_LENGTH, dtype=self.training_dtype)
+        settings = {"step": "taught", "model": fitted.name, "rows": len(lists.pairs), "recipe": asdict(recipe)}
+
+        def make(place: Path) -> None:
+            model, tokenizer = self.load(fitted)
+            scores = full_depth_logits(model, tokenizer, lists.pairs, max_length=MAX_LENGTH)[:, 0]
+            checkpoint = place.with_suffix(".checkpoint")
+            finetune(model, tokenizer, Split(lists.pairs, scores.tolist()), recipe, say="taught", checkpoint=checkpoint)
+            checkpoint.unlink(missing_ok=True)
+            pf.fit(model, tokenizer, lists.pairs, max_length=MAX_LENGTH, folder=place.parent)
+            model.save_pretrained(place)
+            tokenizer.save_pretrained(place)
+
+        return self._once(f"{fitted.name}-taught", settings, make)
+
     def traced(self, directory: Path, split: str, lists: Lists) -> ListTrace:
         """Return what every head says of all candidates."""
         parts = []
@@ -98,6 +119,13 @@ class RerankSteps(Steps):
         whole = functools.reduce(Trace.__add__, parts)
         sizes = torch.tensor([len(documents) for documents in lists.documents])
         return ListTrace(whole, torch.arange(len(sizes)).repeat_interleave(sizes))
+
+
+def pearson(steps: RerankSteps, directory: Path) -> float:
+    """Return the correlation of full depth with the labels of the test rows."""
+    split, (model, tokenizer) = read_split(steps.data, TASK, "test"), steps.load(directory)
+    scores = full_depth_logits(model, tokenizer, split.rows, max_length=MAX_LENGTH)[:, 0]
+    return float(np.corrcoef(scores.numpy(), split.labels)[0, 1])
 
 
 def overlap(found: Sequence[Any], expected: Sequence[Any]) -> float:
@@ -146,6 +174,8 @@ def main() -> None:
     parser.add_argument("--data", type=Path, required=True, help="the folder of tasks")
     parser.add_argument("--encoder", type=Path, default=default_encoder())
     parser.add_argument("--work", type=Path, default=Path("build/rerank"))
+    parser.add_argument("--heads", choices=("fit", "taught"), default="fit")
+    parser.add_argument("--epochs", type=int, default=2, help="of the taught model")
     parser.add_argument("--candidates", type=int, default=100)
     parser.add_argument("--top-k", type=int, default=10)
     parser.add_argument("--fit-queries", type=int, default=200)
@@ -160,7 +190,10 @@ def main() -> None:
         torch.set_num_threads(args.threads)
     steps = RerankSteps(args.work, args.encoder, args.data, torch.device("cpu"))
     stock = steps.classifier(Run(TASK, "minilm", 0, Budget("full")))
-    directory = steps.reranker(stock, candidates(args.data, "train", args.fit_queries, args.candidates))
+    learned = candidates(args.data, "train", args.fit_queries, args.candidates)
+    directory = steps.reranker(stock, learned)
+    if args.heads == "taught":
+        directory = steps.taught(directory, learned, args.epochs)
     calibration = candidates(args.data, "dev", args.tune_queries, args.candidates)
     found: ListCalibration = calibrate_lists(
         steps.traced(directory, "dev", calibration), args.top_k, epsilon=args.epsilon, delta=args.delta
@@ -173,6 +206,8 @@ def main() -> None:
         json.dumps(
             {
                 "task": TASK.name,
+                "heads": args.heads,
+                "pearson": {"stock": pearson(steps, stock), "reranker": pearson(steps, directory)},
                 "candidates": args.candidates,
                 "top_k": args.top_k,
                 "guarantee": found.guarantee.entry(),
