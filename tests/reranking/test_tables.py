@@ -260,6 +260,22 @@ def test_tune_stores_a_shortlist_that_rerank_uses(model: Path, tmp_path: Path) -
     assert result.exit_code == 0 and "policy full-depth: since what is stored with the model is void" in result.output
 
 
+@pytest.mark.parametrize("suffix", ["csv", "jsonl"])
+def test_tune_bounds_what_is_lost_of_ndcg_where_relevance_is_given(model: Path, tmp_path: Path, suffix: str) -> None:
+    folder, queries = tmp_path / "tuned", [f"{query} {word}" for query in QUERIES for word in ("a", "bad", "it", "is")]
+    shutil.copytree(model, folder)
+    documents = documents_of(len(queries), most=12, seed=6)
+    pairs = [(query, text) for query, texts in zip(queries, documents, strict=True) for text in texts]
+    table = write(tmp_path / f"calibration.{suffix}", pairs)  # whose numbers are taken for relevance
+    words = ("--text-column", "query", "--text-pair-column", "document", "--label-column", "id", "--device", "cpu")
+    bounds = ("--top-k", 3, "--risk", "ndcg", "--epsilon", 0.4, "--delta", 0.4)
+    result = run("tune", table, "--model", folder, *words, *bounds)
+    assert result.exit_code == 0, result.output
+    stored = pf.list_guarantee_of(pf.from_pretrained(folder))
+    assert stored is not None and stored.risk.name == "ndcg" and stored.loss <= 0.4
+    assert "what is lost of a list's nDCG@3 at full depth" in " ".join(result.output.split())
+
+
 @pytest.mark.parametrize(
     ("words", "says"),
     [
