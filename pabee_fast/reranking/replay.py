@@ -98,4 +98,5 @@ def replay_lists(of: ListTrace, policy: Policy) -> Replay:
                 stay = staying(of.scores[layer - 1], keep, of.lists, len(of), among)
                 exits[(keep != 0) & (stay == 0)] = layer
                 keep = stay
-    return Replay(trace.logits[exits - 1, torch.arange(len(trace))], exits, trace.lengths, layers)
+    logits = trace.logits[exits - 1, torch.arange(len(trace))]
+    return Replay(logits, exits, trace.lengths, layers, trace.lengths * exits)

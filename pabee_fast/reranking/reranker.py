@@ -199,6 +199,7 @@ class Reranker:
             logger.warning(
                 "%d of %d pairs cannot be scored and have no rank (%s)", len(answers.errors), len(pairs), told
             )
+        scorer.tell_of_cut(answers.truncated, len(pairs))
         scorer.tally.add(answers)
         ranks, scores = scorer.ranks(answers, lists), scorer.shown_scores(answers)
         firsts = np.searchsorted(lists, np.arange(len(queries)))

@@ -85,9 +85,7 @@ class ListScorer(Scorer):
             return
         self.choose(guarantee.policy, f"stored with the model; {guarantee.statement()}", guarantee)
 
-    def plan(
-        self, columns: Sequence[pa.Array], answers: Answers, lists: np.ndarray | None = None
-    ) -> Iterator[Planned]:
+    def plan(self, columns: Sequence[pa.Array], answers: Answers, lists: np.ndarray | None = None) -> Iterator[Planned]:
         """Tokenize the rows that have no error, in windows of whole lists.
 
         Args:
