@@ -74,7 +74,8 @@ def plan_lists(lengths: np.ndarray, lists: np.ndarray, token_budget: int, longes
     """
     if len(lengths) == 0:
         return []
-    plan_waves(lengths[[int(lengths.argmax())]], token_budget, longest_row)  # refuses a row that is too long
+    if lengths.max() > longest_row:
+        return plan_waves(lengths, token_budget, longest_row)  # which refuses it
     numbers, index = np.unique(lists, return_inverse=True)
     waves = plan_waves(np.bincount(index, weights=lengths, minlength=len(numbers)), token_budget, sys.maxsize)
     place = np.empty(len(numbers), np.int64)  # of a list: its wave
