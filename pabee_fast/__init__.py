@@ -14,6 +14,7 @@ from pabee_fast.policies import (
     PatientDivergence,
     Policy,
     Scheduled,
+    Shortlist,
     Vote,
     parse_policy,
 )
@@ -31,6 +32,8 @@ if TYPE_CHECKING:
     from pabee_fast.modeling.pabee_checkpoint import load_pabee_checkpoint
     from pabee_fast.models import register_family
     from pabee_fast.models.family import Family
+    from pabee_fast.reranking.guarantee import ListGuarantee, list_guarantee_of
+    from pabee_fast.reranking.reranker import Reranker, rerank
     from pabee_fast.scoring.answers import RowResult
     from pabee_fast.scoring.conditions import Conditions
     from pabee_fast.training.fit import fit
@@ -49,6 +52,7 @@ __all__ = [
     "FullDepth",
     "Guarantee",
     "InputError",
+    "ListGuarantee",
     "PabeeFastError",
     "Patience",
     "PatientConfidence",
@@ -56,9 +60,11 @@ __all__ = [
     "Policy",
     "Replay",
     "Replayer",
+    "Reranker",
     "RowResult",
     "Scheduled",
     "Scorer",
+    "Shortlist",
     "TableSummary",
     "Trace",
     "UnsupportedError",
@@ -69,10 +75,12 @@ __all__ = [
     "fit",
     "from_pretrained",
     "guarantee_of",
+    "list_guarantee_of",
     "load_pabee_checkpoint",
     "parse_policy",
     "register_family",
     "replay",
+    "rerank",
     "restore",
     "score_table",
     "trace",
@@ -93,6 +101,8 @@ _MODULES = {
     "modeling.pabee_checkpoint": ("load_pabee_checkpoint",),
     "models": ("register_family",),
     "models.family": ("Family",),
+    "reranking.guarantee": ("ListGuarantee", "list_guarantee_of"),
+    "reranking.reranker": ("Reranker", "rerank"),
     "scoring.answers": ("RowResult",),
     "scoring.conditions": ("Conditions",),
     "training.fit": ("fit",),

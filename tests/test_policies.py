@@ -3,6 +3,7 @@
 import dataclasses
 import math
 from collections.abc import Callable
+from typing import Any
 
 import pytest
 
@@ -154,6 +155,8 @@ def test_grid_options_out_of_range_are_refused(options: dict[str, int]) -> None:
         pf.Vote(1.5, 0.25),
         pf.FullDepth(),
         pf.FixedDepth(4),
+        pf.Shortlist(10, (float("inf"), 1.25, 0.1 + 0.2)),
+        pf.Shortlist(3, (0.5,), label=1),
     ],
 )
 def test_a_policy_reads_back_from_its_spelling(policy: pf.Policy) -> None:
@@ -193,3 +196,35 @@ def test_policies_are_frozen(cls: type[pf.Policy]) -> None:
     policy = pf.parse_policy(":".join([pf.policies.base.spelling(cls), *([",".join(own)] if own else [])]))
     with pytest.raises(AttributeError):
         policy.needs_heads = False  # type: ignore[misc]
+
+
+def test_a_shortlist_asks_the_heads_of_layers_that_have_a_margin() -> None:
+    policy = pf.Shortlist(10, (float("inf"), 1.0, float("inf"), 0.5))
+    assert [layer for layer in range(1, 6) if policy.tests(layer, 5)] == [2, 4, 5]
+    assert policy.first_exit(5) == 2 and policy.is_listwise
+    assert policy.among(2) == (10, 1.0, 0) and policy.among(3) is None and policy.among(5) is None
+    assert policy.from_layer(3).margins == (float("inf"),) * 3 + (0.5,)
+    assert pf.Shortlist(10, (float("inf"),) * 4).first_exit(5) == 5
+
+
+@pytest.mark.parametrize(
+    ("options", "says"),
+    [
+        ({"top_k": 0, "margins": (1.0,)}, "top_k=0"),
+        ({"top_k": 1, "margins": (-1.0,)}, r"margins holds -1\.0: give numbers of 0 or more"),
+        ({"top_k": 1, "margins": (float("nan"),)}, "margins holds nan"),
+        ({"top_k": 1, "margins": 1.0}, r"margins=1\.0: give numbers"),
+        ({"top_k": 1, "margins": ("much",)}, "give numbers, one for each layer but the last"),
+        ({"top_k": 1, "margins": (1.0,), "label": -1}, "label=-1"),
+    ],
+)
+def test_a_shortlist_refuses_what_is_no_margin(options: dict[str, Any], says: str) -> None:
+    with pytest.raises(pf.InputError, match=says):
+        pf.Shortlist(**options)
+
+
+def test_a_shortlist_fits_models_of_its_depth() -> None:
+    with pytest.raises(pf.InputError, match="has 2 margins, and the model 6 layers: give 5"):
+        pf.Shortlist(10, (1.0, 1.0)).check(6, "value")
+    with pytest.raises(pf.InputError, match="label=1 on a model with one output"):
+        pf.Shortlist(10, (1.0,), label=1).check(2, "value")

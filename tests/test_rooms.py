@@ -15,7 +15,7 @@ FLOORS = (
     {"modeling"},
     {"scoring"},
     {"calibration"},
-    {"training", "report"},
+    {"training", "report", "reranking"},
     {"jobs"},
     {"cli"},
 )

@@ -5,7 +5,7 @@ import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 from transformers import PreTrainedModel
 
@@ -38,6 +38,9 @@ class Guarantee:
     ordering_rows: int  # that only chose what to test
     cost: float  # tokens x layers, as a share of full depth's, over all these rows
     conditions: Conditions
+
+    key: ClassVar[str] = KEY
+    """Of the config entry, under which it is stored."""
 
     def statement(self) -> str:
         """Return the promise and what it holds for, in one sentence that does not name the policy."""
@@ -129,6 +132,6 @@ def store_guarantee(path: str | Path, guarantee: Guarantee) -> None:
         InputError: no directory of a model with heads.
     """
     content = check_directory(path)
-    content[CONFIG_ENTRY] |= {KEY: guarantee.entry(), MAX_LENGTH: guarantee.conditions.max_length}
+    content[CONFIG_ENTRY] |= {guarantee.key: guarantee.entry(), MAX_LENGTH: guarantee.conditions.max_length}
     with durable_file(Path(path) / "config.json", "guarantee") as file:
         file.write((json.dumps(content, indent=2, sort_keys=True) + "\n").encode())

@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
 
-from pabee_fast.arguments import require_model, require_one_of, require_seed, require_share
+from pabee_fast.arguments import require_model, require_one_of, require_seed, require_share, require_whole
 from pabee_fast.errors import InputError
 from pabee_fast.extras import require
 from pabee_fast.options import (
@@ -23,6 +23,8 @@ from pabee_fast.options import (
 
 ORDER_SHARE = 0.25
 """Of the calibration rows, those that choose what is tested, where nothing else is asked for."""
+LIST_RISKS = ("overlap", "ndcg")
+"""What can be bounded of lists of candidates; `reranking.guarantee.ListRisk` says what each means."""
 TUNING = "tuning"
 """Where `tune` puts frontier.json and the plot by default: a folder in the model's directory."""
 
@@ -33,7 +35,9 @@ class TuneSettings(TextOptions, RunOptions, ThreadOptions):
 
     table: Annotated[str | None, Argument("TABLE", f"Calibration texts, without labels: {TABLES}.")] = None
     model: Annotated[str, Option(MODEL, "Model directory with heads; the chosen policy is stored in its config.")]
-    label_column: Annotated[str | None, Option(READ, "Column of the labels, for --risk accuracy-loss.")] = None
+    label_column: Annotated[
+        str | None, Option(READ, "Column of the labels, for --risk accuracy-loss; of the relevance, for ndcg.")
+    ] = None
     trace: Annotated[
         Path | None, Option(READ, "A trace of the calibration texts, as pabee-fast trace writes it, in place of TABLE.")
     ] = None
@@ -45,10 +49,23 @@ class TuneSettings(TextOptions, RunOptions, ThreadOptions):
             GUARANTEED,
             "What is bounded: disagreement (the answer is not full depth's), accuracy-loss (full depth is right and "
             "the answer is not; needs labels), or distance (regression: further than --tolerance from full depth). "
-            "Default: disagreement, or distance for regression.",
+            "Default: disagreement, or distance for regression. With --top-k: overlap (the share of full depth's best "
+            "that is missing, the default), or ndcg (what is lost of it; needs relevance).",
         ),
     ] = None
     tolerance: Annotated[float | None, Option(GUARANTEED, "Of --risk distance, in units of the output.")] = None
+    top_k: Annotated[
+        int | None,
+        Option(
+            GUARANTEED,
+            "For `pabee-fast rerank`: rows are a query and a candidate, those of a query neighbours, and so many of "
+            "them are wanted. Chosen is when candidates are dropped; the mean risk of a list is bounded.",
+        ),
+    ] = None
+    label: Annotated[
+        str | None,
+        Option(GUARANTEED, "With --top-k, of a model with several labels: the one that candidates are ranked by."),
+    ] = None
     order_share: Annotated[
         float | None,
         Option(GUARANTEED, "Share of the rows, drawn by --seed, that choose what is tested alone; default: 0.25."),
@@ -89,12 +106,14 @@ class TuneSettings(TextOptions, RunOptions, ThreadOptions):
         super().check()
         self._check_rows()
         require_one_of("plot", self.plot, ("svg", "png"))
-        if self.risk == "accuracy-loss" and self.label_column is None and self.trace is None:
-            raise InputError("risk 'accuracy-loss' needs labels: name their column by --label-column")
-        if self.label_column is not None and self.risk != "accuracy-loss":
+        self._check_lists()
+        labelled = "accuracy-loss" if self.top_k is None else "ndcg"
+        if self.risk == labelled and self.label_column is None and self.trace is None:
+            raise InputError(f"risk '{labelled}' needs labels: name their column by --label-column")
+        if self.label_column is not None and self.risk != labelled:
             raise InputError(
-                f"label column {self.label_column!r}: only the risk accuracy-loss looks at labels; give --risk "
-                "accuracy-loss, or leave the option out"
+                f"label column {self.label_column!r}: only the risk {labelled} looks at labels; give --risk "
+                f"{labelled}, or leave the option out"
             )
         for name in ("epsilon", "delta"):
             require_share(name, getattr(self, name))
@@ -107,6 +126,23 @@ class TuneSettings(TextOptions, RunOptions, ThreadOptions):
         self.check_tables(*(table for table in (self.table, self.order) if table is not None))
         require("scipy.stats")
         require("matplotlib")
+
+    def _check_lists(self) -> None:
+        """Raise InputError where what is of lists is missing or unwanted."""
+        if self.top_k is None:
+            if self.label is not None:
+                raise InputError(f"label {self.label!r}: it says by what candidates are ranked; give --top-k too")
+            return
+        require_whole("top_k", self.top_k, at_least=1)
+        if self.text_pair_column is None:
+            raise InputError(
+                "--top-k is of candidates: name the queries' column by --text-column, and the candidates' by "
+                "--text-pair-column"
+            )
+        for name in ("trace", "order", "tolerance"):
+            if getattr(self, name) is not None:
+                raise InputError(f"--{name}: with --top-k a table's own lists choose and test; leave it out")
+        require_one_of("risk", self.risk or LIST_RISKS[0], LIST_RISKS)
 
     def _check_rows(self) -> None:
         """Raise InputError where what gives the rows is missing, or named twice."""

@@ -10,6 +10,7 @@ import typer
 from pabee_fast.cli.fit import fit_command
 from pabee_fast.cli.info import info_command
 from pabee_fast.cli.report import report_command
+from pabee_fast.cli.rerank import rerank_command
 from pabee_fast.cli.score import score_command
 from pabee_fast.cli.trace import trace_command
 from pabee_fast.cli.train import train_command
@@ -41,6 +42,7 @@ def _options(
 
 
 app.command("score")(score_command)
+app.command("rerank")(rerank_command)
 app.command("fit")(fit_command)
 app.command("train")(train_command)
 app.command("trace")(trace_command)

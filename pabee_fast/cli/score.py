@@ -1,6 +1,7 @@
 """`pabee-fast score`."""
 
 import sys
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Annotated, Any
 
@@ -18,8 +19,8 @@ from pabee_fast.shown import plain
 
 
 @dataclass(frozen=True, kw_only=True)
-class ScoreOptions(TextOptions, RunOptions):
-    """What `pabee-fast score` was asked for."""
+class TableOptions(TextOptions, RunOptions):
+    """What the commands are asked for that write a table part by part."""
 
     inputs: Annotated[
         list[str],
@@ -30,9 +31,6 @@ class ScoreOptions(TextOptions, RunOptions):
         ),
     ]
     model: Annotated[str, Option(MODEL, "Model directory or hub id; policies that can exit need one with heads.")]
-    label_column: Annotated[
-        str | None, Option(READ, "Column of labels, that answers are held against: how many are right.")
-    ] = None
     policy: Annotated[
         str | None,
         Option(
@@ -50,7 +48,6 @@ class ScoreOptions(TextOptions, RunOptions):
     ]
     overwrite: Annotated[bool, Option(WRITTEN, "Replace an output that exists, or a begun job that differs.")] = False
     prefix: Annotated[str, Option(WRITTEN, "Put before the names of the result columns.")] = ""
-    all_scores: Annotated[bool, Option(WRITTEN, "Add a column score_LABEL for every label.")] = False
     format: Annotated[str | None, Option(WRITTEN, "Of the parts of a directory: parquet, jsonl, csv or tsv.")] = None
     part_rows: Annotated[
         int | None, Option(WRITTEN, "Rows of a part, which is written and resumed as one; default: by device.")
@@ -72,7 +69,6 @@ class ScoreOptions(TextOptions, RunOptions):
     ] = None
     max_errors: Annotated[int | None, Option(RUN, "Stop when more rows than these have errors.")] = None
     retry_errors: Annotated[bool, Option(RUN, "Do parts again whose rows failed in computing.")] = False
-    audit: Annotated[float, Option(RUN, "Share of the rows that also run to full depth, 0.01 say.")] = 0.0
     log_format: Annotated[str, Option(RUN, "text, or json: a line on stderr for every part.")] = "text"
 
     @property
@@ -90,10 +86,24 @@ class ScoreOptions(TextOptions, RunOptions):
         choose_watch(self.log_format)
         require_model(self.model)
         _ = self.rule
-        require_between("audit", self.audit, 0, 1)
         if self.tokenizers is not None:
             require_whole("tokenizers", self.tokenizers, at_least=0)
         check_places(self.devices, self.engine, self.workers)
+
+
+@dataclass(frozen=True, kw_only=True)
+class ScoreOptions(TableOptions):
+    """What `pabee-fast score` was asked for."""
+
+    label_column: Annotated[
+        str | None, Option(READ, "Column of labels, that answers are held against: how many are right.")
+    ] = None
+    all_scores: Annotated[bool, Option(WRITTEN, "Add a column score_LABEL for every label.")] = False
+    audit: Annotated[float, Option(RUN, "Share of the rows that also run to full depth, 0.01 say.")] = 0.0
+
+    def check(self) -> None:
+        super().check()
+        require_between("audit", self.audit, 0, 1)
         if not self.is_stream:
             return
         if self.inputs != ["-"] or self.output != "-":
@@ -114,10 +124,26 @@ def score_command(options: ScoreOptions) -> None:
 
     The job is done in parts. Killed or stopped, the same command goes on with the parts that are missing.
     """
-    from pabee_fast.jobs.job import Columns, Job, JobOptions
+    from pabee_fast.jobs.job import Columns
+
+    columns = Columns(options.text_columns, options.prefix, options.reading, options.label_column)
+    if options.is_stream:
+        _stream(options, columns)
+    else:
+        run_job(options, columns, lambda watch: _executor(options, watch))
+
+
+def run_job(options: TableOptions, columns: Any, open_executor: Callable[[Watch], Any]) -> None:
+    """Run a job over tables, watched, and tell how it went.
+
+    Args:
+        options: of the command.
+        columns: `jobs.job.Columns`.
+        open_executor: loads the model; told who watches.
+    """
+    from pabee_fast.jobs.job import Job, JobOptions
 
     watch = choose_watch(options.log_format)
-    columns = Columns(options.text_columns, options.prefix, options.reading, options.label_column)
     how = JobOptions(
         options.part_rows,
         format=options.format,
@@ -125,12 +151,9 @@ def score_command(options: ScoreOptions) -> None:
         max_errors=options.max_errors,
         retry_errors=options.retry_errors,
     )
-    if options.is_stream:
-        _stream(options, columns)
-        return
     job = Job(options.inputs, options.output, columns, how)  # all that can be said of it before torch is imported
     try:
-        with _executor(options, watch) as executor, watch:
+        with open_executor(watch) as executor, watch:
             summary = job.run(executor, watch.on_part)
     except KeyboardInterrupt:
         _say_stopped(job, watch)
@@ -147,20 +170,23 @@ def _executor(options: ScoreOptions, watch: Watch) -> Any:
         from pabee_fast.jobs.recipe import Recipe
 
     transformers.logging.disable_progress_bar()  # one bar is enough
-    recipe = Recipe(
-        model=options.model,
-        policy=options.rule,
-        device=options.device,
-        dtype=options.dtype,
-        max_length=options.max_length,
-        stride=options.stride,
-        token_budget=options.token_budget,
-        tokenizers=options.tokenizers,
-        all_scores=options.all_scores,
-        audit=options.audit,
-        texts=len(options.text_columns),
-    )
+    recipe = Recipe(all_scores=options.all_scores, audit=options.audit, **recipe_options(options))
     return open_executor(recipe, options.devices, options.engine, options.workers, watch.on_rows)
+
+
+def recipe_options(options: TableOptions) -> dict[str, Any]:
+    """Return what a recipe takes of what the commands share."""
+    return {
+        "model": options.model,
+        "policy": options.rule,
+        "device": options.device,
+        "dtype": options.dtype,
+        "max_length": options.max_length,
+        "stride": options.stride,
+        "token_budget": options.token_budget,
+        "tokenizers": options.tokenizers,
+        "texts": len(options.text_columns),
+    }
 
 
 def _stream(options: ScoreOptions, columns: Any) -> None:

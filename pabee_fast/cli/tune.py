@@ -12,6 +12,7 @@ from pabee_fast.calibration.settings import TuneSettings
 from pabee_fast.cli.loading import loading, use_threads
 from pabee_fast.cli.options import takes
 from pabee_fast.cli.show import quieten_transformers
+from pabee_fast.cli.tune_lists import tune_lists_for
 from pabee_fast.shown import plain
 
 if TYPE_CHECKING:
@@ -30,8 +31,11 @@ def tune_command(settings: TuneSettings) -> None:
 
     The calibration texts must be unseen by training and fit, and exchangeable with the texts promised for: drawn from
     the same source in the same way. `pabee-fast score` then uses the policy by itself, as long as model, tokenizer,
-    precision and maximum length stay the same.
+    precision and maximum length stay the same. With --top-k it chooses when `pabee-fast rerank` drops candidates.
     """
+    if settings.top_k is not None:
+        tune_lists_for(settings)
+        return
     with loading():
         from pabee_fast.calibration.tune import tune
 

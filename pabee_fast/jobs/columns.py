@@ -13,6 +13,17 @@ if TYPE_CHECKING:
     from pabee_fast.scoring.answers import Answers
 
 
+RANKED = pa.schema(
+    [
+        pa.field("score", pa.float32()),
+        pa.field("rank", pa.int32()),
+        pa.field("exit_layer", pa.int32()),
+        pa.field("error", pa.string()),
+    ]
+)
+"""The result columns of candidates."""
+
+
 def result_schema(names: Sequence[str], kind: AnswerKind, *, all_scores: bool = False) -> pa.Schema:
     """Return the result columns: prediction, score, exit_layer, error, and with `all_scores` one for each label.
 
@@ -40,12 +51,35 @@ def prefixed(schema: pa.Schema, prefix: str) -> pa.Schema:
     return pa.schema([field.with_name(prefix + field.name) for field in schema])
 
 
-def result_columns(answers: "Answers", names: Sequence[str], kind: AnswerKind, schema: pa.Schema) -> pa.RecordBatch:
-    """Return the rows' answers as the columns of `result_schema`."""
+def ranked_columns(answers: "Answers", scores: np.ndarray, ranks: np.ndarray) -> pa.RecordBatch:
+    """Return candidates' answers as the columns of `RANKED`.
+
+    Args:
+        scores: [rows] float32.
+        ranks: [rows] int32; 0 for a row without one.
+    """
+    exits, failed, errors = _exits_and_errors(answers)
+    columns = [
+        pa.array(scores, pa.float32(), mask=failed),
+        pa.array(ranks, pa.int32(), mask=ranks == 0),
+        pa.array(exits, pa.int32(), mask=exits == 0),
+        pa.array(errors, pa.string()),
+    ]
+    return pa.RecordBatch.from_arrays(columns, schema=RANKED)
+
+
+def _exits_and_errors(answers: "Answers") -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Return [rows] exit layers, which rows have an error, and these."""
     exits = answers.exit_layers.numpy()
     failed, errors = np.zeros(len(exits), dtype=bool), np.full(len(exits), None)
     for row, error in answers.errors.items():
         failed[row], errors[row] = True, error
+    return exits, failed, errors
+
+
+def result_columns(answers: "Answers", names: Sequence[str], kind: AnswerKind, schema: pa.Schema) -> pa.RecordBatch:
+    """Return the rows' answers as the columns of `result_schema`."""
+    exits, failed, errors = _exits_and_errors(answers)
     scores: list[pa.Array]
     if kind == "value":
         prediction = pa.array(answers.logits[:, 0].numpy(), pa.float32(), mask=failed)

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 import pyarrow as pa
 
 from pabee_fast.errors import InputError, JobError
-from pabee_fast.jobs.columns import prefixed, result_schema
+from pabee_fast.jobs.columns import RANKED, prefixed, result_schema
 from pabee_fast.jobs.differences import differences
 from pabee_fast.jobs.manifest import Manifest
 from pabee_fast.jobs.output import Output
@@ -44,6 +44,7 @@ class Columns:
     prefix: str = ""  # of the result columns
     reading: Reading = USUAL  # of csv and tsv
     labels: str | None = None  # that answers are held against
+    are_lists: bool = False  # whether texts are a query and a candidate, so that no part cuts a query's rows
 
 
 @dataclass(frozen=True)
@@ -151,7 +152,8 @@ class Job:
             )
         self.progress = Progress(Tally())
         self.source = self._open(found)
-        check_names(self.source.schema, result_schema([], "label").names, columns.prefix)
+        results = RANKED if columns.are_lists else result_schema([], "label")
+        check_names(self.source.schema, results.names, columns.prefix)
         if columns.labels is not None:
             check_label_column(", ".join(inputs), self.source.tables, columns.labels, ", or leave the option out")
         check_columns(self.output.format, self.source.schema)
@@ -171,7 +173,7 @@ class Job:
                 before = [{name: one.get(name) for name in ("path", "size", "modified")} for one in record["inputs"]]
                 is_same = quick == before and all(one["modified"] for one in quick)
                 scan = record["scan"] if is_same and record["texts"] == list(self.columns.texts) else None
-        return Source(found, self.columns.texts, scan, self.columns.reading)
+        return Source(found, self.columns.texts, scan, self.columns.reading, whole_lists=self.columns.are_lists)
 
     def run(self, executor: "Executor", on_part: Callable[[Progress], None] = lambda progress: None) -> Progress:
         """Score what is not scored yet, and leave the output.

@@ -2,6 +2,7 @@
 
 import os
 from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
 
@@ -56,19 +57,24 @@ class Recipe:
         if self.threads is not None:
             torch.set_num_threads(self.threads)
         setting = Setting.choose(self.device, self.dtype)
-        scorer = open_scorer(
-            self.model,
-            self.policy,
-            setting,
-            texts=self.texts,
-            max_length=self.max_length,
-            token_budget=self.token_budget,
-            window=self.window,
-            tokenizers=self.tokenizers or 0,
-            stride=self.stride,
-        )
-        worker = Worker(scorer, all_scores=self.all_scores, audit=self.audit)
+        worker = self.worker_for(setting)
         return worker, worker.about(setting)
+
+    def worker_for(self, setting: Setting) -> Worker:
+        """Load the model where it is to run."""
+        scorer = open_scorer(self.model, self.policy, setting, texts=self.texts, **self.scorer_options)
+        return Worker(scorer, all_scores=self.all_scores, audit=self.audit)
+
+    @property
+    def scorer_options(self) -> dict[str, Any]:
+        """What a scorer is told beside its model and policy."""
+        return {
+            "max_length": self.max_length,
+            "token_budget": self.token_budget,
+            "window": self.window,
+            "tokenizers": self.tokenizers or 0,
+            "stride": self.stride,
+        }
 
 
 def device_recipes(recipe: Recipe, devices: str) -> list[Recipe]:

@@ -134,7 +134,11 @@ class Worker:
             tally.merge(of_window)
         answers.mark_not_finite()
         tally.add(answers)
-        return Scored(result_columns(answers, scorer.labels, scorer.engine.kind, self.schema), tally)
+        return Scored(self.columns(task, answers), tally)
+
+    def columns(self, task: Task, answers: Answers) -> pa.RecordBatch:
+        """Return the answers to a task's rows as result columns."""
+        return result_columns(answers, self.scorer.labels, self.scorer.engine.kind, self.schema)
 
     def stop(self) -> None:
         """Give up what is under way, after the wave on the device."""

@@ -4,7 +4,7 @@ A policy is a frozen dataclass that answers three questions about layers: which 
 leave, and what the exit step is told there. It knows neither torch nor the kernels, and nobody asks for its class.
 """
 
-from pabee_fast.policies.base import AnswerKind, Policy, Rule, Stepping, require_policy
+from pabee_fast.policies.base import Among, AnswerKind, Policy, Rule, Stepping, require_policy
 from pabee_fast.policies.exiting import (
     Confidence,
     Entropy,
@@ -15,10 +15,12 @@ from pabee_fast.policies.exiting import (
     Vote,
 )
 from pabee_fast.policies.given import FixedDepth, FullDepth, Scheduled
+from pabee_fast.policies.listwise import Shortlist
 from pabee_fast.policies.text import COMMAND_LINE, parse_policy
 
 __all__ = [
     "COMMAND_LINE",
+    "Among",
     "AnswerKind",
     "Confidence",
     "Entropy",
@@ -31,6 +33,7 @@ __all__ = [
     "Policy",
     "Rule",
     "Scheduled",
+    "Shortlist",
     "Stepping",
     "Vote",
     "parse_policy",

@@ -3,7 +3,7 @@
 import dataclasses
 import numbers
 from dataclasses import dataclass, field
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar, Literal, NamedTuple
 
 from pabee_fast.arguments import require_whole
 from pabee_fast.errors import InputError
@@ -20,11 +20,22 @@ class Rule:
     threshold: float = 0.0
 
 
+class Among(NamedTuple):
+    """Which rows of a list leave after a layer: those that score more than `margin` below the `top_k`-th best of the
+    list, by the output `label`."""
+
+    top_k: int
+    margin: float
+    label: int = 0
+
+
 @dataclass(frozen=True)
 class Policy:
     """Base of all policies: full depth unless a subclass says otherwise. Layers are 1-based."""
 
     needs_heads: ClassVar[bool] = True
+    is_listwise: ClassVar[bool] = False
+    """Whether rows leave by how they compare with others of their list."""
 
     def __post_init__(self) -> None:
         for f in dataclasses.fields(self):  # NumPy's numbers, which sweeps give, become Python's
@@ -55,6 +66,11 @@ class Policy:
     def rule(self, layer: int, classes: int) -> Rule:
         """Return what the exit step does at a tested layer of a model with so many classes; its name never changes."""
         return Rule("none")
+
+    def among(self, layer: int) -> Among | None:
+        """Return which rows of a list leave after a layer; None where none does, and in a policy that looks at each row
+        alone."""
+        return None
 
     def exit_at(self) -> tuple[int, ...] | None:
         """Given exit layers in input order, where the policy has them."""

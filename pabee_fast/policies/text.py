@@ -15,6 +15,7 @@ from pabee_fast.policies.exiting import (
     Vote,
 )
 from pabee_fast.policies.given import FixedDepth, FullDepth
+from pabee_fast.policies.listwise import Shortlist
 
 COMMAND_LINE: tuple[type[Policy], ...] = (
     Patience,
@@ -26,7 +27,7 @@ COMMAND_LINE: tuple[type[Policy], ...] = (
     FullDepth,
     FixedDepth,
 )
-"""The policies a user can name in a string; Scheduled needs a value for each row."""
+"""The policies a user can name in a string for any rows; Scheduled needs a value for each row, Shortlist lists."""
 
 
 def parse_policy(text: str) -> Policy:
@@ -36,7 +37,7 @@ def parse_policy(text: str) -> Policy:
         InputError: an unknown name or option (naming the valid ones), or a value that is not a number.
     """
     name, _, rest = text.strip().partition(":")
-    by_name = {spelling(cls): cls for cls in COMMAND_LINE}
+    by_name = {spelling(cls): cls for cls in (*COMMAND_LINE, Shortlist)}
     cls = by_name.get(name.strip().lower().replace("_", "-"))
     if cls is None:
         raise InputError(f"policy {text!r}: unknown name {name!r}; give one of {', '.join(by_name)}")
@@ -59,9 +60,11 @@ def parse_policy(text: str) -> Policy:
     return cls(**given)
 
 
-def _number(text: str, key: str, value: str) -> int | float:
+def _number(text: str, key: str, value: str) -> int | float | tuple[float, ...]:
     try:
+        if key == "margins":
+            return tuple(map(float, value.split("/")))
         return float(value) if key in Exiting._RANGES else int(value)
     except ValueError:
-        kind = "number" if key in Exiting._RANGES else "whole number"
+        kind = "number" if key in Exiting._RANGES else "list such as 1.5/0.8" if key == "margins" else "whole number"
         raise InputError(f"policy {text!r}: {key}={value!r} is not a {kind}") from None

@@ -4,6 +4,7 @@ It knows layers, waves and the exit step; it knows nothing of tokenisation, tabl
 """
 
 import contextlib
+import functools
 import logging
 import sys
 import warnings
@@ -23,13 +24,14 @@ from pabee_fast.models import family_of
 from pabee_fast.models.family import check_weights
 from pabee_fast.models.head import Head
 from pabee_fast.models.heads import answer_kind, exit_heads_of, has_heads, heads_of, inner_heads, require_evaluation
-from pabee_fast.policies import FullDepth, Policy, Rule, require_policy
+from pabee_fast.policies import Among, FullDepth, Policy, Rule, require_policy
 from pabee_fast.runtime import ops
 from pabee_fast.runtime.budget import default_budget, least_tokens
 from pabee_fast.runtime.choice import ATTENTIONS
 from pabee_fast.runtime.layers import Layers
+from pabee_fast.runtime.lists import Given
 from pabee_fast.runtime.pack import PackedBatch, cumulative
-from pabee_fast.runtime.schedule import GATHER_COST, Costs, WaveQueue, plan_waves
+from pabee_fast.runtime.schedule import GATHER_COST, Costs, WaveQueue, plan_lists, plan_waves
 from pabee_fast.runtime.state import Results, Wave
 from pabee_fast.transfer import ReadBack, to_device
 
@@ -54,7 +56,7 @@ class _Question(NamedTuple):
     wave: Wave
     layer: int
     plan: ops.Plan
-    counts: ReadBack
+    counts: ReadBack  # rows, tokens, the longest row's; and of a wave in pieces, where its rows would end
 
 
 class Engine:
@@ -131,14 +133,19 @@ class Engine:
                 self.heads = heads
             yield
 
-    def check(self, policy: Policy) -> Policy:
+    def check(self, policy: Policy, *, has_lists: bool = False) -> Policy:
         """Return the policy as this model runs it: tests begin where its heads do. Meant for the moment a policy is
         chosen.
+
+        Args:
+            has_lists: whether rows are candidates, so that they can be compared.
 
         Raises InputError where the policy does not fit the model or needs heads that it lacks, UnsupportedError where
         its weights are elsewhere or quantised, or what stands around its layers was changed; warns where it is of no
         use."""
         require_policy(policy)
+        if policy.is_listwise and not has_lists:
+            raise InputError(f"{policy} compares the candidates of a query: use it with pf.rerank, or pf.Reranker")
         check_weights(self.model)
         exit_heads_of(self.model)
         if policy.needs_heads and not has_heads(self.model):
@@ -165,9 +172,10 @@ class Engine:
         batch, rows, policy = self._here(batch), len(batch.lengths), policy.from_layer(self.first_head)
         policy.check(len(self.layers), self.kind, rows)
         results = Results.empty(rows, self.classes, self.device)
-        given = policy.exit_at()
-        exit_at = None if given is None else to_device([np.array(given, dtype=np.int64)], self.device)[0]
-        queue: WaveQueue[Wave, _Question] = WaveQueue(self._cut(batch.lengths), self.token_budget, self.under_way)
+        given = Given.of(batch, policy, self.device)
+        lists = batch.lists if policy.is_listwise else None
+        fresh = self._cut(batch.lengths, lists)
+        queue: WaveQueue[Wave, _Question] = WaveQueue(fresh, self.token_budget, self.under_way)
         last = policy.depth(len(self.layers))
         with self._ready():
             while queue:
@@ -175,20 +183,22 @@ class Engine:
                 #    move, and the survivors wait for others of their depth.
                 if (question := queue.due()) is not None:
                     wave, layer, plan, counts = question
-                    survivors, tokens, longest = counts.wait()
+                    survivors, tokens, longest, *ends = counts.wait()
                     on_settled(wave.alive - survivors, layer)
                     wave.alive = survivors
                     if survivors and self.costs.pays(wave.tokens, tokens, last - layer):
                         wave = wave.compact(plan, survivors, tokens, longest)
+                        if ends:
+                            wave.cut(ends[: survivors + 1], self.token_budget)
                     if survivors:
                         queue.put(layer, wave.tokens, wave)
                     continue
                 # 2. What is next: waves of one depth, joined, or rows that begin; up to where the next rows can leave.
                 layer, picked = queue.pop()
                 try:
-                    question = self._advance(self._wave_of(batch, picked, policy), layer, policy, exit_at, results)
+                    question = self._advance(self._wave_of(batch, picked, policy), layer, policy, given, results)
                 except torch.OutOfMemoryError:
-                    queue.fresh = self._smaller([_unsettled(picked), *queue.fresh], batch.lengths)
+                    queue.fresh = self._smaller([_unsettled(picked), *queue.fresh], batch.lengths, lists)
                     queue.token_budget = self.token_budget
                     continue
                 if question is not None:
@@ -268,20 +278,25 @@ class Engine:
         for it than the GPU for some layers. What is large, images and what was embedded, follows wave by wave."""
         return batch.to(self.device) if self.device.type == "cuda" and "input_ids" in batch.inputs else batch
 
-    def _cut(self, lengths: np.ndarray) -> deque[np.ndarray]:
-        """Cut rows into waves, each [rows] indices."""
+    def _cut(self, lengths: np.ndarray, lists: np.ndarray | None = None) -> deque[np.ndarray]:
+        """Cut rows into waves, each [rows] indices; none holds a part of a list."""
+        if lists is not None:
+            return deque(plan_lists(lengths, lists, self.token_budget, self.longest_row))
         return deque(plan_waves(lengths, self.token_budget, self.longest_row))
 
-    def _smaller(self, waves: list[np.ndarray], lengths: np.ndarray) -> deque[np.ndarray]:
+    def _smaller(
+        self, waves: list[np.ndarray], lengths: np.ndarray, lists: np.ndarray | None = None
+    ) -> deque[np.ndarray]:
         """Return the waves still to run, cut anew to half the budget: called while an out-of-memory error is
         handled."""
         tokens, longest = int(lengths[waves[0]].sum()), int(lengths[waves[0]].max())
-        if len(waves[0]) == 1:
+        tokens = min(tokens, self.token_budget)  # a list of more was run in pieces
+        if tokens <= longest:
             raise
         self.token_budget = max(longest, tokens // 2)
         logger.warning("out of memory at a wave of %d tokens: the budget is now %d", tokens, self.token_budget)
         rows = np.concatenate(waves)
-        return deque(rows[wave] for wave in self._cut(lengths[rows]))
+        return deque(rows[wave] for wave in self._cut(lengths[rows], None if lists is None else lists[rows]))
 
     def _wave_of(self, batch: PackedBatch, picked: np.ndarray | Sequence[Wave], policy: Policy) -> Wave:
         return self._embed(batch, picked, policy) if isinstance(picked, np.ndarray) else Wave.join(picked)
@@ -300,11 +315,12 @@ class Engine:
             ) from error
         beside = self.family.beside(self.model, hidden, part.inputs["position_ids"]) if part.images is None else {}
         words = ops.memory_words(self.kind, policy.rule(1, self.classes).name, self.classes)
-        return Wave.start(hidden, layout, row_ids, words, beside)
+        wave = Wave.start(hidden, layout, row_ids, words, beside)
+        if wave.tokens > self.token_budget:
+            wave.cut(cumulative(part.lengths), self.token_budget)
+        return wave
 
-    def _advance(
-        self, wave: Wave, layer: int, policy: Policy, exit_at: Tensor | None, results: Results
-    ) -> _Question | None:
+    def _advance(self, wave: Wave, layer: int, policy: Policy, given: Given, results: Results) -> _Question | None:
         """Run a wave with `layer` layers behind it up to the next one at which a row can leave, and ask how many of its
         rows survive; return None where it has come to its end."""
         layers = len(self.layers)
@@ -315,18 +331,33 @@ class Engine:
             if not policy.tests(layer, layers):
                 continue
             # Head, answer, streak; rows that have settled write their results.
-            self._exit_step(wave, layer, last, policy.rule(layer, self.classes), exit_at, results)
+            if (among := policy.among(layer)) is not None and layer < last:
+                self._compare(wave, layer, among, given, results)
+            else:
+                self._exit_step(wave, layer, last, policy.rule(layer, self.classes), given.exit_at, results)
             if not first_exit <= layer < last:
                 continue
             wave.unasked += 1
             if self.costs.asks(wave.tokens, wave.unasked):
                 wave.unasked = 0
                 plan = wave.plan()
-                return _Question(wave, layer, plan, ReadBack(plan.counts))
+                asked = torch.cat([plan.counts, plan.cu_seqlens]) if wave.pieces else plan.counts
+                return _Question(wave, layer, plan, ReadBack(asked))
         return None
 
+    def _compare(self, wave: Wave, layer: int, among: Among, given: Given, results: Results) -> None:
+        """Let all rows write what their head says, and those leave that are far below the best of their list."""
+        state, keep = wave.state, wave.state.keep
+        # Until it is known who stays none has left, or an error between would lose rows.
+        wave.state = state._replace(keep=keep.clone())
+        try:
+            self._exit_step(wave, layer, layer, Rule("none"), None, results)
+        finally:
+            wave.state = state
+        keep.copy_(given.staying(results.logits[state.row_ids], state, among))
+
     def _layer(self, layer: int, wave: Wave) -> Tensor:
-        return self.layers(layer, wave.hidden, wave.layout, wave.beside)
+        return wave.through(functools.partial(self.layers, layer))
 
     def _exit_step(
         self, wave: Wave, layer: int, last: int, rule: Rule, exit_at: Tensor | None, results: Results

@@ -28,6 +28,7 @@ class PackedBatch:
     key_mask: Tensor | None = None  # [tokens] bool, see Layout
     positions: Tensor | None = None  # [tokens] int32, see Layout
     images: Tensor | None = None  # [rows, channels, height, width], and no inputs then
+    lists: np.ndarray | None = None  # [rows] int64, on the host: which list a row belongs to, where rows are compared
 
     @cached_property
     def starts(self) -> np.ndarray:
@@ -45,10 +46,10 @@ class PackedBatch:
 
     def select(self, rows: np.ndarray, device: torch.device) -> "PackedBatch":
         """Return the given rows, in the given order, on `device`."""
-        lengths = self.lengths[rows]
+        lengths, lists = self.lengths[rows], None if self.lists is None else self.lists[rows]
         if self.images is not None:
             (chosen,) = to_device([rows], self.images.device)
-            return replace(self, lengths=lengths, images=move(self.images[chosen], device))
+            return replace(self, lengths=lengths, lists=lists, images=move(self.images[chosen], device))
         cu_seqlens = cumulative(lengths)
         here = next(iter(self.inputs.values())).device
         size = {"rows": len(rows), "tokens": int(cu_seqlens[-1]), "longest": int(lengths.max(initial=0))}
@@ -59,7 +60,7 @@ class PackedBatch:
 
         inputs = {name: pick(values) for name, values in self.inputs.items()}
         key_mask, positions = (None if mark is None else pick(mark) for mark in (self.key_mask, self.positions))
-        return replace(self, inputs=inputs, lengths=lengths, key_mask=key_mask, positions=positions)
+        return replace(self, inputs=inputs, lengths=lengths, lists=lists, key_mask=key_mask, positions=positions)
 
 
 def cumulative(lengths: np.ndarray) -> np.ndarray:

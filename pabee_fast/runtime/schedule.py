@@ -3,6 +3,7 @@
 The engine drives it with waves, `bench.simulate` with nothing but token counts.
 """
 
+import sys
 from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -59,6 +60,29 @@ def plan_waves(lengths: np.ndarray, token_budget: int, longest_row: int | None =
         waves.append(order[first:last])
         first, spent = last, int(ends[last - 1])
     return waves
+
+
+def plan_lists(lengths: np.ndarray, lists: np.ndarray, token_budget: int, longest_row: int) -> list[np.ndarray]:
+    """Cut rows into waves of whole lists, as `plan_waves` cuts them one by one; one list of more tokens than the budget
+    is a wave of its own, to be run in pieces.
+
+    Args:
+        lists: [rows] which list each row belongs to, from 0.
+
+    Raises:
+        InputError: a row is longer than `longest_row`.
+    """
+    if len(lengths) == 0:
+        return []
+    if lengths.max() > longest_row:
+        return plan_waves(lengths, token_budget, longest_row)  # which refuses it
+    numbers, index = np.unique(lists, return_inverse=True)
+    waves = plan_waves(np.bincount(index, weights=lengths, minlength=len(numbers)), token_budget, sys.maxsize)
+    place = np.empty(len(numbers), np.int64)  # of a list: its wave
+    for number, members in enumerate(waves):
+        place[members] = number
+    order = np.lexsort((-lengths, place[index]))  # of a wave, longest rows first
+    return np.split(order, np.cumsum(np.bincount(place[index]))[:-1])
 
 
 @dataclass(frozen=True)

@@ -1,8 +1,9 @@
 """The state of rows under way, and the results they leave behind."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import pairwise
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -26,6 +27,13 @@ class Results:
         return cls(logits, torch.zeros(rows, dtype=torch.int64, device=device))
 
 
+class Piece(NamedTuple):
+    """Rows of a wave whose layers are run apart from the others'."""
+
+    tokens: slice
+    layout: Layout
+
+
 @dataclass
 class Wave:
     """One packed batch on its way through the layers, with the state of its rows."""
@@ -36,6 +44,7 @@ class Wave:
     alive: int  # rows that have not left, as far as the host knows
     beside: Mapping[str, Tensor] = field(default_factory=dict)  # each [tokens, ...]: see Family.beside
     unasked: int = 0  # layers at which rows may have left since the host asked
+    pieces: Sequence[Piece] = ()  # of a list that has more tokens than are computed at once; (): the wave is in one
 
     @classmethod
     def start(
@@ -84,6 +93,35 @@ class Wave:
     def tokens(self) -> int:
         """Of all rows that it holds, settled ones that were not dropped included."""
         return self.hidden.shape[1]
+
+    def cut(self, ends: Sequence[int] | np.ndarray, most: int) -> None:
+        """Let its layers run in pieces.
+
+        Args:
+            ends: [rows + 1] its `cu_seqlens`, on the host.
+            most: tokens of a piece, unless one row has more.
+        """
+        whole, lengths = self.layout, np.diff(ends)
+        pieces, first, rows = [], 0, len(lengths)
+        while first < rows:
+            last = max(first + 1, int(np.searchsorted(ends, ends[first] + most, side="right")) - 1)
+            tokens = slice(int(ends[first]), int(ends[last]))
+            key_mask, positions = (None if mark is None else mark[tokens] for mark in (whole.key_mask, whole.positions))
+            inside = whole.cu_seqlens[first : last + 1] - tokens.start
+            longest = int(lengths[first:last].max())
+            pieces.append(Piece(tokens, Layout(inside, longest, key_mask, positions, attention=whole.attention)))
+            first = last
+        self.pieces = pieces if len(pieces) > 1 else ()
+
+    def through(self, layer: Callable[[Tensor, Layout, Mapping[str, Tensor]], Tensor]) -> Tensor:
+        """Return what a layer makes of its hidden states."""
+        if not self.pieces:
+            return layer(self.hidden, self.layout, self.beside)
+        parts = []
+        for tokens, layout in self.pieces:
+            beside = {name: values[tokens] for name, values in self.beside.items()}
+            parts.append(layer(self.hidden[:, tokens], layout, beside))
+        return torch.cat(parts, dim=1)
 
     def unsettled(self) -> np.ndarray:
         """Return the `row_ids` of the rows that have not left, on the host; waits for the device."""

@@ -10,7 +10,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from pabee_fast.errors import InputError
 from pabee_fast.models.heads import CONFIG_ENTRY, LEARNED_ROWS, MAX_LENGTH, answer_kind, exit_heads_of
 
-_NOT_OF_THE_HEADS = ("format", "shapes", "sha256", "guarantee", LEARNED_ROWS, MAX_LENGTH)
+_NOT_OF_THE_HEADS = ("format", "shapes", "sha256", "guarantee", "list_guarantee", LEARNED_ROWS, MAX_LENGTH)
 """Keys of the config entry that describe how heads are stored, were made or judged, and not what they answer."""
 
 _NOT_OF_THE_ANSWERS = (

@@ -61,6 +61,9 @@ class Scorer:
         UnsupportedError: no supported family.
     """
 
+    has_lists = False
+    """Whether its rows are candidates, which policies may compare."""
+
     def __init__(
         self,
         model: PreTrainedModel,
@@ -119,7 +122,7 @@ class Scorer:
         Raises:
             InputError: it does not fit the model.
         """
-        policy = self.engine.check(policy)
+        policy = self.engine.check(policy, has_lists=self.has_lists)
         if policy.exit_at() is not None:
             raise InputError(
                 "policy=Scheduled(...): given exits are of the rows of one call; use pf.accelerate with it"
@@ -184,17 +187,20 @@ class Scorer:
         """
         good = answers.scorable
         for start in range(0, len(good), self.window):
-            rows = good[start : start + self.window]
-            encoded = self.encoder(*(column.take(rows).to_pylist() for column in columns))
-            answers.truncated += encoded.truncated
-            for error, refused in encoded.refused.items():
-                answers.refuse(rows[refused], error)
-            if encoded.stretches is not None:
-                many = encoded.stretches[encoded.stretches > 1]
-                answers.long += len(many)
-                answers.stretches += int(many.sum())
-            if encoded.batch is not None:
-                yield Planned(rows[encoded.scorable], encoded.batch, encoded.stretches)
+            yield from self.planned(good[start : start + self.window], columns, answers)
+
+    def planned(self, rows: np.ndarray, columns: Sequence["pa.Array"], answers: Answers) -> Iterator["Planned"]:
+        """Tokenize one window of `plan`, the given rows; yields nothing where none of them can be scored."""
+        encoded = self.encoder(*(column.take(rows).to_pylist() for column in columns))
+        answers.truncated += encoded.truncated
+        for error, refused in encoded.refused.items():
+            answers.refuse(rows[refused], error)
+        if encoded.stretches is not None:
+            many = encoded.stretches[encoded.stretches > 1]
+            answers.long += len(many)
+            answers.stretches += int(many.sum())
+        if encoded.batch is not None:
+            yield Planned(rows[encoded.scorable], encoded.batch, encoded.stretches)
 
     def batch(self, rows: Sequence[Row], first: int = 0) -> PackedBatch:
         """Return the batch of `encode`."""

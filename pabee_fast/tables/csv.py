@@ -84,7 +84,7 @@ class CsvTable(Table):
 
     def chunks(self, start: Place) -> Iterator[Chunk]:
         for run in _cut(self._runs(max(start, self._first)), self.chunk_rows, self.chunk_bytes):
-            yield self._chunk(run.batch, run.errors, run.end)
+            yield self._chunk(run.batch, run.errors, run.end, ends=(run.ends, run.numbers))
 
     def _bytes(self, at: int) -> BinaryIO:
         return open_bytes(self.path, at, self._encoding)

@@ -114,8 +114,11 @@ class JsonTable(Table):
             columns: dict[str, list[Any]] = {name: [] for name in self.types}
             errors: list[str | None] = []
             lines: list[str | None] = []
+            ends: tuple[list[int], list[int]] = ([], [])
             for row in run:
                 end = row.end
+                ends[0].append(end.at)
+                ends[1].append(end.lines)
                 errors.append(row.error)
                 lines.append(row.line)
                 for name, column in columns.items():
@@ -125,7 +128,7 @@ class JsonTable(Table):
                     if type(value) is not str and errors[row_index] is None:
                         errors[row_index] = not_text(name, value)
             arrays = [self._array(name, values) for name, values in columns.items()]
-            yield self._chunk(pa.RecordBatch.from_arrays(arrays, schema=self.schema), errors, end, lines)
+            yield self._chunk(pa.RecordBatch.from_arrays(arrays, schema=self.schema), errors, end, lines, ends)
 
     def _array(self, name: str, values: list[Any]) -> pa.Array:
         kind = self.types[name]

@@ -95,6 +95,7 @@ class Chunk:
     refused  by row: why it cannot be scored, whatever its texts are
     end      where the next row begins
     lines    of JSON Lines only: per row its object as it was written, or None where the line holds none
+    ends     of text formats only: the bytes and lines before each row's end, [rows] each
     """
 
     batch: pa.RecordBatch
@@ -102,6 +103,22 @@ class Chunk:
     refused: dict[int, str]
     end: Place
     lines: list[str | None] | None = None
+    ends: tuple[Any, Any] | None = None
+
+    def head(self, rows: int) -> "Chunk":
+        """Return its first rows, one or more."""
+        if self.ends is not None:
+            end = Place(int(self.ends[0][rows - 1]), int(self.ends[1][rows - 1]))
+        else:
+            end = Place(self.end.at - self.batch.num_rows + rows)
+        return Chunk(
+            self.batch.slice(0, rows),
+            tuple(column.slice(0, rows) for column in self.columns),
+            {row: error for row, error in self.refused.items() if row < rows},
+            end,
+            None if self.lines is None else self.lines[:rows],
+            None if self.ends is None else (self.ends[0][:rows], self.ends[1][:rows]),
+        )
 
     @property
     def texts(self) -> list[tuple[str | None, ...]]:
@@ -187,10 +204,11 @@ class Table(ABC):
         errors: list[str | None],
         end: Place,
         lines: list[str | None] | None = None,
+        ends: tuple[Any, Any] | None = None,
     ) -> Chunk:
         columns = tuple(as_texts(batch.column(name)) for name in self.text_columns)
         refused = {row: error for row, error in enumerate(errors) if error is not None}
-        return Chunk(batch, columns, refused, end, lines)
+        return Chunk(batch, columns, refused, end, lines, ends)
 
 
 def _state(path: File) -> tuple[Any, ...] | None:

@@ -19,6 +19,7 @@ from pabee_fast.tables.count import RowCount
 from pabee_fast.tables.files import Found
 from pabee_fast.tables.folders import InFolders
 from pabee_fast.tables.jsonl import JsonTable, scan_json
+from pabee_fast.tables.lists import WholeLists
 from pabee_fast.tables.open import CHUNK_BYTES, CHUNK_ROWS, check_file, open_table
 from pabee_fast.tables.read import USUAL, Chunk, Place, Reading, Table, table_format
 from pabee_fast.tables.remote import File, Remote
@@ -53,6 +54,7 @@ class Source:
         text_columns: one name, or two for pairs.
         scan: what `scan` gave when the same files were opened before, so that they need not be read to be opened.
         reading: how csv and tsv are read.
+        whole_lists: whether neighbouring rows of one first text are a list, which no part cuts.
 
     Raises:
         InputError: a file that cannot be read or has other columns than the first, or no text column; or a folder that
@@ -65,6 +67,8 @@ class Source:
         text_columns: Sequence[str],
         scan: Any = None,
         reading: Reading = USUAL,
+        *,
+        whole_lists: bool = False,
     ) -> None:
         self.paths = list(paths)
         kinds = {table_format(path) for path in self.paths}
@@ -77,6 +81,8 @@ class Source:
         )
         said = paths if isinstance(paths, Mapping) else {}
         self.tables = [InFolders.of(table, said.get(table.path, {})) for table in self._read]
+        if whole_lists:
+            self.tables = [WholeLists(table) for table in self.tables]
         self.schema = self.tables[0].schema
         for table in self.tables[1:]:
             if not table.schema.equals(self.schema):

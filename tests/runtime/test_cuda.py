@@ -1,8 +1,10 @@
 """The runtime on a GPU: the same answers as on the CPU, in float32 and bfloat16."""
 
 import copy
+import dataclasses
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 
@@ -113,6 +115,24 @@ def test_the_loop_waits_for_nothing_but_the_counts_it_asked_for(under_way: int, 
         torch.cuda.set_sync_debug_mode("default")
     assert tuple(got.exit_layers.tolist()) == policy.exit_layers
     assert torch.equal(got.logits, expected.logits)
+
+
+@pytest.mark.parametrize("budget", [None, 60])
+def test_candidates_leave_as_on_the_cpu_and_comparing_them_waits_for_nothing(budget: int | None) -> None:
+    model, batch = tiny_model("bert", num_labels=1, seed=1), padded_rows([*LENGTHS, *LENGTHS])
+    policy = pf.Shortlist(3, (0.9, 0.6, float("inf"), 0.3, 0.1))
+    lists = np.repeat([0, 1, 2], [9, 1, 8])
+    packed = dataclasses.replace(pack(model, **batch), lists=lists)
+    expected = Engine(copy.deepcopy(model), token_budget=budget).run(packed, policy)
+    engine, there = Engine(model.cuda(), token_budget=budget), packed.to(torch.device("cuda"))
+    engine.run(there, policy)
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        got = engine.run(there, policy)
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+    assert got.exit_layers.tolist() == expected.exit_layers.tolist()
+    assert len(set(got.exit_layers.tolist())) > 2
 
 
 @pytest.mark.parametrize("family", ["bert", "albert", "roberta", "electra", "distilbert"])
