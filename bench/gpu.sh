@@ -118,7 +118,7 @@ bench machine 60 record machine
 case $mode in
     full)
         reserve=110  # for all GPU tests: 576 of them took 62 s on 16 cores, and there are 1,100
-        gpu_tests tests-first 40 -k 'short or linear_gelu'
+        gpu_tests tests-first 60 -k 'short or linear_gelu'
         bench ceilings 15 ceilings
         bench attention 60 tune measure --so-far --rounds 3
         use_what_was_measured
@@ -157,7 +157,7 @@ case $mode in
         bench host 60 host --rounds 2
         bench whole-job 240 peers --so-far --device cpu --model bert-tiny --rows 64 --rounds 1 --stock-rows 16 \
             --stock-batches 4 8
-        bench attention 120 tune measure --so-far --device cpu --tokens 256 --lengths 16 32 --rounds 1
+        bench attention 120 tune measure --so-far --device cpu --tokens 256 --lengths 16 32 --product-tokens 64 --rounds 1
         bench bert-large-sst2 300 endtoend "${tiny[@]}" --exits skewed
         bench bert-base-128 300 endtoend "${tiny[@]}" --lengths 128 --waves 512
         bench bert-base-512 300 endtoend "${tiny[@]}" --lengths 512 --rows 4
