@@ -140,8 +140,8 @@ def exit_heads_of(model: PreTrainedModel) -> list[Head]:
     for head in heads:
         if is_quantised(head.linear):
             raise UnsupportedError(
-                f"the weight of a head is torchao's {type(head.linear.weight).__name__}, which the exit step cannot read: "
-                f"quantise the backbone alone (quantize_(model.{model.base_model_prefix}, ...))"
+                f"the weight of a head is torchao's {type(head.linear.weight).__name__}, which the exit step cannot "
+                f"read: quantise the backbone alone (quantize_(model.{model.base_model_prefix}, ...))"
             )
     return heads
 

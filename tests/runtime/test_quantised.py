@@ -12,6 +12,7 @@ from torch import nn
 import pabee_fast as pf
 from pabee_fast.models.head import CalledPooler
 from pabee_fast.models.heads import exit_heads_of
+from pabee_fast.scoring.conditions import model_fingerprint
 from tests import zoo
 from tests.conftest import padded_rows, tiny_model, tiny_stock
 
@@ -88,6 +89,13 @@ def test_a_quantised_classifier_is_refused_with_what_to_quantise() -> None:
         pf.accelerate(model, pf.FullDepth())
 
 
+def test_a_model_in_int8_is_known_by_all_its_weights() -> None:
+    changed = tiny_model("bert")
+    changed.bert.encoder.layer[0].output.dense.weight.data *= 1.5
+    first, again, other = (model_fingerprint(quantised(model)) for model in (*map(tiny_model, ["bert"] * 2), changed))
+    assert first == again != other
+
+
 @pytest.fixture
 def quantise_by_token() -> Callable[[nn.Module], None]:
     """torchao's dynamic int8, in place: each token has a scale of its own."""
@@ -120,6 +128,15 @@ def test_rows_that_leave_early_read_a_pooler_by_torchao(quantise_by_token: Calla
         states = model(**row, output_hidden_states=True).hidden_states
         expected = model.exit_heads[2](model.bert.pooler(states[3]))
     assert_near(pf.accelerate(model, pf.FixedDepth(3))(**row).logits, expected)
+
+
+def test_a_model_by_torchao_is_known_by_all_its_weights(quantise_by_token: Callable[[nn.Module], None]) -> None:
+    models = [tiny_model("bert") for _ in range(3)]
+    models[2].bert.encoder.layer[0].output.dense.weight.data *= 1.5
+    for model in models:
+        quantise_by_token(model.bert)
+    first, again, other = map(model_fingerprint, models)
+    assert first == again != other
 
 
 def test_heads_by_torchao_are_refused_with_what_to_quantise(quantise_by_token: Callable[[nn.Module], None]) -> None:
