@@ -128,12 +128,12 @@ RULES: Mapping[str, tuple[Signal, tuple[float, ...]]] = {
 
 
 def leave(signal: Tensor, first: int, depth: float) -> Tensor:
-    """Return [rows] exit layers, counted from 1, with the mean nearest to `depth`.
+    """Return [rows] exit layers, counted from 1, with the largest mean up to `depth` that a threshold gives.
 
     Args:
         signal: [layers - 1, rows].
         first: the first layer that tests.
-        depth: mean exit layer.
+        depth: mean exit layer, `first` or more.
     """
     least = signal[first - 1 :].cummin(0).values
     thresholds = least.flatten().unique()
