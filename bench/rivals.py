@@ -25,6 +25,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
+import transformers
 from torch import Tensor
 
 import pabee_fast as pf
@@ -241,6 +242,7 @@ def main() -> None:
     add_so_far(parser)
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
+    transformers.utils.logging.set_verbosity_error()  # of stock, that it leaves heads out
     if args.model is None:
         case = random_case(args.made_up_rows)
     elif args.calibrate is None or args.rows is None:
