@@ -150,7 +150,7 @@ def _score(scorer: pf.Scorer, texts: Sequence[str]) -> Tensor:
 def best_size(over: Over, sizes: Sequence[int], probed: int) -> int:
     """Return the batch size by which a way was fastest on the first rows."""
     variants = {str(size): over(probed, size) for size in sizes}
-    seconds = timing.interleaved(variants, 2, CPU)
+    seconds = timing.interleaved(variants, 1, CPU)
     return min(sizes, key=lambda size: min(seconds[str(size)]))
 
 
@@ -235,8 +235,8 @@ def main() -> None:
     parser.add_argument("--made-up-rows", type=int, default=96, help="without --model: how many")
     parser.add_argument("--epsilon", type=float, nargs="+", default=[0.01, 0.05])
     parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--batches", type=int, nargs="+", default=[8, 16, 32, 64])
-    parser.add_argument("--probe", type=int, default=128, help="rows by which a batch size is chosen")
+    parser.add_argument("--batches", type=int, nargs="+", default=[8, 16, 32])
+    parser.add_argument("--probe", type=int, default=64, help="rows by which a batch size is chosen")
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
     parser.add_argument("--keep", action="store_true")
     add_so_far(parser)
