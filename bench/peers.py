@@ -12,20 +12,21 @@ Random weights, made-up texts with sst2's lengths. A job's answers are held agai
 """
 
 import argparse
-import importlib.util
+import contextlib
 import json
 import os
 import statistics
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import pyarrow.parquet as pq
 import torch
 
-from bench import cases, job_cases, timing
+from bench import cases, job_cases, rival_ways, timing
+from bench.rival_ways import LeftOut, OfTexts
 from bench.text import Tell, add_so_far, teller
 from pabee_fast.jobs.executor import Executor
 from pabee_fast.jobs.executors import open_executor
@@ -147,37 +148,16 @@ def run_job(source: Path, target: Path, executor: Executor) -> Progress:
     return Job([str(source)], str(target), Columns(["text"]), JobOptions(overwrite=True)).run(executor)
 
 
-Way = Callable[[Sequence[str], int], Any]
-"""Scores texts with batches of a size."""
-
-
-def stock_ways(model: Path, device: torch.device, dtype: torch.dtype) -> dict[str, Way]:
+def stock_ways(model: Path, device: torch.device, dtype: torch.dtype) -> dict[str, OfTexts]:
     """Return what others would run, by name; it loads the model anew."""
-    from transformers import pipeline
-
-    piped = pipeline("text-classification", model=str(model), device=device, dtype=dtype)
-
-    def in_order(texts: Sequence[str], size: int) -> Any:
-        return piped(list(texts), batch_size=size, truncation=True)
-
-    def by_length(texts: Sequence[str], size: int) -> Any:
-        return in_order(sorted(texts, key=lambda text: -len(text.split())), size)
-
-    ways: dict[str, Way] = {"pipeline, sorted": by_length, "pipeline, input order": in_order}
-    if importlib.util.find_spec("sentence_transformers") is not None:
-        from sentence_transformers import CrossEncoder
-
-        encoder = CrossEncoder(str(model), device=device.type, model_kwargs={"dtype": dtype})
-
-        def cross(texts: Sequence[str], size: int) -> Any:
-            # It takes pairs alone: one more token a row.
-            return encoder.predict([[text, ""] for text in texts], batch_size=size, show_progress_bar=False)
-
-        ways["CrossEncoder"] = cross
+    piped = rival_ways.in_pipeline(model, device, dtype)
+    ways = {"pipeline, sorted": rival_ways.by_length(piped), "pipeline, input order": piped}
+    with contextlib.suppress(LeftOut):
+        ways["CrossEncoder"] = rival_ways.cross_encoder(model, device, dtype)
     return ways
 
 
-def stock_rate(way: Way, texts: Sequence[str], size: int) -> float:
+def stock_rate(way: OfTexts, texts: Sequence[str], size: int) -> float:
     """Return rows/s; a batch before warms it."""
     way(texts[:size], size)
     started = time.perf_counter()

@@ -29,6 +29,11 @@ class Head(NamedTuple):
     """What every token goes through before it is read: the norm that the model has behind its last layer."""
 
 
+def is_quantised(linear: nn.Linear) -> bool:
+    """Return whether torchao holds the weight of torch's own linear layer in a precision of its own."""
+    return type(linear.weight).__module__.startswith("torchao.")
+
+
 @dataclass(frozen=True)
 class CalledPooler:
     """A dense layer and its activation, called."""
@@ -42,8 +47,9 @@ class CalledPooler:
 
 def pooler_of(dense: nn.Module, activation: str) -> Pooler | CalledPooler:
     """Return what a dense layer and an activation, by the kernels' name, are to the exit step: it reads the weights of
-    torch's own linear layer, and whatever an owner has put in its place (an adapter) or on it (a hook) is called."""
-    if type(dense) is nn.Linear and why_not_original(dense) is None:
+    torch's own linear layer, and whatever an owner has put in its place (an adapter), in its weight (torchao's int8) or
+    on it (a hook) is called."""
+    if type(dense) is nn.Linear and why_not_original(dense) is None and not is_quantised(dense):
         return Pooler(dense.weight, dense.bias, activation)
     return CalledPooler(dense, ACTIVATIONS[activation])
 

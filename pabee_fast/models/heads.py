@@ -17,7 +17,7 @@ from transformers import PreTrainedModel
 from pabee_fast.errors import CheckpointError, InputError, UnsupportedError
 from pabee_fast.models import family_of, is_built_in
 from pabee_fast.models.around import check_around
-from pabee_fast.models.head import Head
+from pabee_fast.models.head import Head, is_quantised
 from pabee_fast.models.head_kinds import WITHOUT_HEADS, HeadSpec
 from pabee_fast.models.original import is_original
 from pabee_fast.policies import AnswerKind
@@ -114,7 +114,8 @@ def exit_heads_of(model: PreTrainedModel) -> list[Head]:
 
     Raises:
         InputError: a head is missing or left over.
-        UnsupportedError: what transformers' class does between layers and logits was changed, where that is not called.
+        UnsupportedError: what transformers' class does between layers and logits was changed, where that is not called;
+            or a head is quantised.
     """
     check_heads(model)
     family = family_of(model)
@@ -136,6 +137,12 @@ def exit_heads_of(model: PreTrainedModel) -> list[Head]:
                 "class that it comes from, or teach pabee_fast yours by pf.register_family"
             )
         check_around(model, called, heads)
+    for head in heads:
+        if is_quantised(head.linear):
+            raise UnsupportedError(
+                f"the weight of a head is torchao's {type(head.linear.weight).__name__}, which the exit step cannot "
+                f"read: quantise the backbone alone (quantize_(model.{model.base_model_prefix}, ...))"
+            )
     return heads
 
 

@@ -2,7 +2,9 @@
 
 import hashlib
 import json
+from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -93,14 +95,36 @@ def model_fingerprint(model: PreTrainedModel) -> str:
     The whole config, since what a family's layers read of it lies in no list: windows, rotary bases, epsilons.
     """
     digest, config = hashlib.sha256(), model.config.to_dict()
-    for name, tensor in sorted(model.state_dict().items()):
-        digest.update(f"{name} {tensor.dtype} {list(tensor.shape)}".encode())
-        digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().data)
+    for name, weight in sorted(model.state_dict().items()):
+        for part in _plain(weight):
+            if isinstance(part, torch.Tensor):
+                digest.update(f"{name} {part.dtype} {list(part.shape)}".encode())
+                digest.update(part.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().data)
+            else:
+                digest.update(f"{name} {part}".encode())
     config[CONFIG_ENTRY] = {k: v for k, v in config.get(CONFIG_ENTRY, {}).items() if k not in _NOT_OF_THE_HEADS}
     # New versions of transformers add keys, and None is what a config without them means.
     config = {k: v for k, v in config.items() if k not in _NOT_OF_THE_ANSWERS and v is not None}
     digest.update(json.dumps([answer_kind(model), config], sort_keys=True, default=str).encode())
     return digest.hexdigest()
+
+
+def _plain(weight: Any) -> Iterator[Any]:
+    """Yield the tensors and numbers that an entry of a state dict is made of: of one in int8 its codes and scales."""
+    if isinstance(weight, tuple | list):
+        for part in weight:
+            yield from _plain(part)
+    elif isinstance(weight, torch.Tensor) and hasattr(weight, "__tensor_flatten__"):  # torchao's
+        for name in weight.__tensor_flatten__()[0]:
+            yield from _plain(getattr(weight, name))
+    elif isinstance(weight, torch.Tensor) and weight.is_quantized:
+        yield weight.int_repr()
+        if weight.qscheme() in (torch.per_channel_affine, torch.per_channel_symmetric):
+            yield from (weight.q_per_channel_scales(), weight.q_per_channel_zero_points())
+        else:
+            yield from (weight.q_scale(), weight.q_zero_point())
+    else:
+        yield weight
 
 
 def tokenizer_fingerprint(tokenizer: PreTrainedTokenizerBase) -> str:

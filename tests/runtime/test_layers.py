@@ -52,6 +52,17 @@ def test_variants_equal_stock_transformers_for_every_activation(family: str, act
 
 
 @pytest.mark.parametrize("family", FUSED)
+def test_gelu_stays_the_exact_one_where_gelu_by_tanh_would_be_seen_in_the_logits(family: str) -> None:
+    """text-embeddings-inference 1.9 computes `gelu` by tanh; of the largest logit that is 1e-4 and more here."""
+    stock = model_with(family, "gelu", initializer_range=0.3)
+    by_tanh = model_with(family, "gelu_pytorch_tanh", initializer_range=0.3)
+    by_tanh.load_state_dict(stock.state_dict())
+    expected = stock_answers(stock)
+    assert_close(answers(stock), expected)
+    assert distance(stock_answers(by_tanh), expected) > 10 * TOLERANCES[torch.float32]
+
+
+@pytest.mark.parametrize("family", FUSED)
 @pytest.mark.parametrize("activation", ["gelu", "gelu_new", "relu"])
 def test_the_way_of_the_kernels_equals_stock_transformers(family: str, activation: str, by_kernels: None) -> None:
     stock = model_with(family, activation, layer_norm_eps=0.03)

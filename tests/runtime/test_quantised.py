@@ -2,6 +2,7 @@
 
 import copy
 import logging
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -9,6 +10,9 @@ import torch
 from torch import nn
 
 import pabee_fast as pf
+from pabee_fast.models.head import CalledPooler
+from pabee_fast.models.heads import exit_heads_of
+from pabee_fast.scoring.conditions import model_fingerprint
 from tests import zoo
 from tests.conftest import padded_rows, tiny_model, tiny_stock
 
@@ -83,3 +87,60 @@ def test_a_quantised_classifier_is_refused_with_what_to_quantise() -> None:
     says = r"the classifier is a torch.ao.nn.quantized\S+: .*\(model.bert = torch.ao\S+dynamic\(model.bert, {torch.nn"
     with pytest.raises(pf.UnsupportedError, match=says):
         pf.accelerate(model, pf.FullDepth())
+
+
+def test_a_model_in_int8_is_known_by_all_its_weights() -> None:
+    changed = tiny_model("bert")
+    changed.bert.encoder.layer[0].output.dense.weight.data *= 1.5
+    first, again, other = (model_fingerprint(quantised(model)) for model in (*map(tiny_model, ["bert"] * 2), changed))
+    assert first == again != other
+
+
+@pytest.fixture
+def quantise_by_token() -> Callable[[nn.Module], None]:
+    """torchao's dynamic int8, in place: each token has a scale of its own."""
+    torchao = pytest.importorskip("torchao.quantization")
+    return lambda module: torchao.quantize_(module, torchao.Int8DynamicActivationInt8WeightConfig())
+
+
+@pytest.mark.parametrize("variant", ["bert", "roberta", "distilbert", "modernbert", "llama"])
+def test_a_row_by_torchao_gets_the_quantised_models_own_answer_whatever_lies_beside_it(
+    variant: str, quantise_by_token: Callable[[nn.Module], None]
+) -> None:
+    model, batch = zoo.stock_model(variant), zoo.rows(variant, LENGTHS)
+    with torch.no_grad():
+        before = model(**batch).logits
+        quantise_by_token(model.base_model)
+        rows = [first_rows(batch, [row], length) for row, length in enumerate(LENGTHS)]
+        expected = torch.cat([model(**row).logits for row in rows])
+        ours = pf.accelerate(model, pf.FullDepth())
+        alone = torch.cat([ours(**row).logits for row in rows])
+    assert (expected - before).abs().max() > 1e-3, "nothing was quantised, so the test could not fail"
+    assert_near(alone, expected)
+    assert_near(ours(**batch).logits, alone)
+
+
+def test_rows_that_leave_early_read_a_pooler_by_torchao(quantise_by_token: Callable[[nn.Module], None]) -> None:
+    model, row = tiny_model("bert"), padded_rows([12])
+    quantise_by_token(model.base_model)
+    assert isinstance(exit_heads_of(model)[0].pooler, CalledPooler), "kernels would read the weight's codes"
+    with torch.no_grad():
+        states = model(**row, output_hidden_states=True).hidden_states
+        expected = model.exit_heads[2](model.bert.pooler(states[3]))
+    assert_near(pf.accelerate(model, pf.FixedDepth(3))(**row).logits, expected)
+
+
+def test_a_model_by_torchao_is_known_by_all_its_weights(quantise_by_token: Callable[[nn.Module], None]) -> None:
+    models = [tiny_model("bert") for _ in range(3)]
+    models[2].bert.encoder.layer[0].output.dense.weight.data *= 1.5
+    for model in models:
+        quantise_by_token(model.bert)
+    first, again, other = map(model_fingerprint, models)
+    assert first == again != other
+
+
+def test_heads_by_torchao_are_refused_with_what_to_quantise(quantise_by_token: Callable[[nn.Module], None]) -> None:
+    model = tiny_model("bert")
+    quantise_by_token(model)
+    with pytest.raises(pf.UnsupportedError, match=r"a head is torchao's Int8Tensor.*quantize_\(model.bert, "):
+        pf.accelerate(model, pf.Patience(1))
