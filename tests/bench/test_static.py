@@ -101,6 +101,8 @@ def test_a_tile_that_does_not_fit_is_seen_to_spill(target: str, too_wide: int) -
     assert large.stack > static.TOLERATED_STACK
     assert large.spills > static.TOLERATED_SPILLS
     assert static.judge(large, None) == [f"{large.stack} bytes of stack, {large.spills} spills"]
+    assert static.judge(replace(small, stack=64, spills=24), None, is_capped=True) == []
+    assert static.judge(replace(small, stack=64, spills=25), None, is_capped=True) == ["64 bytes of stack, 25 spills"]
 
 
 def test_a_launch_that_leaves_fp_fusion_to_triton_is_refused() -> None:
