@@ -1,5 +1,6 @@
 """bench/gpu.sh with a stand-in for Python: whatever ends it, the figures it had are in a record."""
 
+import functools
 import json
 import os
 import signal
@@ -98,7 +99,14 @@ def test_what_no_time_is_left_for_is_left_out_and_the_record_is_written(tmp_path
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_a_script_that_is_told_to_stop_writes_its_record_and_leaves_no_process(tmp_path: Path, number: int) -> None:
     command, environment = script(tmp_path, "a signal", "--rehearse", "--steps", str(tmp_path / "steps"))
-    process = subprocess.Popen(command, cwd=ROOT, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
+    process = subprocess.Popen(
+        command,
+        cwd=ROOT,
+        env=environment,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        preexec_fn=functools.partial(signal.signal, number, signal.SIG_DFL),  # a shell's background jobs ignore SIGINT
+    )
     log = tmp_path / "steps" / "bert-base-sst2.log"
     while not (log.exists() and "0.97" in log.read_text()):
         time.sleep(0.05)
