@@ -326,8 +326,8 @@ def short_attention_constants(heads: Heads, is_tight: bool) -> Constants:
     """Return what `short_attention` is compiled for: keyed on heads, which no batch changes; `is_tight` where the
     device is Hopper and nothing hides a key.
 
-    One tile for all: one of half as many tokens takes 0.7 of the time on an H200 (131,072 tokens of rows of 32 and 48),
-    and holds one row where this one holds two or three. A span of four tiles ends with one that is not full, so that of
+    One tile for all: one of half as many tokens takes 0.7 of the time (bench/results/nvidia-h200/profiles.md) and
+    holds one row where this one holds two or three. A span of four tiles ends with one that is not full, so that of
     sst2's lengths 26 % of the places are empty; in a list of tiles without spans 22 % were, for which each wave would
     need a launch of its own.
     """

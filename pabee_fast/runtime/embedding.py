@@ -11,8 +11,10 @@ from pabee_fast.runtime import ops
 from pabee_fast.runtime.stock import parts_of, why_not_stock
 
 FUSED = frozenset({"cuda"})
-"""Where word, position and type are looked up, added and normalised in one launch: in stock modules' six they move ten
-times the bytes, which of a run of skewed exits is a twentieth (BERT-base, H200)."""
+"""Where word, position and type are looked up, added and normalised in one launch: stock modules do it in six, which
+move seven times the bytes (counted) and are a twentieth of a run of skewed exits (BERT-base, H200: 5.4 of 100 ms)."""
+
+_KNOWN = frozenset({nn.Embedding, nn.LayerNorm, nn.Dropout})
 
 
 def fused_embedding(embeddings: nn.Module | None, package: str) -> Callable[..., Tensor] | None:
@@ -38,9 +40,6 @@ def fused_embedding(embeddings: nn.Module | None, package: str) -> Callable[...,
     if not all(each.is_contiguous() and each.shape[-1] == first.shape[-1] for each in tensors):
         return None
     return functools.partial(_embed, embeddings, weights, norm)
-
-
-_KNOWN = frozenset({nn.Embedding, nn.LayerNorm, nn.Dropout})
 
 
 def _embed(

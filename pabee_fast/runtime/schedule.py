@@ -23,8 +23,8 @@ of an H200 and BERT-base's hidden size. An estimate; a CPU, which multiplies slo
 
 
 SELDOM = 3
-"""Layers of a small wave from one question to the next: asking takes the host a third of a layer's launches, and the
-layers after a last row's exit are in vain."""
+"""Layers of a small wave from one question to the next: asking takes the host a sixth of a layer's launches
+(`bench.host`) and then a wait, and the layers after a last row's exit are in vain. An estimate."""
 
 
 def plan_waves(lengths: np.ndarray, token_budget: int, longest_row: int | None = None) -> list[np.ndarray]:
