@@ -49,12 +49,38 @@ def to_device(arrays: Iterable[np.ndarray], device: torch.device) -> list[Tensor
 
 def by_one_copy(tensors: Sequence[Tensor], device: torch.device) -> list[Tensor]:
     """Return tensors of the host on `device`, all in one piece of memory."""
-    spans, total = [], 0
+    return Together(tensors, device).tensors
+
+
+class Together:
+    """Tensors in one piece of a device's memory, which one copy fills.
+
+    Args:
+        values: of the host, what they hold at first.
+        device: where they are to be.
+    """
+
+    def __init__(self, values: Sequence[Tensor], device: torch.device) -> None:
+        self._memory = _joined(values, device).to(device, non_blocking=True)
+        ends = np.cumsum([_room(each) for each in values]).tolist()
+        self.tensors = [
+            self._memory[end - _room(each) : end - _room(each) + each.nbytes].view(each.dtype).view(each.shape)
+            for end, each in zip(ends, values, strict=True)
+        ]
+
+    def fill(self, values: Sequence[Tensor]) -> None:
+        """Write other values of the same shapes and dtypes, from the host."""
+        self._memory.copy_(_joined(values, self._memory.device), non_blocking=True)
+
+
+def _room(tensor: Tensor) -> int:
+    return -(-tensor.nbytes // ALIGNMENT) * ALIGNMENT
+
+
+def _joined(tensors: Sequence[Tensor], device: torch.device) -> Tensor:
+    """Return the bytes of tensors of the host end to end, on their way to `device`."""
+    joined, start = torch.empty(sum(map(_room, tensors)), dtype=torch.uint8, pin_memory=device.type == "cuda"), 0
     for tensor in tensors:
-        spans.append(slice(total, total + tensor.nbytes))
-        total += -(-tensor.nbytes // ALIGNMENT) * ALIGNMENT
-    joined = torch.empty(total, dtype=torch.uint8, pin_memory=device.type == "cuda")
-    for tensor, span in zip(tensors, spans, strict=True):
-        joined[span].view(tensor.dtype).copy_(tensor.flatten())
-    moved = joined.to(device, non_blocking=True)
-    return [moved[span].view(each.dtype).view(each.shape) for each, span in zip(tensors, spans, strict=True)]
+        joined[start : start + tensor.nbytes].view(tensor.dtype).copy_(tensor.flatten())
+        start += _room(tensor)
+    return joined

@@ -32,6 +32,10 @@ MAX_PLACE_HEAD = 64
 # Larger heads leave a tile of short rows too few registers; float32 products keep their operands in them.
 MAX_SHORT_HEAD = {torch.float32: 64, torch.float16: 128, torch.bfloat16: 128}
 
+# Of `short_attention`, numbers of queries (tokens times heads): in spans of four tiles 600 programs, as many as an H200
+# runs at once.
+FEW_QUERIES = 600 * 4 * MAX_SHORT_ROW
+
 # Queries, keys and warps of a program of `attention`, by the size of a head.
 _HALF_ATTENTION = {64: (64, 32, 4), 128: (64, 32, 8), 256: (32, 32, 4)}
 _FLOAT32_ATTENTION = {64: (32, 32, 4), 128: (32, 32, 8), 256: (16, 16, 8)}
@@ -322,9 +326,10 @@ def attention_tiles(rows: int, tokens: int, block_queries: int) -> int:
 
 
 @functools.cache
-def short_attention_constants(heads: Heads, is_tight: bool) -> Constants:
+def short_attention_constants(heads: Heads, is_tight: bool, is_few: bool = False) -> Constants:
     """Return what `short_attention` is compiled for: keyed on heads, which no batch changes; `is_tight` where the
-    device is Hopper and nothing hides a key.
+    device is Hopper and nothing hides a key, `is_few` where tokens are too few to keep a GPU busy by spans of four
+    tiles: a program takes the longer the more tiles it has (8 rows on an H200: four 14.7 us).
 
     One tile for all: one of half as many tokens takes 0.7 of the time (bench/results/nvidia-h200/profiles.md) and
     holds one row where this one holds two or three. A span of four tiles ends with one that is not full, so that of
@@ -332,7 +337,7 @@ def short_attention_constants(heads: Heads, is_tight: bool) -> Constants:
     need a launch of its own.
     """
     is_half, blocks = heads.dtype != torch.float32, heads.blocks()
-    sizes = {"SPAN": 4 * MAX_SHORT_ROW, "BLOCK_TOKENS": MAX_SHORT_ROW, **blocks}
+    sizes = {"SPAN": (1 if is_few else 4) * MAX_SHORT_ROW, "BLOCK_TOKENS": MAX_SHORT_ROW, **blocks}
     made = _constants(4 if is_half else 8, 1, **heads.constants(), **sizes)
     if is_tight and is_half and max(blocks.values()) <= 64:
         # Registers of a thread: so a multiprocessor holds five programs, not four, and an H200 takes 253 us, not 273.

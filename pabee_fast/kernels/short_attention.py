@@ -10,7 +10,7 @@ from torch import Tensor
 from .attention import MARKS, NUMBERS, attention_arguments
 from .checks import check_on_device
 from .checks_attention import check_short_attention
-from .launch import MAX_SHORT_HEAD, Launch, is_hopper, short_attention_constants
+from .launch import FEW_QUERIES, MAX_SHORT_HEAD, Launch, is_hopper, short_attention_constants
 
 
 @triton.jit
@@ -284,6 +284,7 @@ def short_attention_launch(
     arguments, heads = attention_arguments(query, key, value, out, cu_seqlens, **options)
     arguments["tokens"] = tokens = query.shape[0]
     hides = heads.has_window or heads.is_causal or arguments["key_mask_ptr"] is not None
-    constants = short_attention_constants(heads, is_hopper(query.device) and not hides)
+    is_few = tokens * heads.heads < FEW_QUERIES
+    constants = short_attention_constants(heads, is_hopper(query.device) and not hides, is_few)
     grid = (-(-tokens // constants.values["SPAN"]) * heads.heads,)
     return Launch(short_attention_kernel, grid, arguments, constants)

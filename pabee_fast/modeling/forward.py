@@ -17,6 +17,7 @@ from pabee_fast.errors import InputError, UnsupportedError
 from pabee_fast.modeling.loss import multi_exit_loss
 from pabee_fast.models.heads import has_heads, named_arguments, stock_class
 from pabee_fast.runtime.engine import Engine
+from pabee_fast.runtime.graphs import Graphs
 from pabee_fast.runtime.pack import pack
 from pabee_fast.say import say_once
 
@@ -105,6 +106,7 @@ def engine_of(model: Any) -> Engine:
 def keep_engine(model: Any, engine: Engine) -> None:
     """Let a model's calls use this engine, until the model is moved (`EarlyExitModel._apply`)."""
     engine.layers.lets_nothing_go = True
+    engine.graphs = Graphs(engine.device)
     model.__dict__[ENGINE] = engine
 
 

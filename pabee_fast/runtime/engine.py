@@ -9,7 +9,7 @@ import logging
 import sys
 import warnings
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -19,6 +19,7 @@ from transformers import PreTrainedModel
 
 from pabee_fast.arguments import require_whole
 from pabee_fast.errors import InputError
+from pabee_fast.kernels.checks import Pooler
 from pabee_fast.layout import Layout
 from pabee_fast.models import family_of
 from pabee_fast.models.family import check_weights
@@ -28,6 +29,7 @@ from pabee_fast.policies import Among, FullDepth, Policy, Rule, require_policy
 from pabee_fast.runtime import ops
 from pabee_fast.runtime.budget import default_budget, least_tokens
 from pabee_fast.runtime.choice import ATTENTIONS
+from pabee_fast.runtime.graphs import DEVICES, WORTHWHILE, Asked, Graphs, Recording, Size
 from pabee_fast.runtime.layers import Layers
 from pabee_fast.runtime.lists import Given
 from pabee_fast.runtime.pack import PackedBatch, cumulative
@@ -51,12 +53,16 @@ def ignore(rows: int, layer: int) -> None:
 
 
 class _Question(NamedTuple):
-    """A wave whose counts of survivors travel to the host."""
+    """A wave whose counts of survivors are to travel to the host."""
 
     wave: Wave
     layer: int
     plan: ops.Plan
-    counts: ReadBack  # rows, tokens, the longest row's; and of a wave in pieces, where its rows would end
+
+    def ask(self) -> "tuple[_Question, ReadBack]":
+        """Let them travel: rows, tokens, the longest row's; and of a wave in pieces, where its rows would end."""
+        plan = self.plan
+        return self, ReadBack(torch.cat([plan.counts, plan.cu_seqlens]) if self.wave.pieces else plan.counts)
 
 
 class Engine:
@@ -110,6 +116,8 @@ class Engine:
             self.costs = Costs(gather_cost)
         self.under_way = under_way if under_way is not None else UNDER_WAY.get(self.device.type, 1)
         require_whole("under_way", self.under_way, at_least=1)
+        self.graphs: Graphs | None = None
+        """For whoever calls with small batches again and again; None: every kernel is launched by the host."""
 
     def _look(self) -> None:
         """Note what the model is now, beside its layers and heads."""
@@ -120,9 +128,11 @@ class Engine:
         self.first_head = len(self.layers) - inner_heads(self.model)  # the first layer that has one
 
     @contextlib.contextmanager
-    def _ready(self) -> Iterator[None]:
+    def _turn(self) -> Iterator[None]:
         """Layers and heads bound to the model as it is now: it is its owner's between runs."""
-        with self.layers.ready() as is_new:
+        with self.layers.turn() as is_new:
+            if is_new and self.graphs is not None:
+                self.graphs.clear()
             if is_new or not self.heads:
                 self.heads = []
                 heads = exit_heads_of(self.model)
@@ -131,6 +141,12 @@ class Engine:
                     inputs = self.model.config.hidden_size if head.pooler is None and head.norm is None else None
                     ops.check_head(linear, self.classes, inputs)
                 self.heads = heads
+            yield
+
+    @contextlib.contextmanager
+    def _ready(self) -> Iterator[None]:
+        """In addition, layers that can run."""
+        with self._turn(), self.layers.running():
             yield
 
     def check(self, policy: Policy, *, has_lists: bool = False) -> Policy:
@@ -171,18 +187,20 @@ class Engine:
         self._look()
         batch, rows, policy = self._here(batch), len(batch.lengths), policy.from_layer(self.first_head)
         policy.check(len(self.layers), self.kind, rows)
+        if (answers := self._replayed(batch, policy, on_settled)) is not None:
+            return answers
         results = Results.empty(rows, self.classes, self.device)
         given = Given.of(batch, policy, self.device)
         lists = batch.lists if policy.is_listwise else None
         fresh = self._cut(batch.lengths, lists)
-        queue: WaveQueue[Wave, _Question] = WaveQueue(fresh, self.token_budget, self.under_way)
+        queue: WaveQueue[Wave, tuple[_Question, ReadBack]] = WaveQueue(fresh, self.token_budget, self.under_way)
         last = policy.depth(len(self.layers))
         with self._ready():
             while queue:
                 # 1. Counts that must be waited for: settled rows are dropped where the layers saved cost more than the
                 #    move, and the survivors wait for others of their depth.
-                if (question := queue.due()) is not None:
-                    wave, layer, plan, counts = question
+                if (asked := queue.due()) is not None:
+                    (wave, layer, plan), counts = asked
                     survivors, tokens, longest, *ends = counts.wait()
                     on_settled(wave.alive - survivors, layer)
                     wave.alive = survivors
@@ -202,10 +220,60 @@ class Engine:
                     queue.token_budget = self.token_budget
                     continue
                 if question is not None:
-                    queue.ask(question)
+                    queue.ask(question.ask())
                 else:
                     on_settled(_alive(picked), last)
         return results
+
+    def _replayed(self, batch: PackedBatch, policy: Policy, on_settled: OnSettled) -> Results | None:
+        """Return what a small batch answers by way of `graphs`; None where that does not serve it."""
+        if self.graphs is None or self.device.type not in DEVICES or not len(batch.lengths):
+            return None
+        size = Size.of(batch.lengths)
+        if (
+            size.tokens > min(WORTHWHILE * self.costs.least_tokens, self.token_budget)
+            or policy.is_listwise
+            or "input_ids" not in batch.inputs
+            or batch.key_mask is not None
+            or batch.positions is not None
+        ):
+            return None
+        layers = len(self.layers)
+        with self._turn():
+            if not self.layers.are_replayable or not all(_is_read(head) for head in self.heads):
+                return None
+            rules = [
+                (layer, policy.rule(layer, self.classes))
+                for layer in range(1, layers + 1)
+                if policy.tests(layer, layers)
+            ]
+            inputs = [(name, values.dtype) for name, values in batch.inputs.items()]
+            key = (size, *inputs, policy.first_exit(layers), policy.depth(layers), *rules)
+            recording = self.graphs.recording(
+                key, lambda: Recording(size, batch, Results.empty(size.rows, self.classes, self.device), self.attention)
+            )
+            pieces = functools.partial(self._pieces, policy)
+            try:
+                return self.graphs.run(recording, batch, policy.exit_at(), pieces, on_settled)
+            except torch.OutOfMemoryError:
+                self.graphs.clear()
+                logger.warning("out of memory at a batch of %d tokens: it is run in waves", size.tokens)
+                return None
+
+    def _pieces(self, policy: Policy, recording: Recording) -> Iterator[Asked]:
+        """Launch the run of a small batch; see `graphs.Pieces`."""
+        results, layer = recording.results, 0
+        with self.layers.running():
+            results.logits.fill_(float("nan"))
+            results.exit_layers.zero_()
+            wave = self._begin(recording.layout, recording.inputs, recording.row_ids, policy)
+            wave.state.keep.copy_(recording.keep)
+            wave.is_never_compacted = True
+            given = Given(None if policy.exit_at() is None else recording.exit_at, None, 0)
+            while (question := self._advance(wave, layer, policy, given, results)) is not None:
+                layer = question.layer
+                yield Asked(layer, question.plan.counts)
+            yield Asked(policy.depth(len(self.layers)), None)
 
     @torch.no_grad()
     def every_head(self, batch: PackedBatch) -> Tensor:
@@ -307,18 +375,21 @@ class Engine:
         layout = Layout(ends, int(part.lengths.max()), part.key_mask, part.positions, attention=self.attention)
         inputs = part.inputs if part.images is None else {"pixel_values": part.images}
         try:
-            hidden = self.family.embed(self.model, layout, **inputs)
+            wave = self._begin(layout, inputs, row_ids, policy)
         except IndexError as error:  # of the CPU's look-up; to look beforehand would cost a wait on a GPU
             given = ", ".join(f"{name} {int(ids.min())} to {int(ids.max())}" for name, ids in inputs.items())
             raise InputError(
                 f"an id has no row in the model's embedding tables ({given}): is the tokenizer another model's?"
             ) from error
-        beside = self.family.beside(self.model, hidden, part.inputs["position_ids"]) if part.images is None else {}
-        words = ops.memory_words(self.kind, policy.rule(1, self.classes).name, self.classes)
-        wave = Wave.start(hidden, layout, row_ids, words, beside)
         if wave.tokens > self.token_budget:
             wave.cut(cumulative(part.lengths), self.token_budget)
         return wave
+
+    def _begin(self, layout: Layout, inputs: Mapping[str, Tensor], row_ids: Tensor, policy: Policy) -> Wave:
+        hidden = self.family.embed(self.model, layout, **inputs)
+        beside = self.family.beside(self.model, hidden, inputs["position_ids"]) if "position_ids" in inputs else {}
+        words = ops.memory_words(self.kind, policy.rule(1, self.classes).name, self.classes)
+        return Wave.start(hidden, layout, row_ids, words, beside)
 
     def _advance(self, wave: Wave, layer: int, policy: Policy, given: Given, results: Results) -> _Question | None:
         """Run a wave with `layer` layers behind it up to the next one at which a row can leave, and ask how many of its
@@ -338,11 +409,9 @@ class Engine:
             if not first_exit <= layer < last:
                 continue
             wave.unasked += 1
-            if self.costs.asks(wave.tokens, wave.unasked):
+            if self.costs.asks(0 if wave.is_never_compacted else wave.tokens, wave.unasked):
                 wave.unasked = 0
-                plan = wave.plan()
-                asked = torch.cat([plan.counts, plan.cu_seqlens]) if wave.pieces else plan.counts
-                return _Question(wave, layer, plan, ReadBack(asked))
+                return _Question(wave, layer, wave.plan())
         return None
 
     def _compare(self, wave: Wave, layer: int, among: Among, given: Given, results: Results) -> None:
@@ -375,6 +444,11 @@ class Engine:
         )
         told = ops.ExitRule(self.kind, rule.name, layer, last, rule.patience, rule.threshold, exit_at)
         ops.exit_step(rows, linear, told, pooler=head.pooler, norm=head.norm)
+
+
+def _is_read(head: Head) -> bool:
+    """Return whether a head is read as tensors, so that no owner's module is called."""
+    return head.norm is None and (head.pooler is None or isinstance(head.pooler, Pooler))
 
 
 def _alive(picked: np.ndarray | Sequence[Wave]) -> int:

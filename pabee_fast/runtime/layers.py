@@ -71,6 +71,7 @@ class _Bound:
     instead: dict[nn.Module, Callable[..., Any]]
     has_autocast: bool
     tables: PlaceTables | None
+    are_replayable: bool
     snapshot: Snapshot
 
 
@@ -107,9 +108,9 @@ class Layers:
         return self._bound.runs[number - 1](hidden, layout, beside)
 
     @contextlib.contextmanager
-    def ready(self) -> Iterator[bool]:
-        """Bind the layers to the weights as they are now, unless they are bound and nothing has changed; meanwhile the
-        stock modules attend within packed rows, and other threads wait that would run the model too.
+    def turn(self) -> Iterator[bool]:
+        """Bind the layers to the weights as they are now, unless they are bound and nothing has changed; meanwhile
+        other threads wait that would run the model too.
 
         Yields:
             Whether they were bound anew.
@@ -125,16 +126,29 @@ class Layers:
             if bound is None or is_new:
                 self._bound = None
                 self._bound = bound = self._bind()
-            for weights in bound.weights:
-                weights.take()
-            try:
-                with packed_attention_in(*bound.configs), unchunked(bound.chunked), instead(bound.instead):
-                    yield is_new
-            finally:
-                for weights in bound.weights if not self.lets_nothing_go else ():
-                    weights.let_go()
-                if bound.tables is not None:
-                    bound.tables.clear()
+            yield is_new
+
+    @contextlib.contextmanager
+    def ready(self) -> Iterator[bool]:
+        """Both `turn` and `running`."""
+        with self.turn() as is_new, self.running():
+            yield is_new
+
+    @contextlib.contextmanager
+    def running(self) -> Iterator[None]:
+        """Let layers be called, within `turn()`: the stock modules attend within packed rows meanwhile."""
+        bound = self._bound
+        assert bound is not None
+        for weights in bound.weights:
+            weights.take()
+        try:
+            with packed_attention_in(*bound.configs), unchunked(bound.chunked), instead(bound.instead):
+                yield
+        finally:
+            for weights in bound.weights if not self.lets_nothing_go else ():
+                weights.let_go()
+            if bound.tables is not None:
+                bound.tables.clear()
 
     def _parts(self) -> list[nn.Module]:
         """Return every module in the layers."""
@@ -163,8 +177,22 @@ class Layers:
             self._instead(every, variant),
             self._has_autocast,
             tables,
+            self._are_replayable(runs.values(), tables),
             Snapshot(self.model),  # last: binding may move weights together
         )
+
+    def _are_replayable(self, runs: Iterable[Run], tables: PlaceTables | None) -> bool:
+        """Return whether launches alone are all that layers and embedding do, so that they may be recorded: no module
+        of an owner's is called, and no table is made for a run."""
+        is_plain = tables is None and all(getattr(run, "func", None) is _run_blocks for run in runs)
+        inside = [*self.model.modules()][1:]
+        return is_plain and not any(part._forward_hooks or part._forward_pre_hooks for part in inside)
+
+    @property
+    def are_replayable(self) -> bool:
+        """Whether launches alone are all that these layers and their embedding do; within `turn()` only."""
+        assert self._bound is not None
+        return self._bound.are_replayable
 
     def _check(self, parts: Iterable[nn.Module]) -> None:
         """Raise UnsupportedError where layers would attend to other tokens than with transformers' masks, which follow

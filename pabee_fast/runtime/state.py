@@ -44,6 +44,7 @@ class Wave:
     alive: int  # rows that have not left, as far as the host knows
     beside: Mapping[str, Tensor] = field(default_factory=dict)  # each [tokens, ...]: see Family.beside
     unasked: int = 0  # layers at which rows may have left since the host asked
+    is_never_compacted: bool = False
     pieces: Sequence[Piece] = ()  # of a list that has more tokens than are computed at once; (): the wave is in one
 
     @classmethod
