@@ -25,6 +25,7 @@ from transformers import AutoConfig, AutoModelForImageClassification, AutoModelF
 import pabee_fast as pf
 from bench import cases, timing
 from bench.endtoend import TOLERANCE, run_stock, stock_batches
+from bench.text import add_so_far, teller
 from pabee_fast.models import FAMILIES
 from pabee_fast.runtime.device import choose_device, choose_dtype
 from pabee_fast.runtime.engine import Engine
@@ -181,12 +182,15 @@ def main() -> None:
     parser.add_argument("--layers", choices=VARIANTS, default=None, help="how ours run; default: the engine's choice")
     parser.add_argument("--dtype", default="auto")
     parser.add_argument("--device", default="auto")
+    add_so_far(parser)
     args = parser.parse_args()
-    records = []
+    found: dict[str, dict[str, Any]] = {}
+    tell = teller(args.so_far)
     for family in args.family:
-        records.append(measure(family, args))
+        found[family] = measure(family, args)
+        tell(found)
         if family == args.family[0]:
-            first = records[0]
+            first = found[family]
             print(
                 f"{LAYERS} layers of 768, {args.rows} rows of sst2 dev's lengths, {args.images} images of 224 x 224, "
                 f"{first['dtype']}, {first['hardware']}, torch {first['torch']}, transformers {first['transformers']}; "
@@ -194,8 +198,8 @@ def main() -> None:
                 "| family | stock rows/s | full depth | early exit | full depth / stock | exit efficiency | "
                 "early exit / stock |\n|---|---|---|---|---|---|---|"
             )
-        print(line(records[-1]), flush=True)
-    print(json.dumps(records))
+        print(line(found[family]), flush=True)
+    print(json.dumps(found))
 
 
 if __name__ == "__main__":

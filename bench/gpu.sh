@@ -118,7 +118,7 @@ bench machine 60 record machine
 case $mode in
     full)
         reserve=110  # for all GPU tests: 576 of them took 62 s on 16 cores, and there are 1,100
-        gpu_tests tests-first 60 -k 'short or linear_gelu'
+        gpu_tests tests-first 60 -k 'short or linear_gelu or replays'
         bench ceilings 15 ceilings
         bench attention 60 tune measure --so-far --rounds 3
         use_what_was_measured
@@ -128,6 +128,8 @@ case $mode in
         bench whole-job 80 peers --so-far --rows 100000 --stock-batches 256
         bench bert-large-sst2 50 endtoend --so-far --model bert-large --rows 8192 --rounds 3 --stock-batches 256 \
             --exits skewed
+        bench families 40 families --so-far --device cuda --rows 8192 --rounds 3 --stock-batches 256 1024 \
+            --family deberta-v2 modernbert distilbert
         bench host 20 host --rounds 15
         micro 45 --cases full --micro-rounds 10
         bench bert-base-128 35 endtoend --so-far --lengths 128 --rows 4096 --rounds 3 --stock-batches 512 128 \
@@ -143,7 +145,7 @@ case $mode in
         bench dropin 20 dropin --so-far --device cuda --rounds 5
         ;;
     tune)
-        gpu_tests tests-first 90 -k 'short or linear_gelu'
+        gpu_tests tests-first 90 -k 'short or linear_gelu or replays'
         bench ceilings 15 ceilings
         bench attention 200 tune measure --so-far --rounds 7
         ;;
@@ -159,6 +161,7 @@ case $mode in
             --stock-batches 4 8
         bench attention 120 tune measure --so-far --device cpu --tokens 256 --lengths 16 32 --product-tokens 64 --rounds 1
         bench bert-large-sst2 300 endtoend "${tiny[@]}" --exits skewed
+        bench families 120 families --so-far --device cpu --rows 8 --rounds 1 --stock-batches 4 --family distilbert
         bench bert-base-128 300 endtoend "${tiny[@]}" --lengths 128 --waves 512
         bench bert-base-512 300 endtoend "${tiny[@]}" --lengths 512 --rows 4
         micro 300 --cases small --micro-rounds 1 --micro-device cpu

@@ -10,6 +10,7 @@ import torch
 
 import pabee_fast as pf
 from pabee_fast.layout import Layout
+from pabee_fast.modeling.forward import engine_of
 from pabee_fast.runtime import choice, ops
 from pabee_fast.runtime.budget import LAUNCHES
 from pabee_fast.runtime.choice import ATTENTIONS
@@ -19,7 +20,7 @@ from tests import zoo
 from tests.conftest import FAMILIES, padded_rows, tiny_model
 from tests.kernels import attention_cases
 from tests.runtime.answers import distance, exact_heads
-from tests.tolerances import TOLERANCES
+from tests.tolerances import TOLERANCES, assert_close
 
 pytestmark = [
     pytest.mark.gpu,
@@ -212,3 +213,40 @@ def test_attention_is_its_formula_whoever_serves(
         return ops.attention(query, key, value, layout, **options)
 
     attention_cases.check_attention(attend, case, dtype, "cuda")
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+def test_replayed_calls_answer_to_the_bit_what_the_first_one_did(
+    monkeypatch: pytest.MonkeyPatch, family: str, dtype: torch.dtype
+) -> None:
+    monkeypatch.setitem(LAUNCHES, "cuda", 1e9)
+    first: dict[str, tuple[list[int], torch.Tensor]] = {}
+    for policy in POLICIES:
+        model = pf.accelerate(tiny_model(family, num_labels=2, seed=1).cuda().to(dtype), policy)
+        for turn in range(4):
+            for lengths in (LENGTHS, [3, 9], [40] * 5):
+                inputs = {name: each.cuda() for name, each in padded_rows(lengths, family=family).items()}
+                with torch.no_grad():
+                    got = model(**inputs)
+                exits, logits = first.setdefault(f"{policy} {lengths}", (got.exit_layers.tolist(), got.logits))
+                assert got.exit_layers.tolist() == exits, turn
+                assert torch.equal(got.logits, logits), turn
+        graphs = engine_of(model).graphs
+        assert graphs is not None and all(recording.pieces for recording in graphs._recordings.values())
+
+
+def test_a_replayed_call_on_another_stream_waits_for_the_one_before(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(LAUNCHES, "cuda", 1e9)
+    model = pf.accelerate(tiny_model("bert", num_labels=2, seed=1).cuda(), pf.FullDepth())
+    inputs = [{name: each.cuda() for name, each in padded_rows([9, k]).items()} for k in (9, 20)]
+    with torch.no_grad():
+        expected = [pf.restore(copy.deepcopy(model))(**each).logits for each in inputs]
+        torch.cuda.synchronize()
+        streams, found = [torch.cuda.Stream() for _ in inputs], []
+        for number in range(20):
+            with torch.cuda.stream(streams[number % 2]):
+                found.append(model(**inputs[number % 2]).logits)
+        torch.cuda.synchronize()
+    for number, logits in enumerate(found):
+        assert_close(logits, expected[number % 2])

@@ -242,44 +242,6 @@ def test_an_accelerated_model_keeps_recordings_and_an_engine_alone_does_not() ->
     assert engine_of_model(pf.accelerate(model, pf.Patience(2))).graphs is not None
 
 
-@pytest.mark.gpu
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
-@pytest.mark.parametrize("family", FAMILIES)
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
-def test_replays_on_a_gpu_answer_to_the_bit_what_the_first_call_did(family: str, dtype: torch.dtype) -> None:
-    model = tiny_model(family, num_labels=2, seed=1).cuda().to(dtype)
-    engine = engine_of(model)
-    first: dict[str, tuple[list[int], torch.Tensor]] = {}
-    for turn in range(4):
-        for policy in POLICIES:
-            for lengths in (LENGTHS, [3, 9], [40] * 5):
-                inputs = {name: each.cuda() for name, each in padded_rows(lengths, family=family).items()}
-                got = engine.run(pack(model, **inputs), policy)
-                exits, logits = first.setdefault(f"{policy} {lengths}", (got.exit_layers.tolist(), got.logits))
-                assert got.exit_layers.tolist() == exits, turn
-                assert torch.equal(got.logits, logits), turn
-    assert engine.graphs is not None
-    assert any(recording.pieces for recording in engine.graphs._recordings.values())
-
-
-@pytest.mark.gpu
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
-def test_a_call_on_another_stream_waits_for_the_one_before() -> None:
-    model = tiny_model("bert", num_labels=2, seed=1).cuda()
-    engine = engine_of(model)
-    inputs = [{name: each.cuda() for name, each in padded_rows([9, k]).items()} for k in (9, 20)]
-    batches = [pack(model, **each) for each in inputs]
-    expected = [Engine(model).run(each, pf.FullDepth()).logits for each in batches]
-    torch.cuda.synchronize()
-    streams, found = [torch.cuda.Stream() for _ in range(2)], []
-    for number in range(20):
-        with torch.cuda.stream(streams[number % 2]):
-            found.append(engine.run(batches[number % 2], pf.FullDepth()).logits)
-    torch.cuda.synchronize()
-    for number, logits in enumerate(found):
-        assert_close(logits, expected[number % 2])
-
-
 def test_a_pooler_of_an_owner_is_called(recorded: None) -> None:
     class Doubled(nn.Linear):
         def forward(self, input: torch.Tensor) -> torch.Tensor:
