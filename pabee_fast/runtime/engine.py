@@ -3,13 +3,11 @@
 It knows layers, waves and the exit step; it knows nothing of tokenisation, tables, or any policy by name.
 """
 
-import contextlib
 import functools
 import logging
 import sys
 import warnings
-from collections import deque
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -19,23 +17,18 @@ from transformers import PreTrainedModel
 
 from pabee_fast.arguments import require_whole
 from pabee_fast.errors import InputError
-from pabee_fast.kernels.checks import Pooler
-from pabee_fast.layout import Layout
-from pabee_fast.models import family_of
 from pabee_fast.models.family import check_weights
-from pabee_fast.models.head import Head
-from pabee_fast.models.heads import answer_kind, exit_heads_of, has_heads, heads_of, inner_heads, require_evaluation
-from pabee_fast.policies import Among, FullDepth, Policy, Rule, require_policy
+from pabee_fast.models.heads import exit_heads_of, has_heads, heads_of, require_evaluation
+from pabee_fast.policies import FullDepth, Policy, Rule, require_policy
 from pabee_fast.runtime import ops
 from pabee_fast.runtime.budget import default_budget, least_tokens
-from pabee_fast.runtime.choice import ATTENTIONS
 from pabee_fast.runtime.graphs import DEVICES, WORTHWHILE, Asked, Graphs, Recording, Size
-from pabee_fast.runtime.layers import Layers
 from pabee_fast.runtime.lists import Given
-from pabee_fast.runtime.pack import PackedBatch, cumulative
-from pabee_fast.runtime.schedule import GATHER_COST, Costs, WaveQueue, plan_lists, plan_waves
+from pabee_fast.runtime.pack import PackedBatch
+from pabee_fast.runtime.schedule import GATHER_COST, Costs, WaveQueue
 from pabee_fast.runtime.state import Results, Wave
-from pabee_fast.transfer import ReadBack, to_device
+from pabee_fast.runtime.steps import Steps
+from pabee_fast.transfer import ReadBack
 
 logger = logging.getLogger(__name__)
 
@@ -65,7 +58,7 @@ class _Question(NamedTuple):
         return self, ReadBack(torch.cat([plan.counts, plan.cu_seqlens]) if self.wave.pieces else plan.counts)
 
 
-class Engine:
+class Engine(Steps):
     """Runs packed batches through a model, each row to its own exit layer.
 
     Args:
@@ -93,22 +86,13 @@ class Engine:
         layers: str | None = None,
         attention: str | None = None,
     ) -> None:
-        if attention not in (None, *ATTENTIONS):
-            raise InputError(
-                f"attention={attention!r}: give one of {', '.join(ATTENTIONS)}, or None for the fastest known"
-            )
-        self.model, self.family = model, family_of(model)
-        self.layers = Layers(model, self.family, layers)
-        self.heads: list[Head] = []
-        self._linears: list[ops.ExitHead] = []
-        self._look()
+        super().__init__(model, layers, attention)
         if token_budget is None:
             self.token_budget = default_budget(self.device, self.layers.modules, model.config.hidden_size, self.dtype)
         else:
             self.token_budget = token_budget
         require_whole("token_budget", self.token_budget, at_least=1)
         self.longest_row = token_budget if token_budget is not None else sys.maxsize
-        self.attention = attention
         self.first_budget = self.token_budget  # out-of-memory errors lower the other
         if gather_cost is None:
             self.costs = Costs(GATHER_COST, least_tokens(self.device, self.layers.modules))
@@ -118,36 +102,6 @@ class Engine:
         require_whole("under_way", self.under_way, at_least=1)
         self.graphs: Graphs | None = None
         """For whoever calls with small batches again and again; None: every kernel is launched by the host."""
-
-    def _look(self) -> None:
-        """Note what the model is now, beside its layers and heads."""
-        self.kind = answer_kind(self.model)
-        self.classes: int = self.model.config.num_labels
-        own = self.family.classifier(self.model).weight
-        self.device, self.dtype = own.device, own.dtype
-        self.first_head = len(self.layers) - inner_heads(self.model)  # the first layer that has one
-
-    @contextlib.contextmanager
-    def _turn(self) -> Iterator[None]:
-        """Layers and heads bound to the model as it is now: it is its owner's between runs."""
-        with self.layers.turn() as is_new:
-            if is_new and self.graphs is not None:
-                self.graphs.clear()
-            if is_new or not self.heads:
-                self.heads = []
-                heads = exit_heads_of(self.model)
-                self._linears = [ops.ExitHead(head.linear.weight, head.linear.bias) for head in heads]
-                for head, linear in zip(heads, self._linears, strict=True):
-                    inputs = self.model.config.hidden_size if head.pooler is None and head.norm is None else None
-                    ops.check_head(linear, self.classes, inputs)
-                self.heads = heads
-            yield
-
-    @contextlib.contextmanager
-    def _ready(self) -> Iterator[None]:
-        """In addition, layers that can run."""
-        with self._turn(), self.layers.running():
-            yield
 
     def check(self, policy: Policy, *, has_lists: bool = False) -> Policy:
         """Return the policy as this model runs it: tests begin where its heads do. Meant for the moment a policy is
@@ -240,8 +194,9 @@ class Engine:
             return None
         layers = len(self.layers)
         with self._turn():
-            if not self.layers.are_replayable or not all(_is_read(head) for head in self.heads):
+            if not self._is_all_read:
                 return None
+            self.graphs.keep_for(self.layers.times_bound)
             rules = [
                 (layer, policy.rule(layer, self.classes))
                 for layer in range(1, layers + 1)
@@ -341,55 +296,8 @@ class Engine:
         wave.state.keep.fill_(1)
         self._exit_step(wave, layer, layer, Rule("none"), None, results)
 
-    def _here(self, batch: PackedBatch) -> PackedBatch:
-        """Return the batch with its ids on a GPU, where rows are then picked for each wave: the host would take longer
-        for it than the GPU for some layers. What is large, images and what was embedded, follows wave by wave."""
-        return batch.to(self.device) if self.device.type == "cuda" and "input_ids" in batch.inputs else batch
-
-    def _cut(self, lengths: np.ndarray, lists: np.ndarray | None = None) -> deque[np.ndarray]:
-        """Cut rows into waves, each [rows] indices; none holds a part of a list."""
-        if lists is not None:
-            return deque(plan_lists(lengths, lists, self.token_budget, self.longest_row))
-        return deque(plan_waves(lengths, self.token_budget, self.longest_row))
-
-    def _smaller(
-        self, waves: list[np.ndarray], lengths: np.ndarray, lists: np.ndarray | None = None
-    ) -> deque[np.ndarray]:
-        """Return the waves still to run, cut anew to half the budget: called while an out-of-memory error is
-        handled."""
-        tokens, longest = int(lengths[waves[0]].sum()), int(lengths[waves[0]].max())
-        tokens = min(tokens, self.token_budget)  # a list of more was run in pieces
-        if tokens <= longest:
-            raise
-        self.token_budget = max(longest, tokens // 2)
-        logger.warning("out of memory at a wave of %d tokens: the budget is now %d", tokens, self.token_budget)
-        rows = np.concatenate(waves)
-        return deque(rows[wave] for wave in self._cut(lengths[rows], None if lists is None else lists[rows]))
-
     def _wave_of(self, batch: PackedBatch, picked: np.ndarray | Sequence[Wave], policy: Policy) -> Wave:
         return self._embed(batch, picked, policy) if isinstance(picked, np.ndarray) else Wave.join(picked)
-
-    def _embed(self, batch: PackedBatch, rows: np.ndarray, policy: Policy) -> Wave:
-        part = batch.select(rows, self.device)
-        ends, row_ids = to_device([cumulative(part.lengths), rows], self.device)
-        layout = Layout(ends, int(part.lengths.max()), part.key_mask, part.positions, attention=self.attention)
-        inputs = part.inputs if part.images is None else {"pixel_values": part.images}
-        try:
-            wave = self._begin(layout, inputs, row_ids, policy)
-        except IndexError as error:  # of the CPU's look-up; to look beforehand would cost a wait on a GPU
-            given = ", ".join(f"{name} {int(ids.min())} to {int(ids.max())}" for name, ids in inputs.items())
-            raise InputError(
-                f"an id has no row in the model's embedding tables ({given}): is the tokenizer another model's?"
-            ) from error
-        if wave.tokens > self.token_budget:
-            wave.cut(cumulative(part.lengths), self.token_budget)
-        return wave
-
-    def _begin(self, layout: Layout, inputs: Mapping[str, Tensor], row_ids: Tensor, policy: Policy) -> Wave:
-        hidden = self.family.embed(self.model, layout, **inputs)
-        beside = self.family.beside(self.model, hidden, inputs["position_ids"]) if "position_ids" in inputs else {}
-        words = ops.memory_words(self.kind, policy.rule(1, self.classes).name, self.classes)
-        return Wave.start(hidden, layout, row_ids, words, beside)
 
     def _advance(self, wave: Wave, layer: int, policy: Policy, given: Given, results: Results) -> _Question | None:
         """Run a wave with `layer` layers behind it up to the next one at which a row can leave, and ask how many of its
@@ -413,42 +321,6 @@ class Engine:
                 wave.unasked = 0
                 return _Question(wave, layer, wave.plan())
         return None
-
-    def _compare(self, wave: Wave, layer: int, among: Among, given: Given, results: Results) -> None:
-        """Let all rows write what their head says, and those leave that are far below the best of their list."""
-        state, keep = wave.state, wave.state.keep
-        # Until it is known who stays none has left, or an error between would lose rows.
-        wave.state = state._replace(keep=keep.clone())
-        try:
-            self._exit_step(wave, layer, layer, Rule("none"), None, results)
-        finally:
-            wave.state = state
-        keep.copy_(given.staying(results.logits[state.row_ids], state, among))
-
-    def _layer(self, layer: int, wave: Wave) -> Tensor:
-        return wave.through(functools.partial(self.layers, layer))
-
-    def _exit_step(
-        self, wave: Wave, layer: int, last: int, rule: Rule, exit_at: Tensor | None, results: Results
-    ) -> None:
-        number = layer - self.first_head
-        head, linear = self.heads[number], self._linears[number]
-        rows = ops.ExitRows(
-            wave.hidden[0],
-            wave.state,
-            results.logits,
-            results.exit_layers,
-            wave.layout.cu_seqlens,
-            head.pooling,
-            wave.layout.key_mask if head.pooling == "mean" else None,
-        )
-        told = ops.ExitRule(self.kind, rule.name, layer, last, rule.patience, rule.threshold, exit_at)
-        ops.exit_step(rows, linear, told, pooler=head.pooler, norm=head.norm)
-
-
-def _is_read(head: Head) -> bool:
-    """Return whether a head is read as tensors, so that no owner's module is called."""
-    return head.norm is None and (head.pooler is None or isinstance(head.pooler, Pooler))
 
 
 def _alive(picked: np.ndarray | Sequence[Wave]) -> int:

@@ -121,11 +121,18 @@ class Graphs:
         self._recordings: OrderedDict[Hashable, Recording] = OrderedDict()
         self._memory: Any = None  # what recordings share, as torch names it
         self._stream: torch.cuda.Stream | None = None
+        self._binding = 0
         self._cannot_record = False
         self._over: torch.cuda.Event | None = None  # the last run: another stream may ask for the next
 
+    def keep_for(self, binding: int) -> None:
+        """Forget all recordings unless they were made of this binding of the layers: weights may lie elsewhere now."""
+        if binding != self._binding:
+            self.clear()
+            self._binding = binding
+
     def clear(self) -> None:
-        """Forget all recordings: for whoever sees that weights lie elsewhere."""
+        """Forget all recordings."""
         self._recordings.clear()
 
     def recording(self, key: Hashable, make: Callable[[], Recording]) -> Recording:

@@ -97,6 +97,7 @@ class Layers:
         self.modules: Sequence[nn.Module] = family.layers(model)
         self.lets_nothing_go = False
         """Between runs: for whoever sees to it that these layers are given up when their weights move."""
+        self.times_bound = 0
         self._bound: _Bound | None = None
 
     def __len__(self) -> int:
@@ -126,6 +127,7 @@ class Layers:
             if bound is None or is_new:
                 self._bound = None
                 self._bound = bound = self._bind()
+                self.times_bound += 1
             yield is_new
 
     @contextlib.contextmanager
