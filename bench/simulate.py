@@ -1,8 +1,8 @@
 """How well a schedule keeps a GPU busy, without a GPU: `python -m bench.simulate`.
 
 The engine's own scheduling code (`runtime/schedule.py`) is driven with token counts, and a clock for the device and one
-for the host by measured costs (`bench/costs.py`). First the schedule that was measured is simulated, and held against
-what a GPU said; only then the one of today. Every figure is a simulation, and says so.
+for the host by measured costs (`bench/costs.py`). First the simulation is held against what a GPU said: the schedule of
+the first run as a whole, of today's costs how long the kernels work. Every figure is a simulation, and says so.
 """
 
 import argparse
@@ -14,7 +14,8 @@ from typing import NamedTuple
 import numpy as np
 
 from bench import cases
-from bench.costs import FIRST_RUN, LEAN, MODELS, PREPARED, Costs, Model
+from bench.costs import FIRST_RUN, MODELS, Costs, Model
+from bench.costs import TODAY as TODAYS_COSTS
 from pabee_fast.runtime.budget import LAUNCHES, TOKEN_BUDGETS
 from pabee_fast.runtime.engine import UNDER_WAY
 from pabee_fast.runtime.schedule import WORTHWHILE, WaveQueue, plan_waves
@@ -25,6 +26,10 @@ MEASURED_MS = {"full depth": 382.0, "usual": 270.0, "skewed": 228.0, "nobody lea
 
 MEASURED_BUSY_MS = {"full depth": 368.0, "usual": 225.0, "skewed": 135.0, "nobody leaves": 373.0}
 """Of it, what the kernels took."""
+
+BUSY_SINCE_MS = {"full depth": 270.1, "usual": 167.2, "skewed": 94.5}
+"""What they take as they are now, by a profile. In it no wave below half the budget ran while counts travelled, and the
+device was idle for 6.2, 10.7 and 12.9 ms, of which the start of a run was some 4."""
 
 
 @dataclass(frozen=True)
@@ -158,11 +163,13 @@ def figures(model: Model, rows: int, costs: Costs, schedule: Schedule) -> dict[s
 
 
 def checked() -> dict[str, dict[str, float]]:
-    """Return the measured schedule, simulated: simulated over measured milliseconds, by exits."""
-    found = figures(MODELS["bert-base"], 32_768, FIRST_RUN, MEASURED_SCHEDULE)
-    measured = {"wall_ms": MEASURED_MS, "busy_ms": MEASURED_BUSY_MS}
+    """Return simulated over measured milliseconds, by exits: of the first run, and of the work of runs since."""
+    first = figures(MODELS["bert-base"], 32_768, FIRST_RUN, MEASURED_SCHEDULE)
+    since = figures(MODELS["bert-base"], 32_768, TODAYS_COSTS, TODAY)
     return {
-        kind: {name: found[name][kind] / ms for name, ms in by_exits.items()} for kind, by_exits in measured.items()
+        "wall-clock of the first run": {name: first[name]["wall_ms"] / ms for name, ms in MEASURED_MS.items()},
+        "its work": {name: first[name]["busy_ms"] / ms for name, ms in MEASURED_BUSY_MS.items()},
+        "work since": {name: since[name]["busy_ms"] / ms for name, ms in BUSY_SINCE_MS.items()},
     }
 
 
@@ -189,10 +196,10 @@ def main() -> None:
     parser.add_argument("--worthwhile", type=float, nargs="*", default=[], help="also with this share of the budget")
     args = parser.parse_args()
     check = checked()
-    print("Simulated / measured, the schedule of the first run:")
+    print("Simulated / measured:")
     for kind, ratios in check.items():
         print(f"  {kind}: " + ", ".join(f"{name} {ratio:.2f}" for name, ratio in ratios.items()))
-    every_costs = {"costs as measured": FIRST_RUN, "launches prepared": PREPARED, "costs as the goals are": LEAN}
+    every_costs = {"costs of the first run": FIRST_RUN, "costs of today": TODAYS_COSTS}
     costs_told = {name: asdict(costs) for name, costs in every_costs.items()}
     document: dict[str, object] = {"simulated_over_measured": check, "costs": costs_told}
     schedules = {"each wave alone": MEASURED_SCHEDULE, "waves joined, two under way": TODAY}

@@ -2,6 +2,7 @@
 
 import dataclasses
 import numbers
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any, ClassVar, Literal, NamedTuple
 
@@ -72,7 +73,7 @@ class Policy:
         alone."""
         return None
 
-    def exit_at(self) -> tuple[int, ...] | None:
+    def exit_at(self) -> Sequence[int] | None:
         """Given exit layers in input order, where the policy has them."""
         return None
 

@@ -22,10 +22,10 @@ def joined(parts: Sequence[Tensor]) -> Tensor:
         # A tensor made in inference mode could not be trained afterwards.
         with torch.inference_mode(False), torch.no_grad():
             whole = torch.cat([part.detach() for part in parts])
-            for part, own in zip(parts, whole.split([len(part) for part in parts]), strict=True):
+            for part, own in zip(parts, whole.split([part.shape[0] for part in parts]), strict=True):
                 part.data = own
     first = parts[0].detach()
-    return first.as_strided((sum(map(len, parts)), *first.shape[1:]), first.stride())
+    return first.as_strided((sum(part.shape[0] for part in parts), *first.shape[1:]), first.stride())
 
 
 def separate(parts: Sequence[Tensor]) -> None:

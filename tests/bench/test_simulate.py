@@ -7,18 +7,19 @@ import numpy as np
 import pytest
 
 from bench import simulate
-from bench.costs import FIRST_RUN, LEAN, MODELS, PREPARED
+from bench.costs import FIRST_RUN, MODELS, TODAY
 
 BERT = MODELS["bert-base"]
 
 
 def test_the_measured_schedule_comes_out_as_it_was_measured() -> None:
     check = simulate.checked()
-    assert check["wall_ms"].keys() == {"full depth", "usual", "skewed", "nobody leaves"}
+    assert {"full depth", "usual", "skewed"} <= set.intersection(*map(set, check.values()))
     assert all(0.9 < ratio < 1.1 for kind in check.values() for ratio in kind.values()), check
+    assert all(0.96 < ratio < 1.04 for ratio in check["work since"].values()), check
 
 
-@pytest.mark.parametrize("costs", [FIRST_RUN, PREPARED, LEAN], ids=["measured", "prepared", "goals"])
+@pytest.mark.parametrize("costs", [FIRST_RUN, TODAY], ids=["first run", "today"])
 def test_joined_waves_leave_the_device_less_idle_and_lose_nothing_at_full_depth(costs: simulate.Costs) -> None:
     alone = simulate.figures(BERT, 16_384, costs, simulate.MEASURED_SCHEDULE)
     joined = simulate.figures(BERT, 16_384, costs, simulate.TODAY)
@@ -58,4 +59,4 @@ def test_it_prints_tables_and_one_document(monkeypatch: pytest.MonkeyPatch, caps
     *printed, document = capsys.readouterr().out.splitlines()
     found = json.loads(document)
     assert any("simulated" in line for line in printed)
-    assert sum("budget 65536" in key for key in found) == 3
+    assert sum("budget 65536" in key for key in found) == 2

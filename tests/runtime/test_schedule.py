@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import pabee_fast as pf
-from pabee_fast.runtime.schedule import SELDOM, WORTHWHILE, Costs, WaveQueue, plan_waves
+from pabee_fast.runtime.schedule import SELDOM, WORTHWHILE, Costs, WaveQueue, plan_lists, plan_waves
 
 
 @given(st.lists(st.integers(1, 50), max_size=80), st.integers(50, 300))
@@ -22,6 +22,17 @@ def test_waves_hold_every_row_once_within_the_budget_and_longest_first(lengths: 
     assert in_order == sorted(in_order, reverse=True)
     for wave, following in itertools.pairwise(waves):
         assert sizes[wave].sum() + sizes[following[0]] > budget, "a row was left out although it would have fitted"
+
+
+@given(st.lists(st.integers(1, 3) | st.integers(60_000, 140_000), min_size=1, max_size=60), st.integers(1, 4))
+def test_rows_of_one_length_stay_in_their_order_however_far_lengths_lie_apart(lengths: list[int], lists: int) -> None:
+    """So that a resumed job repeats its waves, however they are sorted."""
+    sizes, most = np.array(lengths, dtype=np.int64), sum(lengths)
+    longest_first = sorted(range(len(lengths)), key=lambda row: (-lengths[row], row))
+    assert list(itertools.chain(*plan_waves(sizes, 100_000, longest_row=most))) == longest_first
+    of_list = np.arange(len(lengths)) % lists
+    for wave in plan_lists(sizes, of_list, 100_000, most):
+        assert wave.tolist() == [row for row in longest_first if row in set(wave.tolist())]
 
 
 def test_a_row_longer_than_the_budget_is_refused_by_name() -> None:
@@ -84,7 +95,7 @@ def test_every_wave_comes_out_once_joined_with_others_of_its_depth_within_the_bu
 
 
 @given(st.lists(st.tuples(st.integers(1, 11), st.integers(1, 100)), min_size=1, max_size=60), st.integers(0, 2))
-def test_worthwhile_waves_run_deepest_first_then_rows_begin_then_the_rest_from_the_shallowest(
+def test_while_rows_begin_worthwhile_waves_run_deepest_first_and_afterwards_all_from_the_shallowest(
     put: list[tuple[int, int]], fresh: int
 ) -> None:
     queue: WaveQueue[int, tuple[int, int]] = WaveQueue(rows_to_begin(fresh), 200)
@@ -96,18 +107,24 @@ def test_worthwhile_waves_run_deepest_first_then_rows_begin_then_the_rest_from_t
         full = [depth for depth, tokens in waiting.items() if tokens >= WORTHWHILE * 200]
         has_fresh = bool(queue.fresh)
         depth, picked = queue.pop()
-        assert depth == (max(full) if full else 0 if has_fresh else min(waiting))
+        assert depth == (max(full, default=0) if has_fresh else min(waiting))
         if depth:
             waiting[depth] -= sum(put[number][1] for number in picked)
             if not waiting[depth]:
                 del waiting[depth]
 
 
-@given(st.lists(st.floats(0.0, 1.0), min_size=1, max_size=200), st.integers(1, 3))
+SHARES = st.lists(st.floats(0.0, 1.0), min_size=1, max_size=200)
+"""Of a wave's tokens, what is kept at each question."""
+
+
+@given(SHARES, st.integers(1, 3))
 def test_few_tokens_wait_at_any_depth_however_many_rows_leave(kept: list[float], under_way: int) -> None:
-    """Memory is bounded: a depth holds less than a wave beside what one wave brings, whatever the number of waves."""
+    """Memory is bounded: while rows begin, a depth holds less than a wave beside what one wave brings, whatever the
+    number of waves; afterwards there are never more tokens than there were."""
     budget, layers, share = 100, 6, itertools.cycle(kept)
     queue: WaveQueue[int, tuple[int, int]] = WaveQueue(rows_to_begin(40), budget, under_way)
+    most = (WORTHWHILE + under_way) * budget
     while queue:
         if (question := queue.due()) is not None:
             depth, tokens = question
@@ -117,23 +134,26 @@ def test_few_tokens_wait_at_any_depth_however_many_rows_leave(kept: list[float],
             depth, picked = queue.pop()
             queue.ask((depth + 1, budget if isinstance(picked, np.ndarray) else sum(picked)))
         assert len(queue._asked) <= under_way
-        for waiting in queue._waiting.values():
-            assert sum(tokens for tokens, _ in waiting) < (WORTHWHILE + under_way) * budget
+        at_depths = [sum(tokens for tokens, _ in waiting) for waiting in queue._waiting.values()]
+        assert sum(at_depths) < layers * most
+        assert not queue.fresh or all(tokens < most for tokens in at_depths)
 
 
-def test_a_question_is_waited_for_only_when_nothing_else_is_to_run_or_enough_travel() -> None:
-    queue: WaveQueue[str, str] = WaveQueue(rows_to_begin(3), 100, under_way=2)
-    assert queue.due() is None, "nothing was asked"
-    queue.pop()
-    queue.ask("first")
-    assert queue.due() is None, "rows can begin meanwhile"
-    queue.pop()
-    queue.ask("second")
-    assert queue.due() == "first", "two travel"
-    queue.pop()
-    assert queue.due() == "second", "nothing is left to run"
-    queue.put(4, 3, "small")
-    queue.ask("third")
-    assert queue.due() == "third", "a small wave waits for what the question brings"
-    assert queue.pop() == (4, ["small"])
-    assert not queue
+@given(SHARES, st.integers(0, 5), st.integers(1, 3))
+def test_counts_are_waited_for_only_where_enough_of_them_travel_or_nothing_is_left_to_run(
+    kept: list[float], fresh: int, under_way: int
+) -> None:
+    budget, layers, share = 100, 6, itertools.cycle(kept)
+    queue: WaveQueue[int, tuple[int, int]] = WaveQueue(rows_to_begin(fresh), budget, under_way)
+    while queue:
+        asked, has_work = [*queue._asked], bool(queue.fresh or queue._waiting)
+        if (question := queue.due()) is not None:
+            assert question == asked[0], "the oldest question's counts arrive first"
+            assert len(asked) == under_way or not has_work
+            depth, tokens = question
+            if depth < layers and (left := int(next(share) * tokens)):
+                queue.put(depth, left, left)
+        else:
+            assert has_work
+            depth, picked = queue.pop()
+            queue.ask((depth + 1, budget if isinstance(picked, np.ndarray) else sum(picked)))
