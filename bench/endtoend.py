@@ -27,7 +27,7 @@ import transformers
 from torch import Tensor, nn
 
 import pabee_fast as pf
-from bench import cases, ceilings, outcome, shares, timing
+from bench import cases, ceilings, outcome, shares, timing, work
 from bench.text import add_so_far, teller
 from pabee_fast.models.heads import heads_of
 from pabee_fast.runtime.choice import ATTENTIONS
@@ -193,17 +193,18 @@ class Setup:
         return difference
 
     def flops(self) -> float:
-        """Return operations of full depth: 8 H^2 + 4 H I for the products of a token and 4 L H for its attention, a
-        layer."""
-        config, lengths = self.stock.config, self.rows.lengths.astype(float)
+        """Return operations of our full depth: 8 H^2 + 4 H I for the products of a token and 4 L H for its attention, a
+        layer; of the last one those that are made."""
+        config, lengths = self.stock.config, self.rows.lengths
         hidden, inner = config.hidden_size, config.intermediate_size
-        products = (8 * hidden**2 + 4 * hidden * inner) * lengths.sum()
-        return float(self.layers * (products + 4 * hidden * (lengths**2).sum()))
+        products = (8 * hidden**2 + 4 * hidden * inner) * work.computed(
+            self.engine, lengths, np.full_like(lengths, self.layers)
+        )
+        return float(products + self.layers * 4 * hidden * (lengths.astype(float) ** 2).sum())
 
-    def layer_ratio(self, exits: tuple[int, ...]) -> float:
-        """Return the most that exits can save."""
-        lengths = self.rows.lengths
-        return float(lengths.sum() * self.layers / (lengths * np.array(exits)).sum())
+    def layer_ratio(self, exits: tuple[int, ...], engine: Engine | None = None) -> float:
+        """Return the most that exits can save of what an engine computes; None: the default one."""
+        return work.most(engine or self.engine, self.rows.lengths, np.array(exits))
 
     def memory(self) -> dict[str, float]:
         """Return peaks of full depth and of stock with as many tokens in flight, in bytes beyond weights and inputs."""
@@ -274,9 +275,10 @@ def measure(args: argparse.Namespace) -> dict[str, Any]:
 
     # 3. Other ways to run it.
     figures["other_ways"] = {}
+    ratios = {way: setup.layer_ratio(setup.exits["usual"], engine) for way, engine in setup.others.items()}
     others, figures["wrong_ways"] = setup.ways(reference)
     for seconds in timing.turns(others, args.rounds if setup.others else 0, device, uncounted=0):
-        figures["other_ways"] = outcome.ways(seconds, args.rows, layer_ratios["usual"])
+        figures["other_ways"] = outcome.ways(seconds, args.rows, ratios)
         tell(figures)
     return figures
 

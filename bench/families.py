@@ -23,7 +23,7 @@ from torch import Tensor
 from transformers import AutoConfig, AutoModelForImageClassification, AutoModelForSequenceClassification
 
 import pabee_fast as pf
-from bench import cases, timing
+from bench import cases, timing, work
 from bench.endtoend import TOLERANCE, run_stock, stock_batches
 from bench.text import add_so_far, teller
 from pabee_fast.models import FAMILIES
@@ -128,7 +128,7 @@ def measure(family: str, args: argparse.Namespace) -> dict[str, Any]:
     seconds = timing.interleaved(variants, args.rounds, device)
     median = {name: statistics.median(times) for name, times in seconds.items()}
     best_stock = min((name for name in median if name.startswith("stock")), key=median.__getitem__)
-    layer_ratio = float(batch.lengths.sum() * LAYERS / (batch.lengths * exits).sum())
+    layer_ratio = work.most(engine, batch.lengths, exits)
     speed_up = timing.median_ratio(seconds["full depth"], seconds["early exit"])
     return {
         "family": family,

@@ -44,13 +44,13 @@ def speeds(seconds: Seconds, rows: int, layer_ratios: Mapping[str, float]) -> di
     )
 
 
-def ways(seconds: Seconds, rows: int, layer_ratio: float) -> dict[str, Any]:
+def ways(seconds: Seconds, rows: int, layer_ratios: Mapping[str, float]) -> dict[str, Any]:
     """Return what other ways to run give, by their names, against the default one, which took turns with them.
 
     Args:
         seconds: of "full depth", "early exit" and, for each way, "full depth, WAY" and "early exit, WAY".
         rows: of a run.
-        layer_ratio: the most that the exits can save.
+        layer_ratios: the most that the exits can save, by ways: those that compute all of a last layer save more.
     """
     found = {}
     for full in seconds:
@@ -61,7 +61,7 @@ def ways(seconds: Seconds, rows: int, layer_ratio: float) -> dict[str, Any]:
         found[way] = _known(
             full_depth_speed=_ratio(seconds, "full depth", full),
             early_exit_speed=_ratio(seconds, "early exit", early),
-            exit_efficiency=_efficiency(seconds, full, early, layer_ratio),
+            exit_efficiency=_efficiency(seconds, full, early, layer_ratios[way]),
             rows_per_second={"full depth": rows / statistics.median(seconds[full]),
                              "early exit": rows / statistics.median(seconds[early])},
         )  # fmt: skip

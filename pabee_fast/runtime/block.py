@@ -100,10 +100,18 @@ class Weights:
         self.projections = ()
 
 
-def fused(weights: Weights, hidden: Tensor, layout: Layout) -> Tensor:
+def fused(weights: Weights, hidden: Tensor, layout: Layout, pooling: str | None = None) -> Tensor:
     """Return the block over hidden [tokens, hidden_size], with bias, residual and norm in one pass, bias and activation
-    in another, and no copy of an activation but the one that a product writes."""
-    attended = _add_norm(_attend(weights, hidden, layout), weights.output, hidden, weights.attention_norm)
+    in another, and no copy of an activation but the one that a product writes.
+
+    Args:
+        pooling: "first" or "last": of each row this token alone, [rows, hidden_size], which nothing but keys and values
+            needs the others for. None: all tokens.
+    """
+    attended = _attend(weights, hidden, layout)
+    if pooling is not None:
+        attended, hidden = (ops.pool(each, layout.cu_seqlens, pooling=pooling) for each in (attended, hidden))
+    attended = _add_norm(attended, weights.output, hidden, weights.attention_norm)
     inner = ops.linear_act(attended, *weights.up, activation=weights.activation)
     return _add_norm(inner, weights.down, attended, weights.norm)
 

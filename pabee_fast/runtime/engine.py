@@ -306,14 +306,16 @@ class Engine(Steps):
         last, first_exit = policy.depth(layers), policy.first_exit(layers)
         while layer < last:
             layer += 1
-            wave.hidden = self._layer(layer, wave)
+            pooling = self._read_alone(layer) if layer == last else None
+            wave.hidden = self._layer(layer, wave, pooling)
             if not policy.tests(layer, layers):
                 continue
             # Head, answer, streak; rows that have settled write their results.
             if (among := policy.among(layer)) is not None and layer < last:
                 self._compare(wave, layer, among, given, results)
             else:
-                self._exit_step(wave, layer, last, policy.rule(layer, self.classes), given.exit_at, results)
+                rule = policy.rule(layer, self.classes)
+                self._exit_step(wave, layer, last, rule, given.exit_at, results, pooling)
             if not first_exit <= layer < last:
                 continue
             wave.unasked += 1

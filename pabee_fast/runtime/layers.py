@@ -56,7 +56,7 @@ tanh where the model's is by erf, which the library computes within its product:
 4.7e-4 an element.
 """
 
-Run = Callable[[Tensor, Layout, Mapping[str, Tensor]], Tensor]
+Run = Callable[..., Tensor]
 """One layer: hidden [1, tokens, hidden_size], where the rows lie and what moves beside them, to the next states."""
 
 
@@ -103,10 +103,28 @@ class Layers:
     def __len__(self) -> int:
         return len(self.modules)
 
-    def __call__(self, number: int, hidden: Tensor, layout: Layout, beside: Mapping[str, Tensor]) -> Tensor:
-        """Layer `number`, counted from 1, of hidden [1, tokens, hidden_size]; within `ready()` only."""
+    def __call__(
+        self,
+        number: int,
+        hidden: Tensor,
+        layout: Layout,
+        beside: Mapping[str, Tensor],
+        pooling: str | None = None,
+    ) -> Tensor:
+        """Layer `number`, counted from 1, of hidden [1, tokens, hidden_size]; within `ready()` only.
+
+        Args:
+            pooling: where `pools(number)`, the "first" or "last" token of each row, which alone is computed:
+                [1, rows, hidden_size]. None: all tokens.
+        """
         assert self._bound is not None
-        return self._bound.runs[number - 1](hidden, layout, beside)
+        run = self._bound.runs[number - 1]
+        return run(hidden, layout, beside) if pooling is None else run(hidden, layout, beside, pooling)
+
+    def pools(self, number: int) -> bool:
+        """Return whether layer `number` can compute one token of each row alone; within `turn()` only."""
+        assert self._bound is not None
+        return getattr(self._bound.runs[number - 1], "func", None) is _run_blocks
 
     @contextlib.contextmanager
     def turn(self) -> Iterator[bool]:
@@ -344,11 +362,12 @@ def _run_blocks(
     hidden: Tensor,
     layout: Layout,
     beside: Mapping[str, Tensor],
+    pooling: str | None = None,
 ) -> Tensor:
     tokens = hidden[0]
-    for each in weights:
+    for each in weights[:-1]:
         tokens = fused(each, tokens, layout)
-    return tokens[None]
+    return fused(weights[-1], tokens, layout, pooling)[None]
 
 
 def _numbers(numbers: list[int]) -> str:

@@ -152,22 +152,31 @@ class Steps:
             wave.state = state
         keep.copy_(given.staying(results.logits[state.row_ids], state, among))
 
-    def _layer(self, layer: int, wave: Wave) -> Tensor:
-        return wave.through(functools.partial(self.layers, layer))
+    def _layer(self, layer: int, wave: Wave, pooling: str | None = None) -> Tensor:
+        return wave.through(functools.partial(self.layers, layer, pooling=pooling))
+
+    def _read_alone(self, layer: int) -> str | None:
+        """Return which token of each row suffices behind a layer at which all rows leave, since its head reads no
+        other: "first" or "last"; None where all are needed, or computed anyway."""
+        head = self.heads[layer - self.first_head]
+        return head.pooling if head.pooling != "mean" and head.norm is None and self.layers.pools(layer) else None
 
     def _exit_step(
-        self, wave: Wave, layer: int, last: int, rule: Rule, exit_at: Tensor | None, results: Results
+        self,
+        wave: Wave,
+        layer: int,
+        last: int,
+        rule: Rule,
+        exit_at: Tensor | None,
+        results: Results,
+        pooling: str | None = None,
     ) -> None:
+        """Ask a layer's head, and let rows leave; with `pooling` as `_layer` had it."""
         number = layer - self.first_head
         head, linear = self.heads[number], self._linears[number]
-        rows = ops.ExitRows(
-            wave.hidden[0],
-            wave.state,
-            results.logits,
-            results.exit_layers,
-            wave.layout.cu_seqlens,
-            head.pooling,
-            wave.layout.key_mask if head.pooling == "mean" else None,
-        )
+        rows = ops.ExitRows(wave.hidden[0], wave.state, results.logits, results.exit_layers)
+        if pooling is None:
+            mask = wave.layout.key_mask if head.pooling == "mean" else None
+            rows = rows._replace(cu_seqlens=wave.layout.cu_seqlens, pooling=head.pooling, key_mask=mask)
         told = ops.ExitRule(self.kind, rule.name, layer, last, rule.patience, rule.threshold, exit_at)
         ops.exit_step(rows, linear, told, pooler=head.pooler, norm=head.norm)

@@ -64,8 +64,9 @@ def test_other_exits_waves_under_way_layers_and_waves_are_measured_beside_the_de
     assert found["mean_exit_layers"]["skewed"] < found["mean_exit_layers"]["usual"]
     assert found["other_exits"]["skewed"]["exit_efficiency"] > 0
     assert found["other_ways"].keys() == {"2 under way", "stock layers", "waves of 64"}
-    # 12 layers of 8 H^2 + 4 H I + 4 L H operations a token, at what a product reaches.
-    operations = 12 * 12 * 16 * (8 * 128**2 + 4 * 128 * 512 + 4 * 16 * 128)
+    # 12 layers of 8 H^2 + 4 H I + 4 L H operations a token, at what a product reaches; of the last layer's products all
+    # but 6 H^2 for one token of each row's 16.
+    operations = 12 * 12 * 16 * (8 * 128**2 + 4 * 128 * 512 + 4 * 16 * 128) - 12 * 15 * (2 * 128**2 + 4 * 128 * 512)
     seconds = found["seconds"]["full depth"][0]
     assert found["utilisation"] == pytest.approx(operations / seconds / found["ceilings"]["matrix_rate"])
     parts = found["time_shares"]

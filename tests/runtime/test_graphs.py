@@ -195,10 +195,10 @@ def test_a_batch_for_which_memory_does_not_suffice_is_run_in_waves(
     batch, engine = packed(model, "bert"), engine_of(model)
     expected, layer = Engine(model).run(batch, pf.Patience(2)), Engine._layer
 
-    def short(self: Engine, number: int, wave: Any) -> torch.Tensor:
+    def short(self: Engine, number: int, wave: Any, pooling: str | None) -> torch.Tensor:
         if wave.is_never_compacted:
             raise torch.OutOfMemoryError
-        return layer(self, number, wave)
+        return layer(self, number, wave, pooling)
 
     monkeypatch.setattr(Engine, "_layer", short)
     for _ in range(3):

@@ -250,9 +250,9 @@ def watched_run(monkeypatch: pytest.MonkeyPatch, budget: int, exits: tuple[int, 
     engine = Engine(model, token_budget=budget, under_way=under_way)
     packed, events, real_layer = pack(model, **batch), [], engine._layer
 
-    def layer(number: int, wave: Wave) -> torch.Tensor:
+    def layer(number: int, wave: Wave, pooling: str | None) -> torch.Tensor:
         events.append(f"layer {number}: {wave.tokens} tokens")
-        return real_layer(number, wave)
+        return real_layer(number, wave, pooling)
 
     class ReadBack(transfer.ReadBack):
         def wait(self) -> list[int]:
@@ -274,11 +274,11 @@ def test_a_joined_wave_that_runs_out_of_memory_begins_again_in_smaller_ones(monk
     engine = Engine(model, token_budget=200)
     real, seen = engine._layer, []
 
-    def scarce(number: int, wave: Wave) -> torch.Tensor:
+    def scarce(number: int, wave: Wave, pooling: str | None) -> torch.Tensor:
         seen.append((number, wave.tokens))
         if number == 4 and wave.tokens > 90:
             raise torch.OutOfMemoryError("injected")
-        return real(number, wave)
+        return real(number, wave, pooling)
 
     monkeypatch.setattr(engine, "_layer", scarce)
     out = engine.run(packed, pf.Scheduled(exits))

@@ -106,9 +106,9 @@ def test_results_do_not_depend_on_other_lists_order_budget_waves_under_way_or_co
 def test_a_list_of_more_tokens_than_the_budget_runs_in_pieces_within_it(monkeypatch: pytest.MonkeyPatch) -> None:
     seen, real = [], Layers.__call__
 
-    def watched(self: Layers, layer: int, hidden: torch.Tensor, *rest: Any) -> torch.Tensor:
+    def watched(self: Layers, layer: int, hidden: torch.Tensor, *rest: Any, **options: Any) -> torch.Tensor:
         seen.append(hidden.shape[1])
-        return real(self, layer, hidden, *rest)
+        return real(self, layer, hidden, *rest, **options)
 
     monkeypatch.setattr(Layers, "__call__", watched)
     batch = candidates()
@@ -134,11 +134,11 @@ def test_out_of_memory_loses_no_candidate(budget: int, monkeypatch: pytest.Monke
     engine = Engine(subject()[0], token_budget=budget)
     real, failed = Layers.__call__, []
 
-    def scarce(self: Layers, layer: int, hidden: torch.Tensor, *rest: Any) -> torch.Tensor:
+    def scarce(self: Layers, layer: int, hidden: torch.Tensor, *rest: Any, **options: Any) -> torch.Tensor:
         if layer == 3 and hidden.shape[1] > 70:
             failed.append(layer)
             raise torch.OutOfMemoryError("injected")
-        return real(self, layer, hidden, *rest)
+        return real(self, layer, hidden, *rest, **options)
 
     monkeypatch.setattr(Layers, "__call__", scarce)
     found = engine.run(candidates(), SHORTLIST)
@@ -162,7 +162,7 @@ def test_out_of_memory_while_heads_are_asked_loses_no_candidate(monkeypatch: pyt
 
 
 def test_a_list_that_does_not_fit_in_pieces_of_one_row_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
-    def none_left(*args: object) -> None:
+    def none_left(*args: object, **options: object) -> None:
         raise torch.OutOfMemoryError("injected")
 
     monkeypatch.setattr(Layers, "__call__", none_left)
