@@ -113,6 +113,8 @@ GOALS = [
          unit="ratio"),
     Goal("host time of a layer with exit step, plan and read-back, against transformers' layer",
          "host", _at("ratio"), at_most=0.4),
+    Goal("the same of 8 rows that are replayed, of which counts are read back at every third layer",
+         "host", _at("replayed", "ratio"), at_most=0.4),
     Goal("the slowest call of the drop-in against stock's, 1 to 256 rows, full depth",
          "dropin", _slowest_call("full_depth_vs_stock"), at_least=1.0),
     Goal("the slowest call of the drop-in against stock's, early exit",
