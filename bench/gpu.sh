@@ -7,6 +7,7 @@
 #   bench/gpu.sh --tune          attention of short rows and products with GELU alone; `python -m bench.tune write` then
 #                                makes the table that the runtime reads from the records in bench/results
 #   bench/gpu.sh --rehearse      all steps at tiny sizes on a CPU; the record goes to bench/local, which git ignores
+#   bench/gpu.sh --skip STEP     without this step; once for each
 #   bench/gpu.sh --seconds N     all in all (475); a step that comes to an end of it is cut short, the rest is left out
 #   bench/gpu.sh --steps FOLDER  keep the steps' logs there, not in a temporary folder
 #   bench/gpu.sh --commit HASH   where the checkout has no .git; --python NAME, --output FOLDER
@@ -19,13 +20,14 @@ set -uo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.." || exit
 root=$PWD
 
-mode=full python=python3 commit='' output='' total='' steps=''
+mode=full python=python3 commit='' output='' total='' steps='' skipped=' '
 while (($#)); do
     case $1 in
         --quick) mode=quick ;;
         --tune) mode=tune ;;
         --rehearse) mode=rehearsal ;;
         --seconds) total=$2; shift ;;
+        --skip) skipped+="$2 "; shift ;;
         --steps) steps=$(realpath -m "$2"); shift ;;
         --commit) commit=$2; shift ;;
         --python) python=$2; shift ;;
@@ -54,6 +56,7 @@ step() {
     name=$1
     local limit=$2 left=$((total - reserve - SECONDS)) status
     shift 2
+    [[ $skipped == *" $name "* ]] && return
     started=$SECONDS
     printf '%-16s' "$name"
     if ((left < 5)); then
@@ -123,7 +126,7 @@ case $mode in
         bench attention 60 tune measure --so-far --rounds 3
         use_what_was_measured
         bench bert-base-sst2 80 endtoend --so-far --rows 32768 --rounds 4 --exits skewed \
-            --stock-batches 1024 512 --attention library --under-way 1 3 --waves 65536
+            --stock-batches 1024 512 --under-way 3
         bench dropin 40 dropin --so-far --device cuda --rounds 11
         bench whole-job 80 peers --so-far --rows 100000 --stock-batches 256
         bench bert-large-sst2 50 endtoend --so-far --model bert-large --rows 8192 --rounds 3 --stock-batches 256 \

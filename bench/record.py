@@ -18,6 +18,7 @@ import re
 import subprocess
 import sys
 from collections.abc import Iterator, Sequence
+from operator import itemgetter
 from pathlib import Path
 from typing import Any
 
@@ -174,47 +175,51 @@ def _names(folder: Path, stem: str) -> Iterator[Path]:
     yield from (folder / f"{stem}-{number}.json" for number in itertools.count(2))
 
 
-def newest(results: Path, *, modes: Sequence[str] = MODES[:-1], step: str | None = None) -> dict[str, dict[str, Any]]:
-    """Return the newest record of each GPU that is of a clean tree and of one of these modes, by the GPU's name.
+def by_date(
+    results: Path, *, modes: Sequence[str] = MODES[:-1], step: str | None = None
+) -> dict[str, list[dict[str, Any]]]:
+    """Return each GPU's records of a clean tree and of one of these modes, the newest first, by the GPU's name.
 
     Args:
         results: the folder of records.
         modes: of bench/gpu.sh.
-        step: one whose figures the record must hold; None: any.
+        step: one whose figures a record must hold; None: any.
     """
-    found: dict[str, dict[str, Any]] = {}
+    found: dict[str, list[dict[str, Any]]] = {}
     for path in results.glob("*/*.json"):
         record = json.loads(path.read_text())
         if record["dirty"] or record["mode"] not in modes:
             continue
         if step is not None and record["steps"].get(step, {}).get("figures") is None:
             continue
-        gpu = record["machine"].get("gpu", "cpu")
-        if gpu not in found or found[gpu]["date"] < record["date"]:
-            found[gpu] = record
-    return dict(sorted(found.items()))
+        found.setdefault(record["machine"].get("gpu", "cpu"), []).append(record)
+    newest_first = {gpu: sorted(records, key=itemgetter("date"), reverse=True) for gpu, records in found.items()}
+    return dict(sorted(newest_first.items()))
 
 
 def table(results: Path = RESULTS) -> str:
-    """Return the goals in Markdown, with a column for each GPU's newest record of a whole run."""
-    records = newest(results, modes=("full",))
+    """Return the goals in Markdown, with a column for each GPU's newest record of a whole run; what that lacks is of
+    the newest that has it, and says so."""
+    records = by_date(results, modes=("full",))
     heads: list[str] = []
-    for gpu, record in records.items():
+    for gpu, (record, *_) in records.items():
         words = gate_words(record["gate"])
         heads.append(f"{gpu}, {record['commit'][:7]}{f' ({words})' if words else ''}")
     heads = heads or ["measured"]
     lines = [f"| figure | goal | {' | '.join(heads)} |", "|---" * (2 + len(heads)) + "|"]
-    by_figure = [{line["figure"]: line for line in record["goals"]} for record in records.values()]
     for goal in GOALS:
-        cells = [_cell(figures.get(goal.figure)) for figures in by_figure] or [NOT_YET]
+        cells = [_cell(goal.figure, each) for each in records.values()] or [NOT_YET]
         lines.append(f"| {goal.figure} | {goal.limit} | {' | '.join(cells)} |")
     return "\n".join(lines)
 
 
-def _cell(line: dict[str, Any] | None) -> str:
-    if line is None or line["value"] is None:
-        return NOT_YET
-    return f"{line['shown']}{' (missed)' if line['met'] is False else ''}"
+def _cell(figure: str, records: Sequence[dict[str, Any]]) -> str:
+    for record in records:
+        for line in record["goals"]:
+            if line["figure"] == figure and line["value"] is not None:
+                where = "" if record is records[0] else f", at {record['commit'][:7]}"
+                return f"{line['shown']}{where}{' (missed)' if line['met'] is False else ''}"
+    return NOT_YET
 
 
 def summary(record: dict[str, Any]) -> str:

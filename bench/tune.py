@@ -337,7 +337,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     writing.add_argument("--results", type=Path, default=record.RESULTS)
     args = parser.parse_args(arguments)
     if args.command == "write":
-        tables = chosen(list(record.newest(args.results, step="attention").values()))
+        tables = chosen([newest for newest, *_ in record.by_date(args.results, step="attention").values()])
         TABLE.write_text(source(*tables))
         print(f"{TABLE}: {sum(map(len, tables))} lines")
         return 0

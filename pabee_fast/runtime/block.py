@@ -86,7 +86,7 @@ class Weights:
         )
 
     def take(self) -> None:
-        """Make ready for a run."""
+        """Make ready, unless that is done: by a run's first wave, layer by layer, so that a GPU has work meanwhile."""
         if self.projections:
             return
         self.projections = self.apart
@@ -118,6 +118,7 @@ def fused(weights: Weights, hidden: Tensor, layout: Layout, pooling: str | None 
 
 def _attend(weights: Weights, hidden: Tensor, layout: Layout) -> Tensor:
     """Return [tokens, heads * head_dim]: attention in front of its output product."""
+    weights.take()
     shape = (hidden.shape[0], 3 // len(weights.projections), -1, weights.head_dim)
     (weight, bias), *rest = weights.projections
     by_place = weights.tables is not None

@@ -159,8 +159,6 @@ class Layers:
         """Let layers be called, within `turn()`: the stock modules attend within packed rows meanwhile."""
         bound = self._bound
         assert bound is not None
-        for weights in bound.weights:
-            weights.take()
         try:
             with packed_attention_in(*bound.configs), unchunked(bound.chunked), instead(bound.instead):
                 yield

@@ -165,6 +165,11 @@ def test_the_table_shows_the_newest_record_of_each_gpu(steps: Path, tmp_path: Pa
         record.write(each, results)
     lines = record.table(results).splitlines()
     assert lines[0] == "| figure | goal | NVIDIA H200, def4567 |"
+    lacking = {**newer, "commit": "fed987654", "date": "2999-01-04T00:00:00+00:00",
+               "goals": [line for line in newer["goals"] if line["figure"] != "the same, early exit"]}  # fmt: skip
+    record.write(lacking, tmp_path / "more")
+    record.write(newer, tmp_path / "more")
+    assert "| the same, early exit | >= 2.3x | 2.00x, at def4567 (missed) |" in record.table(tmp_path / "more")
     assert "| the same, early exit | >= 2.3x | 2.00x (missed) |" in lines
     assert f"| exit efficiency, BERT-large, skewed exits | >= 0.95 | {record.NOT_YET} |" in lines
 
