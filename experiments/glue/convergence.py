@@ -7,8 +7,10 @@ states    a row leaves when what the model's own classifier reads has nearly the
 answers   it leaves when that classifier, asked behind every layer, is sure enough
 heads     it leaves when the head that was fitted to the layer is sure enough
 
-The figure is the mean exit layer where at most `--changed` of the answers differ from full depth's.
-One JSON a task in `results/convergence/`; no row is written.
+The figure is the mean exit layer where at most `--changed` of the answers differ from full depth's, and the accuracy
+that is left there; for fitted heads the wall-clock too, against full depth on the same rows. No policy reads the other
+two rules' signals, so their gain is at most all layers over those that were run. Classes alone: not for regressions.
+One JSON a task in `results/convergence/`; no row is written. `python -m experiments.glue --table` makes the table.
 """
 
 import argparse
@@ -21,10 +23,12 @@ from torch import Tensor
 from torch.nn.functional import cosine_similarity, softmax
 
 import pabee_fast as pf
+from experiments.glue.clock import wall_clock
 from experiments.glue.models import load_tokenizer
 from experiments.glue.study import RESULTS
 from experiments.glue.tasks import TASKS, Split, has_split, read_split
 from pabee_fast.models.head import through_pooler
+from pabee_fast.report.significance import mcnemar
 from pabee_fast.scoring.scorer import Scorer
 
 
@@ -37,8 +41,13 @@ def rows_of(data: Path, name: str, most: int) -> Split:
 
 
 @torch.no_grad()
-def measure(model: Any, tokenizer: Any, split: Split, changed: float) -> dict[str, Any]:
-    """Return the figures of a classifier."""
+def measure(model: Any, tokenizer: Any, split: Split, changed: float, rounds: int) -> dict[str, Any]:
+    """Return the figures of a classifier.
+
+    Args:
+        changed: share of the rows whose answers may differ from full depth's.
+        rounds: how often full depth and fitted heads take turns against the clock.
+    """
     scorer = Scorer(model, tokenizer, policy=pf.FullDepth())
     engine, batch = scorer.engine, scorer.batch(split.rows)
     family = engine.family
@@ -54,35 +63,49 @@ def measure(model: Any, tokenizer: Any, split: Split, changed: float) -> dict[st
         "answers": (softmax(own, 2).amax(2), own.argmax(2)),
         "heads": (softmax(heads, 2).amax(2), heads.argmax(2)),
     }
+    layers_run, right, thresholds = {}, {}, {}
+    for name, (sure, answers) in rules.items():
+        thresholds[name], leaves = loosest(sure, answers, changed)
+        layers_run[name] = float(leaves.double().mean())
+        right[name] = answers.gather(0, leaves[None] - 1)[0] == labels
+    full = own[-1].argmax(1) == labels
+    policies = {"heads": pf.Confidence(thresholds["heads"])}
     return {
         "rows": len(split),
         "layers": len(own),
-        "layers_run": {name: fewest(sure, answers, changed) for name, (sure, answers) in rules.items()},
+        "layers_run": layers_run,
+        "full_depth_accuracy": float(full.double().mean()),
+        "accuracy": {name: float(each.double().mean()) for name, each in right.items()},
+        "p_value": {name: mcnemar(each, full).p_value for name, each in right.items()},
         "accuracy_by_layer": {
             name: (answers == labels).double().mean(1).tolist()
             for name, (_, answers) in rules.items()
             if name != "states"
         },
         "cosine_by_layer": alike[1:-1].mean(1).tolist(),
+        "wall_clock": wall_clock(model, tokenizer, split.rows, policies, max_length=scorer.max_length, rounds=rounds),
     }
 
 
-def fewest(sure: Tensor, answers: Tensor, changed: float) -> float:
-    """Return the least mean exit layer, over thresholds, at which at most so many answers are not the last layer's.
+def loosest(sure: Tensor, answers: Tensor, changed: float) -> tuple[float, Tensor]:
+    """Return the lowest threshold at which at most so many answers are not the last layer's, and the layers run there.
 
     Args:
-        sure: [layers, rows]; a row leaves at the first layer where it reaches the threshold, else at the last.
+        sure: [layers, rows]; a row leaves at the first layer where it lies above the threshold, else at the last.
         answers: [layers, rows] classes.
         changed: share of the rows.
+
+    Returns:
+        The threshold, next to 0 or one of `sure`; and [rows] int64 exit layers, counted from 1.
     """
-    layers, best = len(sure), float(len(sure))
-    for threshold in sure[:-1].unique():
-        reached = sure >= threshold
-        reached[-1] = True
-        exits = reached.int().argmax(0)
+    least = torch.finfo(sure.dtype).tiny  # as `pf.Confidence` has it: above 0
+    for threshold in torch.cat([sure.new_tensor([least]), sure[:-1].flatten()]).unique():
+        above = sure > threshold
+        above[-1] = True
+        exits = above.int().argmax(0)
         if (answers.gather(0, exits[None])[0] != answers[-1]).double().mean() <= changed:
-            best = min(best, float(exits.double().mean()) + 1)
-    return min(best, float(layers))
+            break  # the highest threshold, if no other, ends here: every row reaches the last layer
+    return float(threshold), exits + 1
 
 
 def main() -> None:
@@ -92,22 +115,20 @@ def main() -> None:
     parser.add_argument("--models", nargs="+", required=True, metavar="TASK=MODEL", help="with fitted heads")
     parser.add_argument("--rows", type=int, default=1_000)
     parser.add_argument("--changed", type=float, default=0.01)
+    parser.add_argument("--results", type=Path, default=RESULTS / "convergence")
+    parser.add_argument("--rounds", type=int, default=9, help="of the clock")
+    parser.add_argument("--threads", type=int, help="of torch; default: its own choice")
     args = parser.parse_args()
-    folder = RESULTS / "convergence"
-    folder.mkdir(parents=True, exist_ok=True)
-    print("| task | layers run: states | answers | heads | first heads' accuracy, own classifier | fitted |")
-    print("|---|---|---|---|---|---|")
+    if args.threads is not None:
+        torch.set_num_threads(args.threads)
+    args.results.mkdir(parents=True, exist_ok=True)
     for each in args.models:
         name, _, path = each.partition("=")
-        model = pf.from_pretrained(path)
-        found = measure(model, load_tokenizer(Path(path)), rows_of(args.data, name, args.rows), args.changed)
-        (folder / f"{name}.json").write_text(json.dumps({"task": name, "changed": args.changed, **found}) + "\n")
-        run = " | ".join(f"{found['layers_run'][rule]:.2f}" for rule in ("states", "answers", "heads"))
-        early = " | ".join(
-            ", ".join(f"{100 * share:.0f}" for share in found["accuracy_by_layer"][rule][:3])
-            for rule in ("answers", "heads")
-        )
-        print(f"| {name} | {run} of {found['layers']} | {early} |", flush=True)
+        model, rows = pf.from_pretrained(path), rows_of(args.data, name, args.rows)
+        found = measure(model, load_tokenizer(Path(path)), rows, args.changed, args.rounds)
+        target = args.results / f"{name}.json"
+        target.write_text(json.dumps({"task": name, "changed": args.changed, **found}) + "\n")
+        print(f"wrote {target}", flush=True)
 
 
 if __name__ == "__main__":

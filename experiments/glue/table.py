@@ -21,24 +21,25 @@ def write(results: Path, target: Path = TARGET) -> None:
     Raises:
         SystemExit: no runs, or no marks.
     """
-    runs, heads = (
+    runs, heads, convergence = (
         [json.loads(path.read_text()) for path in sorted(folder.glob("*.json"))]
-        for folder in (results, results / "heads")
+        for folder in (results, results / "heads", results / "convergence")
     )
     text = target.read_text()
     before, begin, rest = text.partition(BEGIN)
     _, end, after = rest.partition(END)
     if not runs or not begin or not end:
         raise SystemExit(f"{results} holds {len(runs)} run(s), and {target} needs the lines {BEGIN} and {END}")
-    target.write_text(f"{before}{BEGIN}\n{tables(runs, heads)}\n{END}{after}")
+    target.write_text(f"{before}{BEGIN}\n{tables(runs, heads, convergence)}\n{END}{after}")
 
 
-def tables(runs: Sequence[Figures], heads: Sequence[Figures] = ()) -> str:
+def tables(runs: Sequence[Figures], heads: Sequence[Figures] = (), convergence: Sequence[Figures] = ()) -> str:
     """Return all tables: a line for each model, task and budget, with mean ± standard deviation where there are more
     seeds.
 
     Args:
         heads: what `experiments.glue.heads` found.
+        convergence: what `experiments.glue.convergence` found.
     """
     groups = [list(group) for _, group in groupby(sorted(runs, key=_group), key=_group)]
     parts = [
@@ -53,6 +54,8 @@ def tables(runs: Sequence[Figures], heads: Sequence[Figures] = ()) -> str:
     ]
     if heads:
         parts.append(_section("Heads fitted to a frozen model: agreement with full depth", KINDS, _kinds(heads)))
+    if convergence:
+        parts.append(_section("Convergence exits against fitted heads", CONVERGENCE, map(_convergence, convergence)))
     return "\n\n".join(parts)
 
 
@@ -68,6 +71,10 @@ PROMISE = (
     " | all draws: mean exit layer | rejected"
 )
 KINDS = "task | model | heads, pooling | after each layer but the last | mean"
+CONVERGENCE = (
+    "task | layers run: states | answers | heads | accuracy: full depth | states | answers | heads | p | layer ratio"
+    " | wall-clock | own classifier after each layer | fitted heads"
+)
 LAYERS = "task | model | heads | score after each layer | all heads together"
 
 
@@ -230,11 +237,26 @@ def _kinds(runs: Sequence[Figures]) -> list[Row]:
     return rows
 
 
+def _convergence(found: Figures) -> Row:
+    """Return a task's line; `p`, ratio and clock are those of fitted heads."""
+    rules, clock = ("states", "answers", "heads"), found["wall_clock"]["policies"]["heads"]
+    return [
+        found["task"],
+        *(f"{found['layers_run'][rule]:.2f}" for rule in rules),
+        f"{100 * found['full_depth_accuracy']:.1f}",
+        *(f"{100 * found['accuracy'][rule]:.1f}" for rule in rules),
+        f"{found['p_value']['heads']:.2g}",
+        f"{clock['layer_ratio']:.2f}x",
+        f"{clock['speed_up']:.2f}x",
+        *(_by_layer(found["accuracy_by_layer"][rule]) for rule in rules[1:]),
+    ]
+
+
 def _by_layer(shares: Iterable[float]) -> str:
     return " ".join(f"{100 * share:.1f}" for share in shares)
 
 
-def _section(title: str, columns: str, rows: Sequence[Row]) -> str:
+def _section(title: str, columns: str, rows: Iterable[Row]) -> str:
     line = "|" + "---|" * (columns.count("|") + 1)
     return "\n".join([f"### {title}", "", f"| {columns} |", line, *(f"| {' | '.join(row)} |" for row in rows)])
 
