@@ -120,7 +120,7 @@ micro() {
 bench machine 60 record machine
 case $mode in
     full)
-        reserve=110  # for all GPU tests: 576 of them took 62 s on 16 cores, and there are 1,100
+        reserve=85  # for all GPU tests: 1,060 of them took 55 s on 16 cores, and there are 1,140
         gpu_tests tests-first 60 -k 'short or linear_gelu or replays'
         bench ceilings 15 ceilings
         bench attention 60 tune measure --so-far --rounds 3
