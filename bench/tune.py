@@ -337,7 +337,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     writing.add_argument("--results", type=Path, default=record.RESULTS)
     args = parser.parse_args(arguments)
     if args.command == "write":
-        tables = chosen([newest for newest, *_ in record.by_date(args.results, step="attention").values()])
+        records = [newest for newest, *_ in record.by_date(args.results, step="attention").values()]
+        if not records:
+            parser.error(f"--results {args.results}: no record there holds attention and products; measure them first")
+        tables = chosen(records)
         TABLE.write_text(source(*tables))
         print(f"{TABLE}: {sum(map(len, tables))} lines")
         return 0

@@ -37,7 +37,7 @@ def plan_in_plain_torch(keep: Tensor, cu_seqlens: Tensor, row_ids: Tensor, strea
     def moved(values: Tensor) -> Tensor:
         return values.new_empty(rows + 1).scatter_(0, places, values)[:rows]
 
-    ends[0] = 0
+    ends[:1].zero_()  # a number would be copied to the device, which no graph may hold
     sources = torch.arange(rows, device=keep.device, dtype=torch.int32)
     counts = torch.stack([kept.sum(), lengths.sum(), lengths.max()]).int()
     return Plan(ends[: rows + 1], moved(row_ids), moved(streak), moved(sources), moved(cu_seqlens[:-1]), counts)

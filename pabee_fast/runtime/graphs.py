@@ -132,8 +132,9 @@ class Graphs:
             self._binding = binding
 
     def clear(self) -> None:
-        """Forget all recordings."""
+        """Forget all recordings, and the memory they share, which goes with the last of them."""
         self._recordings.clear()
+        self._memory = None
 
     def recording(self, key: Hashable, make: Callable[[], Recording]) -> Recording:
         """Return the recording of a key, made where there is none; the one that was not asked for longest goes."""
@@ -194,8 +195,10 @@ class Graphs:
 
     def _record(self, recording: Recording, pieces: Pieces) -> list[tuple[torch.cuda.CUDAGraph, Asked]]:
         if self._stream is None:
-            self._stream, self._memory = torch.cuda.Stream(self.device), torch.cuda.graph_pool_handle()
+            self._stream = torch.cuda.Stream(self.device)
             logger.info("batches that are too small to keep the GPU busy are replayed as CUDA graphs")
+        if self._memory is None:
+            self._memory = torch.cuda.graph_pool_handle()
         found, caller, steps = [], torch.cuda.current_stream(self.device), pieces(recording)
         self._stream.wait_stream(caller)
         with torch.cuda.stream(self._stream), _undisturbed():

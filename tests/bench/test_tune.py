@@ -34,6 +34,15 @@ def made(*, gpu: str = "NVIDIA H200", commit: str = "abcdef012", **lengths: dict
     }
 
 
+def test_the_tables_stay_as_they_are_where_no_record_holds_what_they_are_made_of(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(tune, "TABLE", tmp_path / "tuned.py")
+    with pytest.raises(SystemExit):
+        tune.main(["write", "--results", str(tmp_path)])
+    assert not tune.TABLE.exists()
+
+
 def test_the_kernel_for_short_rows_is_taken_up_to_the_first_length_at_which_it_does_not_win() -> None:
     lengths = {8: (9, 3), 32: (9, 4), 33: (9, 9), 40: (9, 5)}
     found, _ = tune.chosen([made(bfloat16_64=lengths, float16_32={8: (9, 9)})])

@@ -250,3 +250,17 @@ def test_a_replayed_call_on_another_stream_waits_for_the_one_before(monkeypatch:
         torch.cuda.synchronize()
     for number, logits in enumerate(found):
         assert_close(logits, expected[number % 2])
+
+
+def test_calls_are_replayed_again_once_weights_were_exchanged(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(LAUNCHES, "cuda", 1e9)
+    model = pf.accelerate(tiny_model("bert", num_labels=2, seed=1).cuda(), pf.FullDepth())
+    inputs = {name: each.cuda() for name, each in padded_rows([9, 20]).items()}
+    for seed in (2, 3):
+        others = tiny_model("bert", num_labels=2, seed=seed).cuda()
+        model.load_state_dict(others.state_dict(), assign=True)
+        with torch.no_grad():
+            for _ in range(4):
+                assert_close(model(**inputs).logits, pf.restore(others)(**inputs).logits)
+        graphs = engine_of(model).graphs
+        assert graphs is not None and [bool(each.pieces) for each in graphs._recordings.values()] == [True]
