@@ -29,7 +29,8 @@ from bench.text import columns
 RESULTS = Path(__file__).parent / "results"
 NOT_YET = "not yet measured"
 OUT_OF_TIME = 124
-MODES = ("full", "quick", "tune", "rehearsal")
+MODES = ("full", "quick", "tune", "untuned", "rehearsal")
+"""Of bench/gpu.sh; untuned: a whole run beside which `tuned.py` was empty, so that libraries served."""
 
 
 def read_steps(folder: Path) -> dict[str, dict[str, Any]]:
