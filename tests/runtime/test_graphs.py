@@ -3,8 +3,11 @@
 Without a GPU there is nothing to record; what a recording replays is then run again, on the very same tensors.
 """
 
+import contextlib
+import gc
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, ClassVar
+from unittest import mock
 
 import numpy as np
 import pytest
@@ -258,3 +261,61 @@ def test_a_pooler_of_an_owner_is_called(recorded: None) -> None:
     for _ in range(3):
         engine.run(batch, pf.FullDepth())
     assert len(calls) == 3
+
+
+class FakeGraph:
+    """Notes what is asked of torch.cuda.CUDAGraph."""
+
+    made: ClassVar[list["FakeGraph"]] = []
+
+    def __init__(self) -> None:
+        self.is_open, self.pool = False, None
+        FakeGraph.made.append(self)
+
+    def capture_begin(self, pool: Any, capture_error_mode: str) -> None:
+        assert capture_error_mode == "thread_local"
+        self.is_open, self.pool = True, pool
+
+    def capture_end(self) -> None:
+        self.is_open = False
+
+
+@pytest.fixture
+def fake_cuda(monkeypatch: pytest.MonkeyPatch) -> None:
+    """torch.cuda as far as recording asks it."""
+    stream = mock.Mock()
+    FakeGraph.made = []
+    monkeypatch.setattr(torch.cuda, "Stream", lambda device: stream)
+    monkeypatch.setattr(torch.cuda, "current_stream", lambda device: stream)
+    monkeypatch.setattr(torch.cuda, "stream", lambda each: contextlib.nullcontext())
+    monkeypatch.setattr(torch.cuda, "CUDAGraph", FakeGraph)
+    monkeypatch.setattr(torch.cuda, "graph_pool_handle", iter(range(1, 9)).__next__)
+    monkeypatch.setattr(torch._C, "_cuda_clearCublasWorkspaces", lambda: None, raising=False)
+
+
+def test_each_piece_is_a_graph_and_all_share_memory_until_they_are_forgotten(fake_cuda: None) -> None:
+    kept = Graphs(torch.device("cpu"))
+
+    def pieces(recording: Recording) -> Iterator[Asked]:
+        for layer, counts in ((3, torch.ones(3)), (6, None)):
+            assert [graph.is_open for graph in FakeGraph.made[-1:]] == [True]
+            yield Asked(layer, counts)
+
+    for memory in (1, 1, 2):
+        found = kept._record(mock.Mock(), pieces)
+        assert [asked.layer for _, asked in found] == [3, 6]
+        assert [graph.pool for graph, _ in found] == [memory, memory]  # type: ignore[attr-defined]
+        assert not any(graph.is_open for graph in FakeGraph.made)
+        if len(FakeGraph.made) == 4:
+            kept.keep_for(binding=1)
+
+
+def test_a_recording_that_fails_is_closed_and_garbage_is_collected_again(fake_cuda: None) -> None:
+    def pieces(recording: Recording) -> Iterator[Asked]:
+        assert not gc.isenabled()
+        raise RuntimeError("not permitted")
+        yield
+
+    with pytest.raises(RuntimeError, match="not permitted"):
+        Graphs(torch.device("cpu"))._record(mock.Mock(), pieces)
+    assert gc.isenabled() and not FakeGraph.made[0].is_open
