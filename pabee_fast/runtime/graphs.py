@@ -141,6 +141,8 @@ class Graphs:
         if key not in self._recordings:
             if len(self._recordings) >= RECORDINGS:
                 self._recordings.popitem(last=False)
+                if not any(each.pieces for each in self._recordings.values()):
+                    self._memory = None  # torch gave it back with the last graph
             with torch.inference_mode(False):  # what is made in it could not be written to outside
                 self._recordings[key] = make()
         self._recordings.move_to_end(key)

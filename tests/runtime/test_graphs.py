@@ -210,17 +210,21 @@ def test_a_batch_for_which_memory_does_not_suffice_is_run_in_waves(
         assert_close(engine.run(batch, pf.Patience(2)).logits, expected.logits)
 
 
-def test_what_was_not_asked_for_longest_is_forgotten(recorded: None) -> None:
+def test_what_was_not_asked_for_longest_is_forgotten_and_memory_with_the_last_graph(recorded: None) -> None:
     made: list[int] = []
     kept = Graphs(torch.device("cpu"))
+    kept._memory = "of the graphs of 1"
 
     def make(number: int) -> Any:
         made.append(number)
-        return number
+        return mock.Mock(pieces=["a graph"] if number == 1 else [])
 
-    for number in (*range(RECORDINGS), 0, RECORDINGS, 0, 1):
+    for number in (*range(RECORDINGS), 0, RECORDINGS):
         kept.recording(number, lambda number=number: make(number))  # type: ignore[misc]
-    assert made == [*range(RECORDINGS), RECORDINGS, 1]
+    assert made == [*range(RECORDINGS + 1)] and kept._memory is None
+    for number in (0, 1):
+        kept.recording(number, lambda number=number: make(number))  # type: ignore[misc]
+    assert made[-1] == 1 and len(made) == RECORDINGS + 2
 
 
 @pytest.mark.parametrize("case", ["many tokens", "hidden tokens", "own pooler module"])
