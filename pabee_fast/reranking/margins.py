@@ -1,6 +1,9 @@
 """Which margins are worth trying: a chain of shortlists, the strictest first, each the cheapest at what it risks."""
 
+import itertools
 import math
+from collections.abc import Iterable
+from dataclasses import replace
 
 import numpy as np
 
@@ -19,6 +22,9 @@ HEAD_COST = 0.02
 """Asking a head, in layers: so much must be dropped where it is asked. An estimate for a head over the mean token."""
 
 SWEEPS = 4
+
+STRICTER = (4.0, 3.0, 2.0, 1.6, 1.35, 1.15)
+"""Times the strictest margins: what the lists that choose do not lose, others may, and the walk ends where it fails."""
 
 
 def shortlists(of: ListTrace, top_k: int) -> tuple[Shortlist, ...]:
@@ -61,11 +67,28 @@ def shortlists(of: ListTrace, top_k: int) -> tuple[Shortlist, ...]:
         found = tuple(float(margins[place]) for margins, place in zip(choices, chosen, strict=True))
         if min(found, default=math.inf) < math.inf and (not chain or chain[-1].margins != found):
             chain.append(Shortlist(top_k, found, of.label))
-    return tuple(chain)
+    return _in_small_steps(chain)
+
+
+def _in_small_steps(chain: list[Shortlist]) -> tuple[Shortlist, ...]:
+    """Return a chain with stricter ones before its first, and one between neighbours."""
+    found = [
+        replace(first, margins=_rounded(times * np.array(first.margins))) for first in chain[:1] for times in STRICTER
+    ]
+    for before, after in itertools.pairwise(chain):
+        pairs = zip(before.margins, after.margins, strict=True)
+        between = _rounded([math.inf if math.inf in pair else math.sqrt(math.prod(pair)) for pair in pairs])
+        found.append(before)
+        if between not in (before.margins, after.margins) and min(between) < math.inf:
+            found.append(replace(before, margins=between))
+    return (*found, *chain[-1:])
+
+
+def _rounded(margins: Iterable[float]) -> tuple[float, ...]:
+    return tuple(float(f"{margin:.4g}") for margin in margins)
 
 
 def _choices(deficits: np.ndarray) -> np.ndarray:
     """Return margins by what they keep of the best, ascending, with four digits; the last keeps every row."""
     kept = np.quantile(deficits, LEVELS) if len(deficits) else np.zeros(1)
-    rounded = [float(f"{margin:.4g}") for margin in (*kept, SLACK * kept[-1])]
-    return np.array([*sorted(set(rounded)), math.inf])
+    return np.array([*sorted(set(_rounded([*kept, SLACK * kept[-1]]))), math.inf])

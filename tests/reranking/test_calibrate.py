@@ -17,7 +17,7 @@ from pabee_fast.calibration.guarantee import store_guarantee
 from pabee_fast.calibration.trace import Trace
 from pabee_fast.reranking.calibrate import calibrate_lists
 from pabee_fast.reranking.guarantee import ListGuarantee, ListRisk
-from pabee_fast.reranking.margins import shortlists
+from pabee_fast.reranking.margins import STRICTER, shortlists
 from pabee_fast.reranking.replay import ListTrace, replay_lists
 from pabee_fast.reranking.risks import lists_needed, losses, mean_p_value, ndcg
 from pabee_fast.scoring.conditions import Conditions
@@ -124,7 +124,16 @@ def test_the_chain_begins_strictly_and_falls_in_cost() -> None:
     lost = [float(losses(ListRisk("overlap", 5), traced, one).mean()) for one in found]
     costs = [1 / one.layer_ratio for one in found]
     assert len(chain) >= 4 and lost[0] == 0 and lost == sorted(lost)
-    assert costs == sorted(costs, reverse=True) and costs[0] < 0.95 and costs[-1] < 0.5
+    assert costs == sorted(costs, reverse=True) and costs[len(STRICTER)] < 0.95 and costs[-1] < 0.5
+
+
+def test_the_walk_begins_stricter_than_what_the_choosing_lists_lose_nothing_by() -> None:
+    traced = made_trace(220)
+    chain = shortlists(traced.select(torch.arange(len(traced)) < 20), 5)
+    lost = [float(losses(ListRisk("overlap", 5), traced, replay_lists(traced, policy)).mean()) for policy in chain]
+    first = len(STRICTER)
+    assert chain[0].margins == pytest.approx([STRICTER[0] * margin for margin in chain[first].margins], rel=1e-3)
+    assert lost[0] < 0.002 < 0.01 < lost[first]
 
 
 def test_layers_without_a_head_are_not_asked() -> None:
