@@ -2,16 +2,18 @@
 
 MiniLM-L6 learns sentence similarity (stsb) as a cross-encoder of one output. Heads are fitted on candidates of train
 sentences (`--heads fit`, which leaves the model as it is), or model and heads go on to learn that model's own scores of
-them (`--heads taught`). The shortlist is chosen on candidates of dev sentences (`pabee-fast tune --top-k`), and judged
-and timed on those of test sentences. A sentence's candidates are the hundred nearest others of the task by tf-idf, as a
-first stage would hand them on. Nothing of the texts is written but below --work; the last line is one JSON document.
+candidates (`--heads taught`, see `teach`). The shortlist is chosen on candidates of dev sentences (`pabee-fast tune
+--top-k`), and judged and timed on those of test sentences, against the same model's full depth in a CrossEncoder. A
+sentence's candidates are the hundred nearest others of the task by tf-idf, as a first stage would hand them on. Nothing
+of the texts is written but below --work; the last line is one JSON document.
 """
 
 import argparse
 import functools
 import json
 import statistics
-from collections.abc import Sequence
+import time
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -25,8 +27,8 @@ import pabee_fast as pf
 from bench import timing
 from experiments.glue.models import default_encoder
 from experiments.glue.steps import MAX_LENGTH, Budget, Run, Steps
-from experiments.glue.tasks import TASKS, Split, read_split
-from experiments.glue.train import Recipe, finetune
+from experiments.glue.tasks import TASKS, read_split
+from experiments.rerank.teach import Lesson, teach
 from pabee_fast.calibration.trace import Trace
 from pabee_fast.reranking.calibrate import ListCalibration, calibrate_lists
 from pabee_fast.reranking.replay import ListTrace
@@ -86,20 +88,15 @@ class RerankSteps(Steps):
 
         return self._once(f"{stock.name}-candidates", settings, make)
 
-    def taught(self, fitted: Path, lists: Lists, epochs: int) -> Path:
-        """Return a model that goes on to learn, by the loss over all heads, what the fitted one scores candidates at
-        full depth; so that its early layers can tell more."""
-        recipe = Recipe(epochs=epochs, learning_rate=1e-4, max_length=MAX_LENGTH, dtype=self.training_dtype)
-        settings = {"step": "taught", "model": fitted.name, "rows": len(lists.pairs), "recipe": asdict(recipe)}
+    def taught(self, fitted: Path, lists: Lists, lesson: Lesson) -> Path:
+        """Return a model whose layers and heads go on to learn what the fitted one scores candidates at full depth, so
+        that its early layers can tell more."""
+        settings = {"step": "taught", "model": fitted.name, "rows": len(lists.pairs), "lesson": asdict(lesson)}
 
         def make(place: Path) -> None:
             model, tokenizer = self.load(fitted)
             scores = full_depth_logits(model, tokenizer, lists.pairs, max_length=MAX_LENGTH)[:, 0]
-            checkpoint = place.with_suffix(".checkpoint")
-            finetune(model, tokenizer, Split(lists.pairs, scores.tolist()), recipe, say="taught", checkpoint=checkpoint)
-            checkpoint.unlink(missing_ok=True)
-            pf.fit(model, tokenizer, lists.pairs, max_length=MAX_LENGTH, folder=place.parent)
-            model.save_pretrained(place)
+            teach(model, tokenizer, lists.pairs, scores, lesson, MAX_LENGTH).save_pretrained(place)
             tokenizer.save_pretrained(place)
 
         return self._once(f"{fitted.name}-taught", settings, make)
@@ -140,15 +137,21 @@ def clock(directory: Path, policy: pf.Policy, lists: Lists, top_k: int, rounds: 
     named: dict[str, Any] = {"device": "cpu", "dtype": "float32", "top_k": top_k, "max_length": MAX_LENGTH}
     full, short = (pf.Reranker.from_pretrained(directory, rule, **named) for rule in (pf.FullDepth(), policy))
     pairs = [list(pair) for pair in lists.pairs]
-    seconds = timing.interleaved(
-        {
-            "CrossEncoder.predict": lambda: cross_encoder.predict(pairs, show_progress_bar=False),
-            "full depth": lambda: full.rerank(lists.queries, lists.documents),
-            "shortlist": lambda: short.rerank(lists.queries, lists.documents),
-        },
-        rounds,
-        torch.device("cpu"),
-    )
+    variants: dict[str, Callable[[], Any]] = {
+        "CrossEncoder.predict": lambda: cross_encoder.predict(pairs, show_progress_bar=False),
+        "full depth": lambda: full.rerank(lists.queries, lists.documents),
+        "shortlist": lambda: short.rerank(lists.queries, lists.documents),
+    }
+    processor: dict[str, list[float]] = {name: [] for name in variants}
+
+    def counted(name: str) -> None:
+        started = time.process_time()
+        variants[name]()
+        processor[name].append(time.process_time() - started)
+
+    turns = {name: functools.partial(counted, name) for name in variants}
+    seconds = timing.interleaved(turns, rounds, torch.device("cpu"))
+    processor = {name: of[-rounds:] for name, of in processor.items()}  # as `seconds`, without the first
     scores = np.split(cross_encoder.predict(pairs), np.cumsum([len(each) for each in lists.documents])[:-1])
     stock = [[{"corpus_id": int(place)} for place in np.argsort(-of, kind="stable")[:top_k]] for of in scores]
     found = short.rerank(lists.queries, lists.documents)
@@ -158,13 +161,21 @@ def clock(directory: Path, policy: pf.Policy, lists: Lists, top_k: int, rounds: 
         "rounds": rounds,
         "hardware": timing.hardware(torch.device("cpu")),
         "dtype": "float32",
-        "seconds": {name: statistics.median(of) for name, of in seconds.items()},
-        "vs_cross_encoder": timing.median_ratio(seconds["CrossEncoder.predict"], seconds["shortlist"]),
-        "vs_full_depth": timing.median_ratio(seconds["full depth"], seconds["shortlist"]),
-        "full_depth_vs_cross_encoder": timing.median_ratio(seconds["CrossEncoder.predict"], seconds["full depth"]),
+        "wall": _times(seconds),
+        "processor": _times(processor),
         "overlap_with_cross_encoder": overlap(found, stock),
         "full_depth_overlap_with_cross_encoder": overlap(full.rerank(lists.queries, lists.documents), stock),
         "exits": {str(layer): rows for layer, rows in sorted(short.tally.exits.items())},
+    }
+
+
+def _times(seconds: Mapping[str, Sequence[float]]) -> dict[str, Any]:
+    stock, full, short = (list(seconds[name]) for name in ("CrossEncoder.predict", "full depth", "shortlist"))
+    return {
+        "seconds": {name: statistics.median(of) for name, of in seconds.items()},
+        "vs_cross_encoder": timing.median_ratio(stock, short),
+        "vs_full_depth": timing.median_ratio(full, short),
+        "full_depth_vs_cross_encoder": timing.median_ratio(stock, full),
     }
 
 
@@ -175,7 +186,8 @@ def main() -> None:
     parser.add_argument("--encoder", type=Path, default=default_encoder())
     parser.add_argument("--work", type=Path, default=Path("build/rerank"))
     parser.add_argument("--heads", choices=("fit", "taught"), default="fit")
-    parser.add_argument("--epochs", type=int, default=2, help="of the taught model")
+    parser.add_argument("--taught-queries", type=int, default=200, help="that the taught model learns of")
+    parser.add_argument("--epochs", type=int, default=1, help="of its lower layers, then of all")
     parser.add_argument("--candidates", type=int, default=100)
     parser.add_argument("--top-k", type=int, default=10)
     parser.add_argument("--fit-queries", type=int, default=200)
@@ -193,7 +205,9 @@ def main() -> None:
     learned = candidates(args.data, "train", args.fit_queries, args.candidates)
     directory = steps.reranker(stock, learned)
     if args.heads == "taught":
-        directory = steps.taught(directory, learned, args.epochs)
+        lesson = Lesson(lower_epochs=args.epochs, epochs=args.epochs)
+        taught = candidates(args.data, "train", args.taught_queries, args.candidates)
+        directory = steps.taught(directory, taught, lesson)
     calibration = candidates(args.data, "dev", args.tune_queries, args.candidates)
     found: ListCalibration = calibrate_lists(
         steps.traced(directory, "dev", calibration), args.top_k, epsilon=args.epsilon, delta=args.delta

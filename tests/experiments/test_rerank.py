@@ -21,7 +21,15 @@ def test_the_study_goes_from_rows_to_figures_and_repeats_no_step(
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    sizes = {"candidates": 12, "top-k": 3, "fit-queries": 8, "tune-queries": 30, "test-queries": 4, "rounds": 1}
+    sizes = {
+        "candidates": 12,
+        "top-k": 3,
+        "fit-queries": 8,
+        "taught-queries": 8,
+        "tune-queries": 30,
+        "test-queries": 4,
+        "rounds": 1,
+    }
     words = [f"--{name}={value}" for name, value in {**sizes, "epsilon": 0.4, "delta": 0.4, "heads": heads}.items()]
     where = ["--data", str(data), "--encoder", str(encoder), "--work", str(tmp_path / "work")]
     monkeypatch.setattr(sys, "argv", ["rerank", *where, *words])
@@ -32,7 +40,7 @@ def test_the_study_goes_from_rows_to_figures_and_repeats_no_step(
     assert clock["full_depth_overlap_with_cross_encoder"] == 1.0 and 0 <= clock["overlap_with_cross_encoder"] <= 1
     assert sum(clock["exits"].values()) == clock["pairs"] == 48
 
-    monkeypatch.setattr(study, "finetune", lambda *args, **kwargs: pytest.fail("taught a second time"))
+    monkeypatch.setattr(study, "teach", lambda *args, **kwargs: pytest.fail("taught a second time"))
     monkeypatch.setattr(study.pf, "fit", lambda *args, **kwargs: pytest.fail("fitted a second time"))
     monkeypatch.setattr(study.pf, "trace", lambda *args, **kwargs: pytest.fail("traced a second time"))
     study.main()
