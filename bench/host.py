@@ -186,7 +186,7 @@ def replayed(rounds: int) -> dict[str, float]:
     (recording,) = graphs._recordings.values()
 
     def launch() -> None:
-        for graph, asked in recording.pieces:
+        for graph, asked in recording.sections:
             graph.replay()
             if asked.counts is not None:
                 ReadBack(asked.counts)

@@ -22,7 +22,7 @@ from pabee_fast.models.heads import exit_heads_of, has_heads, heads_of, require_
 from pabee_fast.policies import FullDepth, Policy, Rule, require_policy
 from pabee_fast.runtime import ops
 from pabee_fast.runtime.budget import default_budget, least_tokens
-from pabee_fast.runtime.graphs import DEVICES, WORTHWHILE, Asked, Graphs, Recording, Size
+from pabee_fast.runtime.graphs import DEVICES, UP_TO, Asked, Graphs, Recording, Size
 from pabee_fast.runtime.lists import Given
 from pabee_fast.runtime.pack import PackedBatch
 from pabee_fast.runtime.schedule import GATHER_COST, Costs, WaveQueue
@@ -185,7 +185,7 @@ class Engine(Steps):
             return None
         size = Size.of(batch.lengths)
         if (
-            size.tokens > min(WORTHWHILE * self.costs.least_tokens, self.token_budget)
+            size.tokens > min(UP_TO * self.costs.least_tokens, self.token_budget)
             or policy.is_listwise
             or "input_ids" not in batch.inputs
             or batch.key_mask is not None
@@ -207,16 +207,16 @@ class Engine(Steps):
             recording = self.graphs.recording(
                 key, lambda: Recording(size, batch, Results.empty(size.rows, self.classes, self.device), self.attention)
             )
-            pieces = functools.partial(self._pieces, policy)
+            sections = functools.partial(self._sections, policy)
             try:
-                return self.graphs.run(recording, batch, policy.exit_at(), pieces, on_settled)
+                return self.graphs.run(recording, batch, policy.exit_at(), sections, on_settled)
             except torch.OutOfMemoryError:
                 self.graphs.clear()
                 logger.warning("out of memory at a batch of %d tokens: it is run in waves", size.tokens)
                 return None
 
-    def _pieces(self, policy: Policy, recording: Recording) -> Iterator[Asked]:
-        """Launch the run of a small batch; see `graphs.Pieces`."""
+    def _sections(self, policy: Policy, recording: Recording) -> Iterator[Asked]:
+        """Launch the run of a small batch; see `graphs.Sections`."""
         results, layer = recording.results, 0
         with self.layers.running():
             results.logits.fill_(float("nan"))

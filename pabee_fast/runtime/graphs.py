@@ -1,8 +1,8 @@
 """Batches too small to keep a GPU busy, by CUDA graphs: what the host would launch one by one is launched at once.
 
-A layer of such a batch is over before the host has launched the next. So its launches are recorded, in pieces that end
-where the host asks which rows survive, and a later batch of like size has them replayed. Sizes are rounded up, so that
-few recordings serve many batches; what is left of the tokens is laid out as rows that have left before they begin.
+A layer of such a batch is over before the host has launched the next. So its launches are recorded, in sections that
+end where the host asks which rows survive, and a later batch of like size has them replayed. Sizes are rounded up, so
+that few recordings serve many batches; what is left of the tokens is laid out as rows that have left before they begin.
 """
 
 import contextlib
@@ -16,6 +16,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from pabee_fast.kernels.launch import next_power_of_2
 from pabee_fast.layout import Layout
 from pabee_fast.runtime.pack import PackedBatch, cumulative
 from pabee_fast.runtime.state import Results
@@ -28,7 +29,7 @@ DEVICES = frozenset({"cuda"})
 RECORDINGS = 64
 """Kept at most, the last used. Each holds its inputs and results; what lies between is memory that all share."""
 
-WORTHWHILE = 2
+UP_TO = 2
 """Times the tokens whose layers take a GPU as long as their launches take the host (`budget.least_tokens`): somewhat
 larger batches gain less by a compaction, too, than by having their launches replayed. An estimate."""
 
@@ -47,8 +48,8 @@ class Size(NamedTuple):
     def of(cls, lengths: np.ndarray) -> "Size":
         """Return the least size that holds rows of these lengths, [rows], and no empty one beside them: rows in powers
         of two, tokens in steps of a quarter of one."""
-        count, total, longest = len(lengths), int(lengths.sum()), _power_of_2(max(LEAST, int(lengths.max())))
-        rows = _power_of_2(count)
+        count, total, longest = len(lengths), int(lengths.sum()), next_power_of_2(max(LEAST, int(lengths.max())))
+        rows = next_power_of_2(count)
         while (tokens := _rounded(total + rows - count)) - total > (rows - count) * longest:
             rows *= 2
         return cls(tokens, rows, longest)
@@ -63,7 +64,7 @@ class Size(NamedTuple):
 
 
 class Asked(NamedTuple):
-    """What a piece ends with: the layer that its rows have behind them, and their counts as `Plan` gives them; None
+    """What a section ends with: the layer that its rows have behind them, and their counts as `Plan` gives them; None
     where all rows have left."""
 
     layer: int
@@ -89,7 +90,7 @@ class Recording:
         self.row_ids = torch.arange(size.rows, device=device)
         self.layout = Layout(cu_seqlens, size.longest, attention=attention)
         self.has_run = False
-        self.pieces: list[tuple[torch.cuda.CUDAGraph, Asked]] = []
+        self.sections: list[tuple[torch.cuda.CUDAGraph, Asked]] = []
 
     def take(self, batch: PackedBatch, exit_at: Sequence[int] | None) -> None:
         """Write what a batch brings to where the launches read it."""
@@ -105,8 +106,8 @@ def _on_host(size: Size, lengths: np.ndarray, exit_at: Sequence[int]) -> list[Te
     return [torch.from_numpy(each) for each in (*size.lay(lengths), exits)]
 
 
-Pieces = Callable[[Recording], Iterator[Asked]]
-"""Launches all of a run, from the embedding on, and stops where a piece ends; does nothing that depends on values."""
+Sections = Callable[[Recording], Iterator[Asked]]
+"""Launches all of a run, from the embedding on, and stops where a section ends; does nothing that depends on values."""
 
 
 class Graphs:
@@ -141,7 +142,7 @@ class Graphs:
         if key not in self._recordings:
             if len(self._recordings) >= RECORDINGS:
                 self._recordings.popitem(last=False)
-                if not any(each.pieces for each in self._recordings.values()):
+                if not any(each.sections for each in self._recordings.values()):
                     self._memory = None  # torch gave it back with the last graph
             with torch.inference_mode(False):  # what is made in it could not be written to outside
                 self._recordings[key] = make()
@@ -153,7 +154,7 @@ class Graphs:
         recording: Recording,
         batch: PackedBatch,
         exit_at: Sequence[int] | None,
-        pieces: Pieces,
+        sections: Sections,
         on_settled: Callable[[int, int], None],
     ) -> Results:
         """Return what a batch answers, in its order; see `Engine.run`."""
@@ -161,7 +162,7 @@ class Graphs:
             torch.cuda.current_stream(self.device).wait_event(self._over)
         recording.take(batch, exit_at)
         rows = alive = len(batch.lengths)
-        for layer, counts in self._launched(recording, pieces):
+        for layer, counts in self._launched(recording, sections):
             survivors = 0 if counts is None else ReadBack(counts).wait()[0]
             on_settled(alive - survivors, layer)
             alive = survivors
@@ -174,20 +175,20 @@ class Graphs:
             self._over.record(torch.cuda.current_stream(self.device))
         return answers
 
-    def _launched(self, recording: Recording, pieces: Pieces) -> Iterator[Asked]:
-        """Launch piece after piece. A size that comes once is not worth a recording; the second time there is one, once
-        all kernels have been loaded by a run to the end."""
-        if recording.pieces:
-            for graph, asked in recording.pieces:
+    def _launched(self, recording: Recording, sections: Sections) -> Iterator[Asked]:
+        """Launch section after section. A size that comes once is not worth a recording; the second time there is one,
+        once all kernels have been loaded by a run to the end."""
+        if recording.sections:
+            for graph, asked in recording.sections:
                 graph.replay()
                 yield asked
         elif not recording.has_run or self._cannot_record:
             recording.has_run = True
-            yield from pieces(recording)
+            yield from sections(recording)
         else:
-            every = [*pieces(recording)]
+            every = [*sections(recording)]
             try:
-                recording.pieces = self._record(recording, pieces)
+                recording.sections = self._record(recording, sections)
             except RuntimeError as error:  # of CUDA, and out of memory
                 self._cannot_record = True
                 logger.warning(
@@ -195,13 +196,13 @@ class Graphs:
                 )
             yield from every
 
-    def _record(self, recording: Recording, pieces: Pieces) -> list[tuple[torch.cuda.CUDAGraph, Asked]]:
+    def _record(self, recording: Recording, sections: Sections) -> list[tuple[torch.cuda.CUDAGraph, Asked]]:
         if self._stream is None:
             self._stream = torch.cuda.Stream(self.device)
             logger.info("batches that are too small to keep the GPU busy are replayed as CUDA graphs")
         if self._memory is None:
             self._memory = torch.cuda.graph_pool_handle()
-        found, caller, steps = [], torch.cuda.current_stream(self.device), pieces(recording)
+        found, caller, steps = [], torch.cuda.current_stream(self.device), sections(recording)
         self._stream.wait_stream(caller)
         with torch.cuda.stream(self._stream), _undisturbed():
             is_over = False
@@ -235,10 +236,5 @@ def _undisturbed() -> Iterator[None]:
 
 
 def _rounded(tokens: int) -> int:
-    step = _power_of_2(max(LEAST, tokens)) // 8
+    step = next_power_of_2(max(LEAST, tokens)) // 8
     return max(LEAST, -(-tokens // step) * step)
-
-
-def _power_of_2(number: int) -> int:
-    """Return the least power of two that is not below `number`."""
-    return 1 << (number - 1).bit_length()

@@ -124,7 +124,7 @@ class Layers:
     def pools(self, number: int) -> bool:
         """Return whether layer `number` can compute one token of each row alone; within `turn()` only."""
         assert self._bound is not None
-        return getattr(self._bound.runs[number - 1], "func", None) is _run_blocks
+        return _is_fused(self._bound.runs[number - 1])
 
     @contextlib.contextmanager
     def turn(self) -> Iterator[bool]:
@@ -149,10 +149,10 @@ class Layers:
             yield is_new
 
     @contextlib.contextmanager
-    def ready(self) -> Iterator[bool]:
+    def ready(self) -> Iterator[None]:
         """Both `turn` and `running`."""
-        with self.turn() as is_new, self.running():
-            yield is_new
+        with self.turn(), self.running():
+            yield
 
     @contextlib.contextmanager
     def running(self) -> Iterator[None]:
@@ -202,9 +202,12 @@ class Layers:
     def _are_replayable(self, runs: Iterable[Run], tables: PlaceTables | None) -> bool:
         """Return whether launches alone are all that layers and embedding do, so that they may be recorded: no module
         of an owner's is called, and no table is made for a run."""
-        is_plain = tables is None and all(getattr(run, "func", None) is _run_blocks for run in runs)
         inside = [*self.model.modules()][1:]
-        return is_plain and not any(part._forward_hooks or part._forward_pre_hooks for part in inside)
+        return (
+            tables is None
+            and all(map(_is_fused, runs))
+            and not any(part._forward_hooks or part._forward_pre_hooks for part in inside)
+        )
 
     @property
     def are_replayable(self) -> bool:
@@ -366,6 +369,11 @@ def _run_blocks(
     for each in weights[:-1]:
         tokens = fused(each, tokens, layout)
     return fused(weights[-1], tokens, layout, pooling)[None]
+
+
+def _is_fused(run: Run) -> bool:
+    """Return whether a layer runs as blocks of ours and nothing else."""
+    return getattr(run, "func", None) is _run_blocks
 
 
 def _numbers(numbers: list[int]) -> str:

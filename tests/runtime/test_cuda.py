@@ -233,7 +233,7 @@ def test_replayed_calls_answer_to_the_bit_what_the_first_one_did(
                 assert got.exit_layers.tolist() == exits, turn
                 assert torch.equal(got.logits, logits), turn
         graphs = engine_of(model).graphs
-        assert graphs is not None and all(recording.pieces for recording in graphs._recordings.values())
+        assert graphs is not None and all(recording.sections for recording in graphs._recordings.values())
 
 
 def test_a_replayed_call_on_another_stream_waits_for_the_one_before(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -263,4 +263,4 @@ def test_calls_are_replayed_again_once_weights_were_exchanged(monkeypatch: pytes
             for _ in range(4):
                 assert_close(model(**inputs).logits, pf.restore(others)(**inputs).logits)
         graphs = engine_of(model).graphs
-        assert graphs is not None and [bool(each.pieces) for each in graphs._recordings.values()] == [True]
+        assert graphs is not None and [bool(each.sections) for each in graphs._recordings.values()] == [True]

@@ -20,7 +20,7 @@ from transformers import PreTrainedModel
 import pabee_fast as pf
 from pabee_fast.runtime import budget, graphs
 from pabee_fast.runtime.engine import Engine
-from pabee_fast.runtime.graphs import LEAST, RECORDINGS, Asked, Graphs, Pieces, Recording, Size
+from pabee_fast.runtime.graphs import LEAST, RECORDINGS, Asked, Graphs, Recording, Sections, Size
 from pabee_fast.runtime.pack import PackedBatch, pack
 from tests.alone import POLICIES
 from tests.conftest import FAMILIES, padded_rows, tiny_model
@@ -30,17 +30,17 @@ LENGTHS = [7, 40, 1, 19, 12, 3, 30, 5]
 
 
 class Again:
-    """One piece of a recording, which is run again where a GPU would replay it."""
+    """One section of a recording, which is run again where a GPU would replay it."""
 
     replays = 0
 
-    def __init__(self, recording: Recording, pieces: Pieces, running: list[Iterator[Asked]], asked: Asked) -> None:
-        self.recording, self.pieces, self.running, self.asked = recording, pieces, running, asked
+    def __init__(self, recording: Recording, sections: Sections, running: list[Iterator[Asked]], asked: Asked) -> None:
+        self.recording, self.sections, self.running, self.asked = recording, sections, running, asked
 
     def replay(self) -> None:
         Again.replays += 1
-        if self.asked is self.recording.pieces[0][1]:
-            self.running[:] = [self.pieces(self.recording)]
+        if self.asked is self.recording.sections[0][1]:
+            self.running[:] = [self.sections(self.recording)]
         layer, counts = next(self.running[0])
         assert layer == self.asked.layer
         if counts is not None:
@@ -51,15 +51,15 @@ class Again:
 
 @pytest.fixture
 def recorded(monkeypatch: pytest.MonkeyPatch) -> None:
-    """CPUs are served as GPUs are; there is nothing to replay, so that pieces are run again."""
+    """CPUs are served as GPUs are; there is nothing to replay, so that sections are run again."""
 
-    def record(self: Graphs, recording: Recording, pieces: Pieces) -> list[tuple[Any, Asked]]:
+    def record(self: Graphs, recording: Recording, sections: Sections) -> list[tuple[Any, Asked]]:
         running: list[Iterator[Asked]] = []
         kept = recording.results.logits.clone(), recording.results.exit_layers.clone()
-        every = [*pieces(recording)]  # which a GPU would record and not run
+        every = [*sections(recording)]  # which a GPU would record and not run
         recording.results.logits.copy_(kept[0])
         recording.results.exit_layers.copy_(kept[1])
-        return [(Again(recording, pieces, running, asked), asked) for asked in every]
+        return [(Again(recording, sections, running, asked), asked) for asked in every]
 
     monkeypatch.setattr(graphs, "DEVICES", frozenset({"cpu"}))
     monkeypatch.setattr("pabee_fast.runtime.engine.DEVICES", frozenset({"cpu"}))
@@ -125,13 +125,13 @@ def test_a_recording_serves_other_rows_of_its_size_and_forgets_those_before(reco
 def test_rows_that_have_all_left_end_the_run(recorded: None) -> None:
     model = tiny_model("bert", num_labels=2, seed=1)
     batch, engine = packed(model, "bert"), engine_of(model)
-    for exits, pieces in (([6] * 8, 2), ([1] * 8, 1)):
+    for exits, sections in (([6] * 8, 2), ([1] * 8, 1)):
         policy = pf.Scheduled(exits)
         for _ in range(2):
             engine.run(batch, policy)
         before = Again.replays
         assert engine.run(batch, policy).exit_layers.tolist() == exits
-        assert Again.replays - before <= pieces
+        assert Again.replays - before <= sections
 
 
 def test_given_exits_of_one_span_share_a_recording(recorded: None) -> None:
@@ -217,7 +217,7 @@ def test_what_was_not_asked_for_longest_is_forgotten_and_memory_with_the_last_gr
 
     def make(number: int) -> Any:
         made.append(number)
-        return mock.Mock(pieces=["a graph"] if number == 1 else [])
+        return mock.Mock(sections=["a graph"] if number == 1 else [])
 
     for number in (*range(RECORDINGS), 0, RECORDINGS):
         kept.recording(number, lambda number=number: make(number))  # type: ignore[misc]
@@ -297,16 +297,16 @@ def fake_cuda(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch._C, "_cuda_clearCublasWorkspaces", lambda: None, raising=False)
 
 
-def test_each_piece_is_a_graph_and_all_share_memory_until_they_are_forgotten(fake_cuda: None) -> None:
+def test_each_section_is_a_graph_and_all_share_memory_until_they_are_forgotten(fake_cuda: None) -> None:
     kept = Graphs(torch.device("cpu"))
 
-    def pieces(recording: Recording) -> Iterator[Asked]:
+    def sections(recording: Recording) -> Iterator[Asked]:
         for layer, counts in ((3, torch.ones(3)), (6, None)):
             assert [graph.is_open for graph in FakeGraph.made[-1:]] == [True]
             yield Asked(layer, counts)
 
     for memory in (1, 1, 2):
-        found = kept._record(mock.Mock(), pieces)
+        found = kept._record(mock.Mock(), sections)
         assert [asked.layer for _, asked in found] == [3, 6]
         assert [graph.pool for graph, _ in found] == [memory, memory]  # type: ignore[attr-defined]
         assert not any(graph.is_open for graph in FakeGraph.made)
@@ -315,11 +315,11 @@ def test_each_piece_is_a_graph_and_all_share_memory_until_they_are_forgotten(fak
 
 
 def test_a_recording_that_fails_is_closed_and_garbage_is_collected_again(fake_cuda: None) -> None:
-    def pieces(recording: Recording) -> Iterator[Asked]:
+    def sections(recording: Recording) -> Iterator[Asked]:
         assert not gc.isenabled()
         raise RuntimeError("not permitted")
         yield
 
     with pytest.raises(RuntimeError, match="not permitted"):
-        Graphs(torch.device("cpu"))._record(mock.Mock(), pieces)
+        Graphs(torch.device("cpu"))._record(mock.Mock(), sections)
     assert gc.isenabled() and not FakeGraph.made[0].is_open
