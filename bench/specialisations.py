@@ -79,7 +79,7 @@ def _exit_steps() -> Named:
     bf16, classes_of = torch.bfloat16, {"label": 3, "value": 1, "label_set": 33}
     rules = [(kind, rule) for kind in KINDS for rule in RULES if kind == "label" or rule in _RULES_OF_ANY_KIND]
     heads: list[dict[str, Any]] = [
-        *({"layout": name} for name in POOLINGS), {"layout": "mean", "is_masked": True}, {"has_bias": False}
+        *({"layout": name} for name in POOLINGS if name != "mean"), {"has_bias": False}
     ]  # fmt: skip
     for dtype in FEATURE_DTYPES:
         pairs: list[Any] = [*itertools.product([{}], rules), *itertools.product(heads, _HEAVY_RULES)]
@@ -98,7 +98,6 @@ def _exit_step(
     kind: str = "label",
     rule: str = "agreement",
     layout: str = "pooled",
-    is_masked: bool = False,
     has_bias: bool = True,
 ) -> tuple[str, Launch]:
     per_row, per_result = torch.empty(1, dtype=torch.int32), torch.empty(1, dtype=torch.int64)
@@ -111,14 +110,12 @@ def _exit_step(
         exit_layers=per_result,
         cu_seqlens=None if is_pooled else torch.empty(2, dtype=torch.int32),
         pooling=None if is_pooled else layout,
-        key_mask=torch.empty(1, dtype=torch.bool) if is_masked else None,
     )
     bias = torch.empty(classes, dtype=dtype) if has_bias else None
     head = ExitHead(torch.empty(classes, HIDDEN_SIZE, dtype=dtype), bias)
     given = per_result if rule == "given" else None
     launch = exit_step_launch(rows, head, ExitRule(kind, rule, layer=1, last=12, patience=1, exit_at=given))
-    flags = ("masked" if is_masked else None, None if has_bias else "plain")
-    return _name("exit_step", dtype, kind, classes, layout, rule, *flags), launch
+    return _name("exit_step", dtype, kind, classes, layout, rule, None if has_bias else "plain"), launch
 
 
 def _compactions() -> Named:

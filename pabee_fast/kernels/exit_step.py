@@ -9,7 +9,7 @@ import triton.language as tl
 from .checks import ExitHead, ExitRows, ExitRule, check_exit_step, check_on_device
 from .head import head_logits
 from .launch import Launch, exit_step_constants
-from .pool import count_visible
+from .pool import pool_unchecked
 from .settle import settle
 
 # These change from layer to layer, and a specialisation on one would be compiled in the middle of a job.
@@ -22,7 +22,6 @@ _STATE = [
     "logits_ptr",
     "exit_layers_ptr",
     "cu_seqlens_ptr",
-    "key_mask_ptr",
     "exit_at_ptr",
 ]
 
@@ -39,7 +38,6 @@ def exit_step_kernel(
     logits_ptr,
     exit_layers_ptr,
     cu_seqlens_ptr,
-    key_mask_ptr,
     exit_at_ptr,
     rows,
     layer,
@@ -52,8 +50,8 @@ def exit_step_kernel(
     KIND: tl.constexpr,
     RULE: tl.constexpr,
     POOLING: tl.constexpr,
+    IS_FEW: tl.constexpr,
     BLOCK_ROWS: tl.constexpr,
-    BLOCK_TOKENS: tl.constexpr,
     BLOCK_HIDDEN: tl.constexpr,
     BLOCK_CLASSES: tl.constexpr,
 ):
@@ -69,25 +67,28 @@ def exit_step_kernel(
     logits_ptr: [results, CLASSES] float32
     exit_layers_ptr: [results] int64
     cu_seqlens_ptr: [rows + 1] int32; None where every row is one token, its pooled feature
-    key_mask_ptr: [tokens] bool or None
     exit_at_ptr: [results] int64; None unless RULE is "given"
     """
     # A program owns BLOCK_ROWS rows with all their classes.
     row_idx = tl.program_id(0).to(tl.int64) * BLOCK_ROWS + tl.arange(0, BLOCK_ROWS)
     class_idx = tl.arange(0, BLOCK_CLASSES)
-    # [rows]
-    active = tl.load(keep_ptr + row_idx, mask=row_idx < rows, other=0) != 0
+    # [rows]; loads that do not wait for one another, so that the head's time hides what the rule will need
+    row_mask = row_idx < rows
+    active = tl.load(keep_ptr + row_idx, mask=row_mask, other=0) != 0
+    row_ids = tl.load(row_ids_ptr + row_idx, mask=row_mask, other=0)
+    streak = tl.load(streak_ptr + row_idx, mask=row_mask, other=-1)
+    previous = streak
+    if (RULE == "agreement" or RULE == "given") and KIND != "label_set":
+        previous = tl.load(memory_ptr + row_idx, mask=row_mask, other=0)
     begin = row_idx
-    length = active.to(tl.int32)
+    length = row_mask.to(tl.int32)
     if cu_seqlens_ptr is not None:
-        begin = tl.load(cu_seqlens_ptr + row_idx, mask=active, other=0).to(tl.int64)
-        length = (tl.load(cu_seqlens_ptr + row_idx + 1, mask=active, other=0) - begin).to(tl.int32)
-    visible = length
-    if POOLING == "mean":
-        visible = count_visible(key_mask_ptr, begin, length, BLOCK_TOKENS)
+        begin = tl.load(cu_seqlens_ptr + row_idx, mask=row_mask, other=0).to(tl.int64)
+        length = (tl.load(cu_seqlens_ptr + row_idx + 1, mask=row_mask, other=0) - begin).to(tl.int32)
+
     scores = head_logits(
-        features_ptr, weight_ptr, bias_ptr, key_mask_ptr, begin, length, visible, HIDDEN_SIZE, CLASSES, POOLING,
-        BLOCK_TOKENS, BLOCK_HIDDEN, BLOCK_CLASSES,
+        features_ptr, weight_ptr, bias_ptr, begin, length, HIDDEN_SIZE, CLASSES, IS_FEW, POOLING, BLOCK_HIDDEN,
+        BLOCK_CLASSES,
     )  # fmt: skip
 
     # A padded class scores 0, or NaN where no class is finite; it must not look best. Infinities and NaN have the
@@ -98,11 +99,10 @@ def exit_step_kernel(
     # [rows]; a block of numbers, since the interpreter takes a number's comparison for no truth value
     row_layer = tl.full([BLOCK_ROWS], 0, tl.int32) + layer
     leaves = active & (row_layer >= last)
-    row_ids = tl.load(row_ids_ptr + row_idx, mask=active, other=0)
     if RULE != "none":
         streak = settle(
-            scores, valid, active, row_idx, streak_ptr, memory_ptr, threshold, CLASSES, WORDS, KIND, RULE, BLOCK_ROWS,
-            BLOCK_CLASSES,
+            scores, valid, active, row_idx, streak, previous, streak_ptr, memory_ptr, threshold, CLASSES, WORDS, KIND,
+            RULE, BLOCK_ROWS, BLOCK_CLASSES,
         )  # fmt: skip
         if exit_at_ptr is not None:
             leaves |= tl.load(exit_at_ptr + row_ids, mask=active, other=2147483647) <= row_layer
@@ -119,7 +119,8 @@ def exit_step_kernel(
 
 
 def exit_step(rows: ExitRows, head: ExitHead, rule: ExitRule) -> None:
-    """Do what `reference.exit_step` says, with its arguments, in one launch and without waiting for the device.
+    """Do what `reference.exit_step` says, with its arguments, without waiting for the device: in one launch, or two
+    where heads read a mean.
 
     The tensors are on a CUDA device, or anywhere under Triton's interpreter. The float32 sums are what is stored as
     logits, whatever the dtype of the features.
@@ -137,13 +138,17 @@ def exit_step(rows: ExitRows, head: ExitHead, rule: ExitRule) -> None:
 
 def exit_step_unchecked(rows: ExitRows, head: ExitHead, rule: ExitRule) -> None:
     """Do what `exit_step` does, for arguments that were checked where they were made."""
+    if rows.pooling == "mean" and rows.cu_seqlens is not None:
+        # Of a row's many tokens a program for each row and part of the hidden size reads faster than one with its head.
+        pooled = pool_unchecked(rows.features, rows.cu_seqlens, pooling="mean", key_mask=rows.key_mask)
+        rows = ExitRows(pooled, rows.state, rows.logits, rows.exit_layers)
     launch = exit_step_launch(rows, head, rule)
     if launch.grid[0]:
         launch.run()
 
 
 def exit_step_launch(rows: ExitRows, head: ExitHead, rule: ExitRule) -> Launch:
-    """Return the launch that `exit_step` runs on checked arguments."""
+    """Return the launch that `exit_step` runs on checked arguments, means pooled already."""
     features, state, (weight, bias) = rows.features, rows.state, head
     classes, hidden_size = weight.shape
     constants = exit_step_constants(hidden_size, classes, features.dtype, rule.kind, rule.name, rows.pooling)
@@ -159,7 +164,6 @@ def exit_step_launch(rows: ExitRows, head: ExitHead, rule: ExitRule) -> Launch:
         logits_ptr=rows.logits,
         exit_layers_ptr=rows.exit_layers,
         cu_seqlens_ptr=rows.cu_seqlens,
-        key_mask_ptr=rows.key_mask,
         exit_at_ptr=rule.exit_at,
         rows=count,
         layer=rule.layer,

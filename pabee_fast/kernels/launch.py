@@ -16,12 +16,14 @@ from .prepared import Constants, launch
 # More classes than this do not fit one program's registers.
 MAX_CLASSES = 1024
 MIN_DOT = 16
+# Of a head whose classes are asked one after the other.
+FEW_CLASSES = 8
 # A program of `add_norm` holds a whole token, 32 numbers to a thread.
 MAX_HIDDEN_SIZE = 16384
 # Larger heads leave a program no registers for a block of queries.
 MAX_HEAD_DIM = 256
 # Tokens of a row that a mean loads at once.
-MEAN_TOKENS = 4
+MEAN_TOKENS = 8
 GATHER_BYTES = 8192
 # Enough for several programs on every multiprocessor; a row's programs take turns along it, so fewer stay correct.
 GATHER_PROGRAMS = 16384
@@ -144,29 +146,34 @@ def exit_step_constants(
             f"weight has {classes} classes; the kernel takes up to {MAX_CLASSES}, "
             "so call pabee_fast.kernels.reference.exit_step"
         )
-    block_classes = max(BITS_PER_WORD if kind == "label_set" else MIN_DOT, next_power_of_2(classes))
-    # A weight tile of 16 KiB leaves room for several programs on a multiprocessor; at 128 wide, sm_80 spills.
-    fitting = 16384 // (block_classes * dtype.itemsize)
-    if kind == "label_set" and pooling in ("mean", "last"):
-        # A set's words lie beside the tile: with 64 classes, 64 wide, a mean spills; on sm_100 a last token at 32 too.
-        # Pooled features and first tokens do not, and spill in narrower tiles (bfloat16, 32 wide: 9 accesses on sm_80).
-        fitting = min(fitting, (2048 if pooling == "mean" else 1024) // block_classes)
-    if pooling == "mean" and dtype == torch.float32:
-        fitting = min(fitting, 32)  # at 64 a masked mean spills on sm_100
-    block_hidden = max(MIN_DOT, min(64, fitting, next_power_of_2(hidden_size)))
-    # Tensor cores take 16 rows; what else a program holds of them decides how many of 1024 classes spill.
-    fitting = {"divergence": 4096, "vote": 8192}.get(rule, 8192 if dtype == torch.float32 else 16384)
-    return _constants(
-        max(4, block_classes // 64),
-        2,
+    shared: dict[str, Any] = dict(
         HIDDEN_SIZE=hidden_size,
         CLASSES=classes,
         WORDS=memory_words(kind, rule, classes),
         KIND=kind,
         RULE=rule,
         POOLING=pooling or "first",  # a pooled feature is a row of one token
+    )
+    if classes <= FEW_CLASSES and kind != "label_set":
+        block_hidden = min(2048 // dtype.itemsize, next_power_of_2(hidden_size))
+        sizes = {"BLOCK_HIDDEN": block_hidden, "BLOCK_CLASSES": next_power_of_2(classes)}
+        return _constants(1, 1, **shared, IS_FEW=True, BLOCK_ROWS=2, **sizes)
+    block_classes = max(BITS_PER_WORD if kind == "label_set" else MIN_DOT, next_power_of_2(classes))
+    # A weight tile of 16 KiB leaves room for several programs on a multiprocessor; at 128 wide, sm_80 spills.
+    fitting = 16384 // (block_classes * dtype.itemsize)
+    if kind == "label_set" and pooling == "last":
+        # A set's words lie beside the tile: with 64 classes, 32 wide, a last token spills on sm_100. Pooled features
+        # and first tokens do not, and spill in narrower tiles (bfloat16, 32 wide: 9 accesses on sm_80).
+        fitting = min(fitting, 1024 // block_classes)
+    block_hidden = max(MIN_DOT, min(64, fitting, next_power_of_2(hidden_size)))
+    # Tensor cores take 16 rows; what else a program holds of them decides how many of 1024 classes spill.
+    fitting = {"divergence": 4096, "vote": 8192}.get(rule, 8192 if dtype == torch.float32 else 16384)
+    return _constants(
+        max(4, block_classes // 64),
+        2,
+        **shared,
+        IS_FEW=False,
         BLOCK_ROWS=min(16, fitting // block_classes),
-        BLOCK_TOKENS=MEAN_TOKENS if pooling == "mean" else 1,
         BLOCK_HIDDEN=block_hidden,
         BLOCK_CLASSES=block_classes,
     )
@@ -175,9 +182,10 @@ def exit_step_constants(
 @functools.cache
 def pool_constants(hidden_size: int, dtype: torch.dtype, pooling: str) -> Constants:
     """Return what `pool` is compiled for."""
-    rows, tokens = (1, 4 * MEAN_TOKENS) if pooling == "mean" else (8, 1)
+    # One warp for a mean: a thread then adds up columns of its own, and exchanges nothing with others.
+    warps, rows, tokens = (1, 1, MEAN_TOKENS) if pooling == "mean" else (4, 8, 1)
     return _constants(
-        4,
+        warps,
         1,
         HIDDEN_SIZE=hidden_size,
         POOLING=pooling,

@@ -11,78 +11,54 @@ from .launch import Launch, pool_constants
 
 
 @triton.jit
-def count_visible(key_mask_ptr, begin, length, BLOCK_TOKENS: tl.constexpr):
-    """Return how many tokens of each row count in its mean, [rows] int32.
+def token_tile(features_ptr, begin, length, hidden_offs, HIDDEN_SIZE: tl.constexpr, POOLING: tl.constexpr):
+    """Return a block of columns of the first or last token of a block of rows, [rows, hidden], dtype of the features.
 
-    key_mask_ptr: [tokens] bool or None
-    begin, length: [rows]
+    features_ptr: [tokens, HIDDEN_SIZE]
+    begin, length: [rows]; a row of length 0 reads nothing and gets 0
+    hidden_offs: [hidden]
     """
-    visible = length
-    if key_mask_ptr is not None:
-        visible = length * 0
-        token_offset = 0
-        longest = tl.max(length)
-        while token_offset < longest:
-            token_idx = token_offset + tl.arange(0, BLOCK_TOKENS)
-            # [rows, tokens]
-            token_mask = token_idx[None, :] < length[:, None]
-            flags = tl.load(key_mask_ptr + begin[:, None] + token_idx[None, :], mask=token_mask, other=0)
-            visible += tl.sum((flags != 0).to(tl.int32), axis=1)
-            token_offset += BLOCK_TOKENS
-    return visible
+    token_idx = begin + length - 1 if POOLING == "last" else begin
+    return tl.load(
+        features_ptr + token_idx[:, None] * HIDDEN_SIZE + hidden_offs[None, :],
+        mask=(length > 0)[:, None] & (hidden_offs < HIDDEN_SIZE)[None, :],
+        other=0.0,
+    )
 
 
 @triton.jit
-def pooled_tile(
-    features_ptr,
-    key_mask_ptr,
-    begin,
-    length,
-    visible,
-    hidden_offs,
-    HIDDEN_SIZE: tl.constexpr,
-    POOLING: tl.constexpr,
-    BLOCK_TOKENS: tl.constexpr,
+def mean_line(
+    features_ptr, key_mask_ptr, begin, length, hidden_offs, HIDDEN_SIZE: tl.constexpr, BLOCK_TOKENS: tl.constexpr
 ):
-    """Return a block of columns of what the heads of a block of rows read, [rows, hidden], dtype of the features.
+    """Return a block of columns of the mean of one row's visible tokens, [hidden] float32.
 
     features_ptr: [tokens, HIDDEN_SIZE]
     key_mask_ptr: [tokens] bool or None
-    begin, length, visible: [rows]; a row of length 0 reads nothing and gets 0
+    begin, length: numbers
     hidden_offs: [hidden]
     """
-    hidden_mask = hidden_offs < HIDDEN_SIZE
-    if POOLING == "mean":
-        total = tl.zeros([length.shape[0], hidden_offs.shape[0]], dtype=tl.float32)
-        token_offset = 0
-        longest = tl.max(length)
-        # Several tokens a turn, so that enough loads are under way to fill the memory's latency.
-        while token_offset < longest:
-            token_idx = token_offset + tl.arange(0, BLOCK_TOKENS)
-            # [rows, tokens]
-            token_mask = token_idx[None, :] < length[:, None]
-            line_idx = begin[:, None] + token_idx[None, :]
-            if key_mask_ptr is not None:
-                token_mask &= tl.load(key_mask_ptr + line_idx, mask=token_mask, other=0) != 0
-            # [rows, tokens, hidden]
-            tile = tl.load(
-                features_ptr + line_idx[:, :, None] * HIDDEN_SIZE + hidden_offs[None, None, :],
-                mask=token_mask[:, :, None] & hidden_mask[None, None, :],
-                other=0.0,
-            )
-            total += tl.sum(tile.to(tl.float32), axis=1)
-            token_offset += BLOCK_TOKENS
-        mean = total / visible.to(tl.float32)[:, None]
-        feature = tl.where((length > 0)[:, None], mean, 0.0).to(features_ptr.dtype.element_ty)
-    else:
-        only_idx = begin + length - 1 if POOLING == "last" else begin
-        # [rows, hidden]
-        feature = tl.load(
-            features_ptr + only_idx[:, None] * HIDDEN_SIZE + hidden_offs[None, :],
-            mask=(length > 0)[:, None] & hidden_mask[None, :],
+    total = tl.zeros([hidden_offs.shape[0]], dtype=tl.float32)
+    visible = length
+    if key_mask_ptr is not None:
+        visible = length * 0
+    token_offset = 0
+    # Several tokens a turn, so that enough loads are under way to fill the memory's latency.
+    while token_offset < length:
+        token_idx = token_offset + tl.arange(0, BLOCK_TOKENS)
+        # [tokens]
+        token_mask = token_idx < length
+        if key_mask_ptr is not None:
+            token_mask &= tl.load(key_mask_ptr + begin + token_idx, mask=token_mask, other=0) != 0
+            visible += tl.sum(token_mask.to(tl.int32))
+        # [tokens, hidden]
+        tile = tl.load(
+            features_ptr + (begin + token_idx)[:, None] * HIDDEN_SIZE + hidden_offs[None, :],
+            mask=token_mask[:, None] & (hidden_offs < HIDDEN_SIZE)[None, :],
             other=0.0,
         )
-    return feature
+        total += tl.sum(tile.to(tl.float32), axis=0)
+        token_offset += BLOCK_TOKENS
+    return total / visible.to(tl.float32)
 
 
 @triton.jit(do_not_specialize=["rows"], do_not_specialize_on_alignment=["cu_seqlens_ptr", "key_mask_ptr"])
@@ -105,24 +81,28 @@ def pool_kernel(
     cu_seqlens_ptr: [rows + 1] int32
     key_mask_ptr: [tokens] bool or None
     """
-    # A program owns BLOCK_HIDDEN columns of BLOCK_ROWS rows.
-    row_idx = tl.program_id(0).to(tl.int64) * BLOCK_ROWS + tl.arange(0, BLOCK_ROWS)
-    hidden_offs = tl.program_id(1) * BLOCK_HIDDEN + tl.arange(0, BLOCK_HIDDEN)
-    row_mask = row_idx < rows
-    # [rows]
-    begin = tl.load(cu_seqlens_ptr + row_idx, mask=row_mask, other=0).to(tl.int64)
-    length = (tl.load(cu_seqlens_ptr + row_idx + 1, mask=row_mask, other=0) - begin).to(tl.int32)
-    visible = length
+    # A program owns BLOCK_HIDDEN columns of BLOCK_ROWS rows; those of the same rows follow each other, as in memory.
+    BLOCKS: tl.constexpr = (HIDDEN_SIZE + BLOCK_HIDDEN - 1) // BLOCK_HIDDEN
+    hidden_offs = tl.program_id(0) % BLOCKS * BLOCK_HIDDEN + tl.arange(0, BLOCK_HIDDEN)
     if POOLING == "mean":
-        visible = count_visible(key_mask_ptr, begin, length, BLOCK_TOKENS)
-    feature = pooled_tile(
-        features_ptr, key_mask_ptr, begin, length, visible, hidden_offs, HIDDEN_SIZE, POOLING, BLOCK_TOKENS
-    )
-    tl.store(
-        out_ptr + row_idx[:, None] * HIDDEN_SIZE + hidden_offs[None, :],
-        feature,
-        mask=row_mask[:, None] & (hidden_offs < HIDDEN_SIZE)[None, :],
-    )
+        row = (tl.program_id(0) // BLOCKS).to(tl.int64)
+        begin = tl.load(cu_seqlens_ptr + row).to(tl.int64)
+        length = (tl.load(cu_seqlens_ptr + row + 1) - begin).to(tl.int32)
+        # [hidden]
+        mean = mean_line(features_ptr, key_mask_ptr, begin, length, hidden_offs, HIDDEN_SIZE, BLOCK_TOKENS)
+        mean = tl.where(length > 0, mean, 0.0).to(out_ptr.dtype.element_ty)
+        tl.store(out_ptr + row * HIDDEN_SIZE + hidden_offs, mean, mask=hidden_offs < HIDDEN_SIZE)
+    else:
+        row_idx = (tl.program_id(0) // BLOCKS).to(tl.int64) * BLOCK_ROWS + tl.arange(0, BLOCK_ROWS)
+        row_mask = row_idx < rows
+        # [rows]
+        begin = tl.load(cu_seqlens_ptr + row_idx, mask=row_mask, other=0).to(tl.int64)
+        length = (tl.load(cu_seqlens_ptr + row_idx + 1, mask=row_mask, other=0) - begin).to(tl.int32)
+        tl.store(
+            out_ptr + row_idx[:, None] * HIDDEN_SIZE + hidden_offs[None, :],
+            token_tile(features_ptr, begin, length, hidden_offs, HIDDEN_SIZE, POOLING),
+            mask=row_mask[:, None] & (hidden_offs < HIDDEN_SIZE)[None, :],
+        )
 
 
 def pool(features: Tensor, cu_seqlens: Tensor, *, pooling: str, key_mask: Tensor | None = None) -> Tensor:
@@ -158,5 +138,5 @@ def pool_launch(features: Tensor, out: Tensor, cu_seqlens: Tensor, *, pooling: s
         key_mask_ptr=key_mask,
         rows=rows,
     )
-    grid = (-(-rows // blocks["BLOCK_ROWS"]), -(-hidden_size // blocks["BLOCK_HIDDEN"]))
-    return Launch(pool_kernel, grid, arguments, constants)
+    programs = -(-rows // blocks["BLOCK_ROWS"]) * -(-hidden_size // blocks["BLOCK_HIDDEN"])
+    return Launch(pool_kernel, (programs,), arguments, constants)

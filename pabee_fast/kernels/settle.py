@@ -24,6 +24,8 @@ def settle(
     valid,
     active,
     row_idx,
+    streak,
+    previous,
     streak_ptr,
     memory_ptr,
     threshold,
@@ -39,15 +41,14 @@ def settle(
     scores: [rows, classes] float32, -inf at padded classes
     valid, active: [rows]; rows whose logits are finite, and rows that are being computed
     row_idx: [rows] int64
+    streak: [rows] int32, as it was
+    previous: [rows] int32, the memory where a number is all that a row keeps
     streak_ptr: [all rows] int32
     memory_ptr: [all rows, WORDS] int32; None where WORDS is 0
     """
     class_idx = tl.arange(0, BLOCK_CLASSES)
     # [rows, classes]
     class_mask = active[:, None] & (class_idx < CLASSES)[None, :]
-    # [rows]
-    streak = tl.load(streak_ptr + row_idx, mask=active, other=-1)
-
     if RULE == "confidence" or RULE == "entropy":
         weights = tl.exp(scores - tl.max(scores, axis=1)[:, None])
         total = tl.sum(weights, axis=1)
@@ -78,14 +79,13 @@ def settle(
             is_word = active[:, None] & (word_idx < WORDS)[None, :]
             bits = (scores > 0).to(tl.int32) << (class_idx % 32)[None, :]
             answer = tl.sum(tl.reshape(bits, [BLOCK_ROWS, BLOCK_CLASSES // 32, 32]), axis=2)
-            previous = tl.load(memory_ptr + memory_offs, mask=is_word, other=0)
+            words = tl.load(memory_ptr + memory_offs, mask=is_word, other=0)
             # Reduced as numbers: of truth values Triton would make the reduction again in the layout of `scores`, and
             # 3.6 mixes up rows as it moves a block of them there. Padded words are 0 in both.
-            same = tl.max((answer ^ previous).to(tl.uint32, bitcast=True), axis=1) == 0
+            same = tl.max((answer ^ words).to(tl.uint32, bitcast=True), axis=1) == 0
             tl.store(memory_ptr + memory_offs, answer, mask=is_word & valid[:, None])
         else:
             # [rows]
-            previous = tl.load(memory_ptr + row_idx, mask=active, other=0)
             if KIND == "label":
                 answer = _lowest_argmax(scores, class_idx, BLOCK_CLASSES)
                 same = answer == previous
