@@ -33,7 +33,7 @@ from pabee_fast.kernels.compact import gather_launch, plan_launch
 from pabee_fast.kernels.disentangled_attention import disentangled_attention_launch
 from pabee_fast.kernels.embed_norm import embed_norm_launch
 from pabee_fast.kernels.exit_step import exit_step_launch
-from pabee_fast.kernels.launch import MAX_CLASSES, MAX_HIDDEN_SIZE, MAX_SHORT_HEAD, Launch, Plan
+from pabee_fast.kernels.launch import FEW_CLASSES, MAX_CLASSES, MAX_HIDDEN_SIZE, MAX_SHORT_HEAD, Launch, Plan
 from pabee_fast.kernels.linear_gelu import linear_gelu_launch
 from pabee_fast.kernels.pool import pool_launch
 from pabee_fast.kernels.short_attention import short_attention_launch
@@ -85,6 +85,9 @@ def _exit_steps() -> Named:
         pairs: list[Any] = [*itertools.product([{}], rules), *itertools.product(heads, _HEAVY_RULES)]
         for head, (kind, rule) in pairs:
             yield _exit_step(dtype, classes_of[kind], kind=kind, rule=rule, **head)
+        # More than are asked one after the other.
+        by_product = {"pooled": "agreement", "first": "divergence", "last": "vote"}
+        yield from (_exit_step(dtype, FEW_CLASSES + 1, layout=name, rule=rule) for name, rule in by_product.items())
     # As many classes as a program holds: the most registers.
     for dtype in (torch.float32, bf16):
         yield from (_exit_step(dtype, MAX_CLASSES, rule=rule) for rule in ("agreement", "divergence", "vote"))
