@@ -19,7 +19,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from pabee_fast.jobs import manifest, output
+from pabee_fast.jobs import joining, manifest, output
 from pabee_fast.jobs.executors import LocalExecutor
 from pabee_fast.jobs.job import Columns, Job, JobOptions
 from pabee_fast.jobs.recipe import Recipe
@@ -31,8 +31,9 @@ POINTS = {
     "part: before the write": 3,
     "part: after fsync": 3,
     "part: after the rename": 3,
-    "manifest: after the append": 3,
+    "manifest: after the append": 4,
     "table: before the write": 1,
+    "table: a part was added": 2,
     "table: after fsync": 1,
     "table: after the rename": 1,
     "job: the table has its name": 1,
@@ -76,7 +77,7 @@ def kill_at(point: str, times: int) -> None:
         if not left:
             os.kill(os.getpid(), signal.SIGKILL)
 
-    for module in (durable, manifest, output):
+    for module in (durable, joining, manifest, output):
         module.reached = reached  # type: ignore[attr-defined]
 
 

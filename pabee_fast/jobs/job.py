@@ -211,6 +211,8 @@ class Job:
                     marks.count(part, chunk, scored)
                 named = pa.RecordBatch.from_arrays(scored.results.columns, schema=results)
                 self.output.write_part(manifest, part, chunk, named, results, scored.tally)
+                if joining is not None:
+                    joining.look()
                 progress.tally.merge(scored.tally)
                 progress.parts += 1
                 if self.source.rows is None:
@@ -220,16 +222,17 @@ class Job:
                 self._check_errors(progress.tally)
 
             spent = Seconds()
-            if not is_done:
-                parts = self.source.parts(part_rows, options.part_bytes, dict(manifest.parts))
-                spent = run_parts(parts, self.source.names, executor, about.schema, commit)
-                if not manifest.parts:
-                    self.output.write_no_rows(manifest, self.source.schema, results)
-            joined = time.perf_counter()
-            keep = progress.tally.failed > 0
-            self.output.finish(manifest, is_done=is_done, overwrite=replace, keep_parts=keep)
+            with self.output.joining(manifest, is_done=is_done) as joining:
+                if not is_done:
+                    parts = self.source.parts(part_rows, options.part_bytes, dict(manifest.parts))
+                    spent = run_parts(parts, self.source.names, executor, about.schema, commit)
+                    if not manifest.parts:
+                        self.output.write_no_rows(manifest, self.source.schema, results)
+                computed = time.perf_counter()
+                keep = progress.tally.failed > 0
+                self.output.finish(manifest, joining, is_done=is_done, overwrite=replace, keep_parts=keep)
         ended = time.perf_counter()
-        spent["write"] += ended - joined
+        spent["write"] += ended - computed
         progress.tally.seconds, progress.seconds = spent, ended - started
         progress.cores = (time.process_time() - began) / progress.seconds
         return progress

@@ -6,8 +6,9 @@ Knows files; knows nothing of models or of who computed what.
 
 import logging
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,7 @@ from typing import Any
 import pyarrow as pa
 
 from pabee_fast.errors import InputError, JobError
+from pabee_fast.jobs.joining import Joining
 from pabee_fast.jobs.manifest import NAME, Manifest, PartRecord
 from pabee_fast.scoring.tally import Tally
 from pabee_fast.tables.bytes import compressed, compression
@@ -183,11 +185,37 @@ class Output:
             )
             return [index for index, is_there in zip(manifest.parts, there, strict=True) if not is_there]
 
-    def finish(self, manifest: Manifest, *, is_done: bool, overwrite: bool, keep_parts: bool) -> None:
+    def joining(self, manifest: Manifest, *, is_done: bool) -> AbstractContextManager[Joining | None]:
+        """Begin to make the table of the parts that are durable and of those that come; ends with what it gives.
+
+        Args:
+            manifest: the job's.
+            is_done: whether the table is there already; then, and for a directory of parts, nothing is made.
+
+        Raises:
+            JobError: the name under which it is made is taken by a file that is not of the job.
+        """
+        if self.table is None or is_done:
+            return nullcontext()
+        whole = self._announced(manifest, self._whole)
+
+        def join(parts: Iterator[Path]) -> None:
+            with (
+                durable_file(whole, "table", permissions=self.table) as file,
+                compressed(file, compression(whole)) as packed,
+            ):
+                join_tables(self.format, parts, packed)
+
+        return Joining(manifest, join)
+
+    def finish(
+        self, manifest: Manifest, joining: Joining | None, *, is_done: bool, overwrite: bool, keep_parts: bool
+    ) -> None:
         """Leave what the job was to make, once all parts are durable.
 
         Args:
             manifest: the job's.
+            joining: what makes the table; None where none is to be made.
             is_done: whether it is there already, as `is_finished` says.
             overwrite: whether another file that has the table's name is replaced.
             keep_parts: whether the parts stay beside the table.
@@ -200,30 +228,30 @@ class Output:
             if not is_done:
                 manifest.finish(None)
             return
-        if not is_done:
-            self._join(manifest, self.table, overwrite=overwrite)
+        if joining is not None:
+            self._put_in_place(manifest, joining, self.table, overwrite=overwrite)
         if not keep_parts:
             self.clear(manifest)
             self._remove_directory(manifest)
 
-    def _join(self, manifest: Manifest, table: Path, *, overwrite: bool) -> None:
-        """Make the table of the parts, and give it its name."""
+    def _put_in_place(self, manifest: Manifest, joining: Joining, table: Path, *, overwrite: bool) -> None:
+        """Give the table of all parts its name."""
         if lost := self.lost_parts(manifest, thoroughly=False):
             name = manifest.parts[lost[0]].name
             raise JobError(f"{self.directory / name} was lost meanwhile: the same command makes it again")
-        parts = [self.directory / manifest.parts[index].name for index in range(len(manifest.parts))]
-        whole = self._announced(manifest, f"table.{self.format}{self.packed}")
-        with (
-            durable_file(whole, "table", permissions=table) as file,
-            compressed(file, compression(whole)) as packed,
-        ):
-            join_tables(self.format, parts, packed)
+        joining.finish()
+        whole = self.directory / self._whole
         manifest.finish({"size": whole.stat().st_size, "hash": sha256_of(whole)})
         if table.exists() and not overwrite:
             raise InputError(f"{table} has come to exist meanwhile; it was left alone, the table is {whole}")
         whole.replace(table)
         sync_directory(table.parent)
         reached("job: the table has its name")
+
+    @property
+    def _whole(self) -> str:
+        """The table's name among the parts, before it is whole and in its place."""
+        return f"table.{self.format}{self.packed}"
 
     @property
     def _aside(self) -> Path:

@@ -6,9 +6,10 @@ Knows files and columns; knows nothing of what the results mean.
 import os
 import shutil
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import closing, contextmanager
 from functools import reduce
+from itertools import chain
 from pathlib import Path
 from typing import BinaryIO
 
@@ -142,11 +143,16 @@ def open_writer(kind: str, file: BinaryIO, schema: pa.Schema, results: pa.Schema
     return _WRITERS[kind](file, schema, results)
 
 
-def join_tables(kind: str, paths: Sequence[Path], file: BinaryIO) -> None:
-    """Write the rows of several tables of one format and the same columns, one after the other, as one such table."""
+def join_tables(kind: str, paths: Iterable[Path], file: BinaryIO) -> None:
+    """Write the rows of several tables of one format and the same columns, one after the other, as one such table.
+
+    Each is read before the next is asked for.
+    """
     if kind == "parquet":
-        with closing(_GroupedParquet(file, pq.read_schema(open_file(paths[0])))) as whole:
-            for path in paths:
+        others = iter(paths)
+        first = next(others)
+        with closing(_GroupedParquet(file, pq.read_schema(open_file(first)))) as whole:
+            for path in chain([first], others):
                 for batch in pq.ParquetFile(open_file(path), buffer_size=READ_BUFFER, pre_buffer=False).iter_batches():
                     whole.append(batch)
         return
