@@ -9,8 +9,9 @@ import json
 import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Future
 from dataclasses import dataclass
+from itertools import count
 from typing import Any
 
 import numpy as np
@@ -24,6 +25,7 @@ from pabee_fast.calibration.guarantee import Guarantee
 from pabee_fast.calibration.risks import answers_differ
 from pabee_fast.calibration.scorer import Scorer
 from pabee_fast.jobs.columns import result_columns, result_schema
+from pabee_fast.jobs.device_queue import DeviceQueue
 from pabee_fast.policies import FullDepth
 from pabee_fast.runtime.pack import PackedBatch
 from pabee_fast.scoring.answers import Answers
@@ -105,7 +107,7 @@ class Worker:
         tolerated = scorer.guarantee and scorer.guarantee.risk.tolerance
         self._tolerance = tolerated or getattr(scorer.policy, "threshold", None) or 0.0
         self.schema = result_schema(scorer.labels, scorer.engine.kind, all_scores=all_scores)
-        self._device = ThreadPoolExecutor(1, "device", initializer=self._use_device)
+        self._device, self._tasks = DeviceQueue(), count()
         self._copies = torch.cuda.Stream(scorer.engine.device) if scorer.engine.device.type == "cuda" else None
         self._stopped = threading.Event()
 
@@ -116,16 +118,19 @@ class Worker:
     def score(self, task: Task) -> Scored:
         """Return the results of a task's rows; may be called by several threads at once.
 
-        A row that cannot be scored has an error and stops nothing.
+        A row that cannot be scored has an error and stops nothing. The device serves the task that was begun first, so
+        that one ends, and is written, while the next is computed.
         """
-        scorer, tally = self.scorer, Tally()
+        scorer, tally, order = self.scorer, Tally(), next(self._tasks)
         rows = len(task.columns[0])
         answers = Answers.none_yet(rows, task.refused, scorer.engine.classes)
         audited = chosen(task.file, task.first_row, rows, self.audit)
         started, windows = time.perf_counter(), list[tuple[np.ndarray, Future[tuple[Answers, Tally]]]]()
         for planned in scorer.plan(task.columns, answers):
             audit = np.flatnonzero(audited[planned.places])
-            running = self._device.submit(self._compute, *self._to_device(planned.batch), audit, planned.stretches)
+            running = self._device.submit(
+                order, self._compute, *self._to_device(planned.batch), audit, planned.stretches
+            )
             windows.append((planned.places, running))
         tally.seconds["tokenise"] = time.perf_counter() - started
         for places, future in windows:
@@ -143,12 +148,8 @@ class Worker:
     def stop(self) -> None:
         """Give up what is under way, after the wave on the device."""
         self._stopped.set()
-        self._device.shutdown(wait=True, cancel_futures=True)
+        self._device.stop()
         self.scorer.close()
-
-    def _use_device(self) -> None:
-        if self._copies is not None:
-            torch.cuda.set_device(self.scorer.engine.device)
 
     def _to_device(self, batch: PackedBatch) -> tuple[PackedBatch, Any]:
         """Return the batch on its way to the device, and the event that says that it is there."""
@@ -167,6 +168,7 @@ class Worker:
         """
         tally, started = Tally(audited=len(audit)), time.perf_counter()
         if arrival is not None:
+            torch.cuda.set_device(self.scorer.engine.device)  # of this thread
             arrival.wait()
             for tensor in batch.inputs.values():
                 tensor.record_stream(torch.cuda.current_stream())
