@@ -46,7 +46,7 @@ signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background
 appends = []
 def reached(point):
     appends.append(point)
-    if len(appends) == 7:  # the job's own, and two of each of three parts
+    if len(appends) == 8:  # the job's own, the table's name, and two of each of three parts
         os.kill(os.getpid(), signal.{name})
 manifest.reached = reached
 main()
