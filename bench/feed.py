@@ -1,7 +1,7 @@
 """What feeds the engine, alone: `python -m bench.job feed`, whole jobs whose engine answers at once.
 
 Nothing is computed, so that reading, tokenizing, packing, making columns and writing are the load. Parts are a GPU's
-(32,768 rows), since a fast device is what they have to feed.
+(16,384 rows), since a fast device is what they have to feed.
 """
 
 import argparse

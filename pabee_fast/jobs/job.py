@@ -32,8 +32,9 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-PART_ROWS = {"cuda": 32_768, "cpu": 4_096}
-"""Rows of a part by default: some seconds of a GPU's work, a minute or two of a CPU's."""
+PART_ROWS = {"cuda": 16_384, "cpu": 4_096}
+"""Rows of a part by default: a window of a GPU, whose first is read before it has work and whose last is written when it
+has no more; a minute or two of a CPU's work."""
 
 
 @dataclass(frozen=True)

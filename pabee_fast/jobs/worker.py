@@ -35,8 +35,8 @@ from pabee_fast.scoring.scorer import Row, readable
 from pabee_fast.scoring.stretches import places_of
 from pabee_fast.scoring.tally import Tally
 
-UNDER_WAY = 3
-"""Tasks that keep a device busy: one in it, one tokenized, one that becomes columns or text."""
+UNDER_WAY = 4
+"""Tasks that keep a device busy: one in it, one read, one tokenized, one that becomes columns and is written."""
 
 
 @dataclass(frozen=True)

@@ -25,7 +25,7 @@ from pabee_fast.tables.read import WRITTEN_FORMATS, Chunk, quoted, table_format
 from pabee_fast.tables.remote import refuse_url
 from pabee_fast.tables.texts import TEXT, bytes_of, json_bodies, json_objects, side_by_side, text_values
 
-_GROUP_ROWS = 2**17
+_GROUP_ROWS = 2**16
 _GROUP_BYTES = 64 * 2**20
 
 

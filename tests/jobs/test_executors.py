@@ -41,7 +41,7 @@ def test_two_devices_leave_the_table_that_one_leaves(two: DeviceExecutor, run_jo
     source = put_rows(tmp_path / "in.jsonl", 300, row7=None)
     run_job(source, tmp_path / "one.parquet", part_rows=16)
     summary = run_job(source, tmp_path / "two.parquet", part_rows=16, executor=two)
-    assert summary.workers == 2 and two.slots == 6
+    assert summary.workers == 2 and two.slots == 8
     assert (tmp_path / "two.parquet").read_bytes() == (tmp_path / "one.parquet").read_bytes()
 
 
