@@ -125,11 +125,11 @@ case $mode in
         bench ceilings 15 ceilings
         bench attention 60 tune measure --so-far --rounds 3
         use_what_was_measured
-        bench bert-base-sst2 80 endtoend --so-far --rows 32768 --rounds 4 --exits skewed \
-            --stock-batches 1024 512 --under-way 3
+        bench bert-base-sst2 80 endtoend --so-far --rows 32768 --rounds 7 --exits skewed \
+            --stock-batches 1024 512
         bench dropin 40 dropin --so-far --device cuda --rounds 11
         bench whole-job 90 peers --so-far --rows 400000 --rounds 1 --stock-batches 256
-        bench bert-large-sst2 50 endtoend --so-far --model bert-large --rows 8192 --rounds 3 --stock-batches 256 \
+        bench bert-large-sst2 50 endtoend --so-far --model bert-large --rows 16384 --rounds 3 --stock-batches 256 \
             --exits skewed
         bench families 40 families --so-far --device cuda --rows 8192 --rounds 3 --stock-batches 256 1024 \
             --family deberta-v2 modernbert distilbert

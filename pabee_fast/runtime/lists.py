@@ -24,7 +24,7 @@ class Given(NamedTuple):
     def of(cls, batch: PackedBatch, policy: Policy, device: torch.device) -> "Given":
         """Return it for the rows of a batch; raises InputError where a policy compares rows that have no lists."""
         exits = policy.exit_at()
-        exit_at = None if exits is None else to_device([np.array(exits, dtype=np.int64)], device)[0]
+        exit_at = None if exits is None else to_device([np.asarray(exits, dtype=np.int64)], device)[0]
         if not policy.is_listwise:
             return cls(exit_at, None, 0)
         if batch.lists is None:
