@@ -33,8 +33,8 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 PART_ROWS = {"cuda": 16_384, "cpu": 4_096}
-"""Rows of a part by default: a window of a GPU, whose first is read before it has work and whose last is written when it
-has no more; a minute or two of a CPU's work."""
+"""Rows of a part by default: a window of a GPU, which waits for the first to be read and for nothing when the last is
+written; a minute or two of a CPU's work."""
 
 
 @dataclass(frozen=True)

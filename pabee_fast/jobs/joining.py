@@ -18,10 +18,11 @@ class Joining:
 
     Args:
         manifest: whose parts are joined; those that it has already are taken at once.
-        join: makes the file of the parts' paths, given in their order; what they raise must leave nothing behind.
+        join: makes the file of the parts' paths, given in their order, and returns its hash; what they raise must leave
+            nothing behind.
     """
 
-    def __init__(self, manifest: Manifest, join: Callable[[Iterator[Path]], None]) -> None:
+    def __init__(self, manifest: Manifest, join: Callable[[Iterator[Path]], str]) -> None:
         self._manifest = manifest
         self._changed = threading.Condition()
         self._has_all = self._is_given_up = False
@@ -33,12 +34,12 @@ class Joining:
         with self._changed:
             self._changed.notify()
 
-    def finish(self) -> None:
-        """Wait for the file, once the manifest has all parts; raises what making it raised."""
+    def finish(self) -> str:
+        """Wait for the file, once the manifest has all parts, and return its hash; raises what making it raised."""
         with self._changed:
             self._has_all = True
             self._changed.notify()
-        self._made.result()
+        return self._made.result()
 
     def __enter__(self) -> "Joining":
         return self

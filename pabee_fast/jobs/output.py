@@ -11,7 +11,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO, cast
 
 import pyarrow as pa
 
@@ -21,6 +21,7 @@ from pabee_fast.jobs.manifest import NAME, Manifest, PartRecord
 from pabee_fast.scoring.tally import Tally
 from pabee_fast.tables.bytes import compressed, compression
 from pabee_fast.tables.durable import (
+    Hashed,
     check_writable,
     durable_file,
     is_temporary,
@@ -199,12 +200,12 @@ class Output:
             return nullcontext()
         whole = self._announced(manifest, self._whole)
 
-        def join(parts: Iterator[Path]) -> None:
-            with (
-                durable_file(whole, "table", permissions=self.table) as file,
-                compressed(file, compression(whole)) as packed,
-            ):
-                join_tables(self.format, parts, packed)
+        def join(parts: Iterator[Path]) -> str:
+            with durable_file(whole, "table", permissions=self.table) as file:
+                hashed = Hashed(file)
+                with compressed(cast(BinaryIO, hashed), compression(whole)) as packed:
+                    join_tables(self.format, parts, packed)
+            return hashed.sha256()
 
         return Joining(manifest, join)
 
@@ -239,9 +240,9 @@ class Output:
         if lost := self.lost_parts(manifest, thoroughly=False):
             name = manifest.parts[lost[0]].name
             raise JobError(f"{self.directory / name} was lost meanwhile: the same command makes it again")
-        joining.finish()
+        made = joining.finish()
         whole = self.directory / self._whole
-        manifest.finish({"size": whole.stat().st_size, "hash": sha256_of(whole)})
+        manifest.finish({"size": whole.stat().st_size, "hash": made})
         if table.exists() and not overwrite:
             raise InputError(f"{table} has come to exist meanwhile; it was left alone, the table is {whole}")
         whole.replace(table)

@@ -146,7 +146,7 @@ class Engine(Steps):
         results = Results.empty(rows, self.classes, self.device)
         given = Given.of(batch, policy, self.device)
         lists = batch.lists if policy.is_listwise else None
-        fresh = self._cut(batch.lengths, lists)
+        fresh = self._cut(batch.lengths, lists, batch.longest_first)
         queue: WaveQueue[Wave, tuple[_Question, ReadBack]] = WaveQueue(fresh, self.token_budget, self.under_way)
         last = policy.depth(len(self.layers))
         with self._ready():
@@ -280,7 +280,7 @@ class Engine(Steps):
 
         Rows of a wave that ran out of memory come again, in smaller waves and from the first layer on.
         """
-        batch, waves = self._here(batch), self._cut(batch.lengths)
+        batch, waves = self._here(batch), self._cut(batch.lengths, order=batch.longest_first)
         while waves:
             members = waves.popleft()
             try:

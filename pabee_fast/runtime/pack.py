@@ -13,6 +13,7 @@ from transformers import PreTrainedModel
 from pabee_fast.errors import InputError, UnsupportedError
 from pabee_fast.models import family_of
 from pabee_fast.runtime import ops
+from pabee_fast.runtime.schedule import longest_first
 from pabee_fast.transfer import move, to_device
 
 PLACES = 2**20
@@ -35,32 +36,50 @@ class PackedBatch:
         """[rows] int64: a row's first token."""
         return np.concatenate([[0], np.cumsum(self.lengths)])[:-1]
 
+    @cached_property
+    def longest_first(self) -> np.ndarray:
+        """[rows] int64: the rows, the longest first."""
+        return longest_first(self.lengths)
+
     def to(self, device: torch.device) -> "PackedBatch":
         """Return the same rows on `device`; towards CUDA asynchronously, from pinned memory."""
+        tensors = (*self.inputs.values(), self.key_mask, self.positions, self.images)
+        if all(tensor is None or tensor.device == device for tensor in tensors):
+            return self  # with what is known of its rows
         inputs = {name: move(values, device) for name, values in self.inputs.items()}
         rest = {name: getattr(self, name) for name in ("key_mask", "positions", "images")}
         moved: dict[str, Any] = {
             name: None if values is None else move(values, device) for name, values in rest.items()
         }
-        return replace(self, inputs=inputs, **moved)
+        there = replace(self, inputs=inputs, **moved)
+        # Known from now on: a run, for which a GPU waits, need not find them.
+        vars(there).update(starts=self.starts, longest_first=self.longest_first)
+        return there
 
     def select(self, rows: np.ndarray, device: torch.device) -> "PackedBatch":
         """Return the given rows, in the given order, on `device`."""
+        return self.picked(rows, device)[0]
+
+    def picked(self, rows: np.ndarray, device: torch.device) -> tuple["PackedBatch", Tensor, Tensor]:
+        """Return what `select` does, and `cu_seqlens` and numbers of the rows on `device`."""
         lengths, lists = self.lengths[rows], None if self.lists is None else self.lists[rows]
-        if self.images is not None:
-            (chosen,) = to_device([rows], self.images.device)
-            return replace(self, lengths=lengths, lists=lists, images=move(self.images[chosen], device))
         cu_seqlens = cumulative(lengths)
+        if self.images is not None:
+            ends, chosen = to_device([cu_seqlens, rows], self.images.device)
+            images = move(self.images[chosen], device)
+            batch = replace(self, lengths=lengths, lists=lists, images=images)
+            return batch, move(ends, device), move(chosen, device)
         here = next(iter(self.inputs.values())).device
         size = {"rows": len(rows), "tokens": int(cu_seqlens[-1]), "longest": int(lengths.max(initial=0))}
-        starts, ends = to_device((self.starts[rows].astype(np.int32), cu_seqlens), here)
+        starts, ends, chosen = to_device((self.starts[rows].astype(np.int32), cu_seqlens, rows), here)
 
         def pick(values: Tensor) -> Tensor:
             return move(ops.gather(values, starts, ends, **size)[0], device)
 
         inputs = {name: pick(values) for name, values in self.inputs.items()}
         key_mask, positions = (None if mark is None else pick(mark) for mark in (self.key_mask, self.positions))
-        return replace(self, inputs=inputs, lengths=lengths, lists=lists, key_mask=key_mask, positions=positions)
+        batch = replace(self, inputs=inputs, lengths=lengths, lists=lists, key_mask=key_mask, positions=positions)
+        return batch, move(ends, device), move(chosen, device)
 
 
 def cumulative(lengths: np.ndarray) -> np.ndarray:

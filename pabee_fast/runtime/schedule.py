@@ -28,7 +28,14 @@ SELDOM = 3
 (`bench.host`) and then a wait, and the layers after a last row's exit are in vain. An estimate."""
 
 
-def plan_waves(lengths: np.ndarray, token_budget: int, longest_row: int | None = None) -> list[np.ndarray]:
+def longest_first(lengths: np.ndarray) -> np.ndarray:
+    """Return the rows by their lengths, the longest first, equal ones as they came: [rows] int64."""
+    return _in_order(-lengths)
+
+
+def plan_waves(
+    lengths: np.ndarray, token_budget: int, longest_row: int | None = None, order: np.ndarray | None = None
+) -> list[np.ndarray]:
     """Cut rows into waves of at most `token_budget` tokens, longest rows first, rows of one length side by side.
 
     A pure function of its arguments, so that a resumed job repeats its waves. Longest first, so that memory that does
@@ -38,6 +45,7 @@ def plan_waves(lengths: np.ndarray, token_budget: int, longest_row: int | None =
         lengths: [rows] tokens of each row.
         token_budget: the most tokens a wave holds.
         longest_row: the most tokens of a row; one longer than the budget is a wave of its own. None: the budget.
+        order: what `longest_first` returns of the lengths, where it is known.
 
     Returns:
         For each wave the indices of its rows, int64.
@@ -53,7 +61,7 @@ def plan_waves(lengths: np.ndarray, token_budget: int, longest_row: int | None =
             f"token_budget={longest_row}, but row {int(lengths.argmax())} has {int(lengths.max())} tokens: "
             "raise the budget, or truncate rows to it (max_length)"
         )
-    order = _in_order(-lengths)
+    order = longest_first(lengths) if order is None else order
     ends = np.cumsum(lengths[order])
     waves, first, spent = [], 0, 0
     while first < len(order):
@@ -82,17 +90,16 @@ def plan_lists(lengths: np.ndarray, lists: np.ndarray, token_budget: int, longes
     place = np.empty(len(numbers), np.int64)  # of a list: its wave
     for number, members in enumerate(waves):
         place[members] = number
-    longest_first = _in_order(-lengths)
-    order = longest_first[_in_order(place[index][longest_first])]  # by waves, of a wave longest rows first
+    order = longest_first(lengths)
+    order = order[_in_order(place[index][order])]  # by waves, of a wave longest rows first
     return np.split(order, np.cumsum(np.bincount(place[index]))[:-1])
 
 
 def _in_order(numbers: np.ndarray) -> np.ndarray:
     """Return the indices that sort whole numbers, equal ones as they came.
 
-    Nothing runs on a GPU meanwhile, and NumPy sorts 16 bits by radix: 32,768 lengths seven times as fast as 64 bits."""
-    least = numbers.min()
-    if numbers.max() - least < 2**16:
+    NumPy sorts 16 bits by radix: 32,768 lengths seven times as fast as 64 bits."""
+    if len(numbers) and numbers.max() - (least := numbers.min()) < 2**16:
         numbers = (numbers - least).astype(np.uint16)
     return np.argsort(numbers, kind="stable")
 

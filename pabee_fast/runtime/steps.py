@@ -24,7 +24,6 @@ from pabee_fast.runtime.lists import Given
 from pabee_fast.runtime.pack import PackedBatch, cumulative
 from pabee_fast.runtime.schedule import plan_lists, plan_waves
 from pabee_fast.runtime.state import Results, Wave
-from pabee_fast.transfer import to_device
 
 logger = logging.getLogger(__name__)
 
@@ -99,11 +98,13 @@ class Steps:
         for it than the GPU for some layers. What is large, images and what was embedded, follows wave by wave."""
         return batch.to(self.device) if self.device.type == "cuda" and "input_ids" in batch.inputs else batch
 
-    def _cut(self, lengths: np.ndarray, lists: np.ndarray | None = None) -> deque[np.ndarray]:
-        """Cut rows into waves, each [rows] indices; none holds a part of a list."""
+    def _cut(
+        self, lengths: np.ndarray, lists: np.ndarray | None = None, order: np.ndarray | None = None
+    ) -> deque[np.ndarray]:
+        """Cut rows into waves, each [rows] indices; none holds a part of a list. `order`: as `plan_waves` takes it."""
         if lists is not None:
             return deque(plan_lists(lengths, lists, self.token_budget, self.longest_row))
-        return deque(plan_waves(lengths, self.token_budget, self.longest_row))
+        return deque(plan_waves(lengths, self.token_budget, self.longest_row, order))
 
     def _smaller(
         self, waves: list[np.ndarray], lengths: np.ndarray, lists: np.ndarray | None = None
@@ -120,8 +121,7 @@ class Steps:
         return deque(rows[wave] for wave in self._cut(lengths[rows], None if lists is None else lists[rows]))
 
     def _embed(self, batch: PackedBatch, rows: np.ndarray, policy: Policy) -> Wave:
-        part = batch.select(rows, self.device)
-        ends, row_ids = to_device([cumulative(part.lengths), rows], self.device)
+        part, ends, row_ids = batch.picked(rows, self.device)
         layout = Layout(ends, int(part.lengths.max()), part.key_mask, part.positions, attention=self.attention)
         inputs = part.inputs if part.images is None else {"pixel_values": part.images}
         try:

@@ -1,6 +1,7 @@
 """Files that are there whole or not at all, whatever moment the process is killed at."""
 
 import hashlib
+import io
 import os
 import re
 import secrets
@@ -8,7 +9,7 @@ import stat
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import BinaryIO
+from typing import Any, BinaryIO
 
 from pabee_fast.errors import InputError
 from pabee_fast.tables.remote import refuse_url
@@ -97,6 +98,29 @@ def remove_temporaries(directory: Path) -> None:
     """Remove what a killed process left half written. Nobody else may be writing there."""
     for path in filter(is_temporary, directory.iterdir()):
         path.unlink(missing_ok=True)
+
+
+class Hashed(io.RawIOBase):
+    """What writes into an open file, from its beginning on, and knows the hash of all that it wrote.
+
+    Args:
+        file: it stays open.
+    """
+
+    def __init__(self, file: BinaryIO) -> None:
+        super().__init__()
+        self._file, self._sha256 = file, hashlib.sha256()
+
+    def writable(self) -> bool:
+        return True
+
+    def write(self, content: Any) -> int:
+        self._sha256.update(content)
+        return self._file.write(content)
+
+    def sha256(self) -> str:
+        """Return the hash, as `sha256_of` gives that of the file."""
+        return self._sha256.hexdigest()
 
 
 def sha256_of(path: Path) -> str:

@@ -16,6 +16,7 @@ from pabee_fast.jobs.output import Output
 from pabee_fast.scoring.tally import Tally
 from pabee_fast.tables import write
 from pabee_fast.tables.bytes import compressed, compression
+from pabee_fast.tables.durable import sha256_of
 from pabee_fast.tables.open import open_table
 from pabee_fast.tables.source import Part
 from pabee_fast.tables.write import join_tables
@@ -54,6 +55,7 @@ def test_a_table_made_while_parts_finish_in_any_order_has_the_bytes_of_one_made_
                     ready += 1
             output.finish(manifest, joining, is_done=False, overwrite=False, keep_parts=True)
         parts = [output.directory / manifest.parts[index].name for index in range(4)]
+        assert manifest.tables[-1]["hash"] == sha256_of(tmp_path / f"out{suffix}")
     with (tmp_path / f"wanted{suffix}").open("wb") as file, compressed(file, compression(suffix)) as packed:
         join_tables(output.format, parts, packed)
     assert (tmp_path / f"out{suffix}").read_bytes() == (tmp_path / f"wanted{suffix}").read_bytes()
