@@ -68,11 +68,17 @@ def run_stock(model: Any, batches: list[tuple[np.ndarray, dict[str, Tensor]]], r
     return out
 
 
+def on_the_same_weights(model: Any) -> Any:
+    """Return a copy that reads the model's own weights."""
+    other = copy.deepcopy(model)
+    other.load_state_dict(model.state_dict(), assign=True)
+    return other
+
+
 def never_agree(model: Any) -> Any:
     """Return a model on the same weights whose neighbouring heads give different answers for every row, whatever the
     text."""
-    silent = copy.deepcopy(model)
-    silent.load_state_dict(model.state_dict(), assign=True)
+    silent = on_the_same_weights(model)
     for layer, head in enumerate(heads_of(silent)):
         head.weight = nn.Parameter(torch.zeros_like(head.weight))
         head.bias = nn.Parameter(torch.tensor([1.0, -1.0]).to(head.bias) * (-1) ** layer)
@@ -100,8 +106,7 @@ class Setup:
     def build(cls, args: argparse.Namespace, device: torch.device, dtype: torch.dtype) -> "Setup":
         # All variants read the same weights in memory: where a copy happens to lie changes CPU times by percents.
         stock = cases.model(args.model).to(device, dtype)
-        ours = copy.deepcopy(stock)
-        ours.load_state_dict(stock.state_dict(), assign=True)
+        ours = on_the_same_weights(stock)
         silent = never_agree(pf.attach_heads(ours))
         layers = stock.config.num_hidden_layers
         if args.lengths == "sst2":
@@ -113,6 +118,10 @@ class Setup:
         others |= {f"{variant} layers": {"layers": variant} for variant in args.layers}
         others |= {f"{name} attention": {"attention": name} for name in args.attention}
         others |= {f"waves of {n}": {"token_budget": n} for n in args.waves}
+        ways = {name: Engine(ours, **{"token_budget": budget, **options}) for name, options in others.items()}
+        if args.fitted_heads:
+            fitted = pf.attach_heads(on_the_same_weights(stock), head="linear", pooling="mean")
+            ways["linear heads over the mean"] = Engine(fitted, token_budget=budget)
         return cls(
             device, dtype, rows,
             batch=pack(ours, **padded(rows.input_ids, device)),  # as stock's
@@ -120,7 +129,7 @@ class Setup:
             batches={size: stock_batches(rows, size, device) for size in args.stock_batches},
             engine=Engine(ours, token_budget=budget),
             silent=Engine(silent, token_budget=budget),
-            others={name: Engine(ours, **{"token_budget": budget, **options}) for name, options in others.items()},
+            others=ways,
             exits={"usual": rows.exit_layers}
             | {name: cases.exits_of(name, args.rows, layers) for name in args.exits},
         )  # fmt: skip
@@ -297,6 +306,9 @@ def main() -> None:
     parser.add_argument("--layers", nargs="*", choices=VARIANTS, default=[], help="also with these layers")
     parser.add_argument("--attention", nargs="*", choices=ATTENTIONS, default=[], help="also with this attention")
     parser.add_argument("--waves", type=int, nargs="*", default=[], help="also with token budgets of this size")
+    parser.add_argument(
+        "--fitted-heads", action="store_true", help="also with heads as fit leaves them: linear, over the mean token"
+    )
     parser.add_argument("--dtype", default="auto")
     parser.add_argument("--device", default="auto")
     add_so_far(parser)

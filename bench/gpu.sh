@@ -126,7 +126,7 @@ case $mode in
         bench attention 60 tune measure --so-far --rounds 3
         use_what_was_measured
         bench bert-base-sst2 80 endtoend --so-far --rows 32768 --rounds 7 --exits skewed \
-            --stock-batches 1024 512
+            --stock-batches 1024 512 --fitted-heads
         bench dropin 40 dropin --so-far --device cuda --rounds 11
         bench whole-job 90 peers --so-far --rows 400000 --rounds 1 --stock-batches 256
         bench bert-large-sst2 50 endtoend --so-far --model bert-large --rows 16384 --rounds 3 --stock-batches 256 \
@@ -157,7 +157,7 @@ case $mode in
         gpu_tests tests-first 120 -k 'label_set and agreement'
         bench ceilings 60 ceilings --device cpu
         bench bert-base-sst2 400 endtoend "${tiny[@]}" --exits skewed --attention short kernel --under-way 1 2 \
-            --waves 512 --layers stock
+            --waves 512 --layers stock --fitted-heads
         bench dropin 120 dropin --so-far --device cpu --model bert-tiny --rounds 1 --sizes 1 8
         bench host 60 host --rounds 2
         bench whole-job 240 peers --so-far --device cpu --model bert-tiny --rows 64 --rounds 1 --stock-rows 16 \
