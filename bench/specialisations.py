@@ -33,7 +33,8 @@ from pabee_fast.kernels.compact import gather_launch, plan_launch
 from pabee_fast.kernels.disentangled_attention import disentangled_attention_launch
 from pabee_fast.kernels.embed_norm import embed_norm_launch
 from pabee_fast.kernels.exit_step import exit_step_launch
-from pabee_fast.kernels.launch import FEW_CLASSES, MAX_CLASSES, MAX_HIDDEN_SIZE, MAX_SHORT_HEAD, Launch, Plan
+from pabee_fast.kernels.launch import FEW_CLASSES, MAX_CLASSES, MAX_HIDDEN_SIZE, Launch, Plan
+from pabee_fast.kernels.launch_attention import MAX_SHORT_HEAD
 from pabee_fast.kernels.linear_gelu import linear_gelu_launch
 from pabee_fast.kernels.pool import pool_launch
 from pabee_fast.kernels.short_attention import short_attention_launch

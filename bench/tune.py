@@ -31,7 +31,7 @@ from bench.micro.subject import TOLERANCE, same
 from bench.text import Tell, add_so_far, columns, teller
 from pabee_fast.kernels import reference
 from pabee_fast.kernels.checks import MAX_SHORT_ROW
-from pabee_fast.kernels.launch import short_attention_constants
+from pabee_fast.kernels.launch_attention import short_attention_constants
 from pabee_fast.kernels.prepared import Constants
 from pabee_fast.layout import Layout
 from pabee_fast.runtime import choice, ops, varlen

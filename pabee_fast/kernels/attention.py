@@ -11,7 +11,8 @@ from torch import Tensor
 from .attend import attend_block
 from .checks import check_on_device
 from .checks_attention import check_attention
-from .launch import MAX_HEAD_DIM, Heads, Launch, attention_constants, attention_tiles
+from .launch import Launch
+from .launch_attention import MAX_HEAD_DIM, Heads, attention_constants, attention_tiles
 
 # Strides follow from the number of tokens where a layer lays its heads out first, so that they change with it.
 NUMBERS = [

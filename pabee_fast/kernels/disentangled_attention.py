@@ -11,7 +11,8 @@ from torch import Tensor
 from .attention import find_tile
 from .checks import check_on_device
 from .checks_attention import check_disentangled_attention
-from .launch import MAX_PLACE_HEAD, Launch, PlaceHeads, attention_tiles, disentangled_attention_constants
+from .launch import Launch
+from .launch_attention import MAX_PLACE_HEAD, PlaceHeads, attention_tiles, disentangled_attention_constants
 
 # As in `attention`, they change with the number of tokens; lines do with the longest row.
 NUMBERS = [

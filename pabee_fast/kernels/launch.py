@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from .checks import BITS_PER_WORD, MAX_SHORT_ROW, memory_words
+from .checks import BITS_PER_WORD, memory_words
 from .prepared import Constants, launch
 
 # More classes than this do not fit one program's registers.
@@ -20,27 +20,11 @@ MIN_DOT = 16
 FEW_CLASSES = 8
 # A program of `add_norm` holds a whole token, 32 numbers to a thread.
 MAX_HIDDEN_SIZE = 16384
-# Larger heads leave a program no registers for a block of queries.
-MAX_HEAD_DIM = 256
 # Tokens of a row that a mean loads at once.
 MEAN_TOKENS = 8
 GATHER_BYTES = 8192
 # Enough for several programs on every multiprocessor; a row's programs take turns along it, so fewer stay correct.
 GATHER_PROGRAMS = 16384
-
-# Every published DeBERTa has heads of 64; of 128, blocks of any size spill on one target or another.
-MAX_PLACE_HEAD = 64
-
-# Larger heads leave a tile of short rows too few registers; float32 products keep their operands in them.
-MAX_SHORT_HEAD = {torch.float32: 64, torch.float16: 128, torch.bfloat16: 128}
-
-# Of `short_attention`, numbers of queries (tokens times heads): in spans of four tiles 600 programs, as many as an H200
-# runs at once.
-FEW_QUERIES = 600 * 4 * MAX_SHORT_ROW
-
-# Queries, keys and warps of a program of `attention`, by the size of a head.
-_HALF_ATTENTION = {64: (64, 32, 4), 128: (64, 32, 8), 256: (32, 32, 4)}
-_FLOAT32_ATTENTION = {64: (32, 32, 4), 128: (32, 32, 8), 256: (16, 16, 8)}
 
 
 class Plan(NamedTuple):
@@ -128,7 +112,7 @@ class Launch(NamedTuple):
         return Specialisation(self.kernel, signature, constexprs, attrs, self.constants.options)
 
 
-def _constants(warps: int, stages: int, **values: Any) -> Constants:
+def constants_of(warps: int, stages: int, **values: Any) -> Constants:
     # Fused multiply-adds are asked for, since Triton's default has changed.
     return Constants(values, {"num_warps": warps, "num_stages": stages, "enable_fp_fusion": True})
 
@@ -157,7 +141,7 @@ def exit_step_constants(
     if classes <= FEW_CLASSES and kind != "label_set":
         block_hidden = min(2048 // dtype.itemsize, next_power_of_2(hidden_size))
         sizes = {"BLOCK_HIDDEN": block_hidden, "BLOCK_CLASSES": next_power_of_2(classes)}
-        return _constants(1, 1, **shared, IS_FEW=True, BLOCK_ROWS=2, **sizes)
+        return constants_of(1, 1, **shared, IS_FEW=True, BLOCK_ROWS=2, **sizes)
     block_classes = max(BITS_PER_WORD if kind == "label_set" else MIN_DOT, next_power_of_2(classes))
     # A weight tile of 16 KiB leaves room for several programs on a multiprocessor; at 128 wide, sm_80 spills.
     fitting = 16384 // (block_classes * dtype.itemsize)
@@ -168,7 +152,7 @@ def exit_step_constants(
     block_hidden = max(MIN_DOT, min(64, fitting, next_power_of_2(hidden_size)))
     # Tensor cores take 16 rows; what else a program holds of them decides how many of 1024 classes spill.
     fitting = {"divergence": 4096, "vote": 8192}.get(rule, 8192 if dtype == torch.float32 else 16384)
-    return _constants(
+    return constants_of(
         max(4, block_classes // 64),
         2,
         **shared,
@@ -184,7 +168,7 @@ def pool_constants(hidden_size: int, dtype: torch.dtype, pooling: str) -> Consta
     """Return what `pool` is compiled for."""
     # One warp for a mean: a thread then adds up columns of its own, and exchanges nothing with others.
     warps, rows, tokens = (1, 1, MEAN_TOKENS) if pooling == "mean" else (4, 8, 1)
-    return _constants(
+    return constants_of(
         warps,
         1,
         HIDDEN_SIZE=hidden_size,
@@ -195,7 +179,7 @@ def pool_constants(hidden_size: int, dtype: torch.dtype, pooling: str) -> Consta
     )
 
 
-PLAN_CONSTANTS = _constants(8, 1, BLOCK_ROWS=1024)
+PLAN_CONSTANTS = constants_of(8, 1, BLOCK_ROWS=1024)
 """What `plan` is compiled for."""
 
 
@@ -203,7 +187,7 @@ PLAN_CONSTANTS = _constants(8, 1, BLOCK_ROWS=1024)
 def gather_constants(width: int, itemsize: int, words: int) -> Constants:
     """Return what `gather` is compiled for: tokens of `width` elements of `itemsize` bytes."""
     block = min(GATHER_BYTES // itemsize, next_power_of_2(width) * 128)
-    return _constants(4, 1, WIDTH=width, WORDS=words, BLOCK=block, BLOCK_WORDS=next_power_of_2(words))
+    return constants_of(4, 1, WIDTH=width, WORDS=words, BLOCK=block, BLOCK_WORDS=next_power_of_2(words))
 
 
 def gather_grid(rows: int, longest: int, width: int, block: int) -> tuple[int, int]:
@@ -225,7 +209,7 @@ def add_norm_constants(hidden_size: int) -> Constants:
     block_hidden = next_power_of_2(hidden_size)
     warps = max(4, block_hidden // 1024)
     block_tokens = min(32, warps * 1024 // block_hidden)
-    return _constants(warps, 1, HIDDEN_SIZE=hidden_size, BLOCK_TOKENS=block_tokens, BLOCK_HIDDEN=block_hidden)
+    return constants_of(warps, 1, HIDDEN_SIZE=hidden_size, BLOCK_TOKENS=block_tokens, BLOCK_HIDDEN=block_hidden)
 
 
 @functools.cache
@@ -233,7 +217,7 @@ def bias_act_constants(width: int, activation: str) -> Constants:
     """Return what `bias_act` is compiled for: 32 numbers to a thread, so that enough loads are under way to fill the
     memory's latency."""
     block = min(1024, next_power_of_2(width))
-    return _constants(4, 1, WIDTH=width, ACTIVATION=activation, BLOCK_TOKENS=4096 // block, BLOCK_WIDTH=block)
+    return constants_of(4, 1, WIDTH=width, ACTIVATION=activation, BLOCK_TOKENS=4096 // block, BLOCK_WIDTH=block)
 
 
 @functools.cache
@@ -241,7 +225,7 @@ def linear_gelu_constants(width: int, hidden_size: int, dtype: torch.dtype) -> C
     """Return what `linear_gelu` is compiled for. In half precision two programs of four warps fill a multiprocessor of
     sm_90, with 112 KiB of shared memory each; float32, whose operands stay in registers, is for comparisons."""
     block, hidden, stages = (32, 32, 1) if dtype == torch.float32 else (128, 64, 3)
-    return _constants(
+    return constants_of(
         4,
         stages,
         WIDTH=width,
@@ -251,113 +235,6 @@ def linear_gelu_constants(width: int, hidden_size: int, dtype: torch.dtype) -> C
         BLOCK_HIDDEN=hidden,
         GROUP=8,
     )
-
-
-class Heads(NamedTuple):
-    """What a kernel of attention is compiled for, beside its blocks."""
-
-    heads: int
-    kv_heads: int
-    head_dim: int
-    value_dim: int
-    dtype: torch.dtype
-    is_causal: bool
-    has_window: bool
-    stride_unit: int
-
-    def constants(self) -> dict[str, Any]:
-        """Return the kernels' constants of that."""
-        return dict(
-            HEADS=self.heads,
-            GROUP=self.heads // self.kv_heads,
-            HEAD_DIM=self.head_dim,
-            VALUE_DIM=self.value_dim,
-            IS_CAUSAL=self.is_causal,
-            HAS_WINDOW=self.has_window,
-            STRIDE_UNIT=self.stride_unit,
-        )
-
-    def blocks(self) -> dict[str, int]:
-        """Return the blocks of numbers that hold a head."""
-        head, value = (max(MIN_DOT, next_power_of_2(size)) for size in (self.head_dim, self.value_dim))
-        return {"BLOCK_HEAD": head, "BLOCK_VALUE": value}
-
-
-@functools.cache
-def attention_constants(heads: Heads, is_interpreted: bool) -> Constants:
-    """Return what `attention` is compiled for: keyed on heads, which no batch changes.
-
-    The largest blocks that spill nowhere, in 54 KiB of shared memory; every launch of float32 products is pure
-    multiply-adds, whose operands stay in registers, so that its blocks are smaller.
-    """
-    blocks = heads.blocks()
-    by_size = _FLOAT32_ATTENTION if heads.dtype == torch.float32 else _HALF_ATTENTION
-    queries, keys, warps = by_size[max(64, *blocks.values())]
-    sizes = {"BLOCK_QUERIES": queries, "BLOCK_KEYS": keys, **blocks}
-    return _constants(warps, 2, **heads.constants(), **sizes, IS_INTERPRETED=is_interpreted)
-
-
-class PlaceHeads(NamedTuple):
-    """What `disentangled_attention` is compiled for, beside its blocks."""
-
-    heads: int
-    head_dim: int
-    value_dim: int
-    dtype: torch.dtype
-    stride_unit: int
-
-
-@functools.cache
-def disentangled_attention_constants(heads: PlaceHeads, is_interpreted: bool) -> Constants:
-    """Return what `disentangled_attention` is compiled for: the largest blocks that spill nowhere."""
-    head, value = (max(MIN_DOT, next_power_of_2(size)) for size in (heads.head_dim, heads.value_dim))
-    block = 16 if heads.dtype == torch.float32 else 32
-    return _constants(
-        4,
-        2,
-        HEADS=heads.heads,
-        HEAD_DIM=heads.head_dim,
-        VALUE_DIM=heads.value_dim,
-        STRIDE_UNIT=heads.stride_unit,
-        BLOCK_QUERIES=block,
-        BLOCK_KEYS=block,
-        BLOCK_HEAD=head,
-        BLOCK_VALUE=value,
-        IS_INTERPRETED=is_interpreted,
-    )
-
-
-def attention_tiles(rows: int, tokens: int, block_queries: int) -> int:
-    """Return how many tiles of queries `attention` has to a head: enough for rows of any lengths, by rows and tokens
-    alone, since the host knows no more; hardly one to a row is empty, and none of them because another row is long."""
-    return tokens // block_queries + rows
-
-
-@functools.cache
-def short_attention_constants(heads: Heads, is_tight: bool, is_few: bool = False) -> Constants:
-    """Return what `short_attention` is compiled for: keyed on heads, which no batch changes; `is_tight` where the
-    device is Hopper and nothing hides a key, `is_few` where tokens are too few to keep a GPU busy by spans of four
-    tiles: a program takes the longer the more tiles it has (8 rows on an H200: four 14.7 us).
-
-    One tile for all: one of half as many tokens takes 0.7 of the time (bench/results/nvidia-h200/profiles.md) and
-    holds one row where this one holds two or three. A span of four tiles ends with one that is not full, so that of
-    sst2's lengths 26 % of the places are empty; in a list of tiles without spans 22 % were, for which each wave would
-    need a launch of its own.
-    """
-    is_half, blocks = heads.dtype != torch.float32, heads.blocks()
-    sizes = {"SPAN": (1 if is_few else 4) * MAX_SHORT_ROW, "BLOCK_TOKENS": MAX_SHORT_ROW, **blocks}
-    made = _constants(4 if is_half else 8, 1, **heads.constants(), **sizes)
-    if is_tight and is_half and max(blocks.values()) <= 64:
-        # Registers of a thread: so a multiprocessor holds five programs, not four, and an H200 takes 253 us, not 273.
-        # Elsewhere they would spill.
-        made.options["maxnreg"] = 96
-    return made
-
-
-@functools.cache
-def is_hopper(device: torch.device) -> bool:
-    """Return whether a device is an NVIDIA GPU of compute capability 9."""
-    return device.type == "cuda" and torch.cuda.get_device_capability(device)[0] == 9
 
 
 def next_power_of_2(number: int) -> int:

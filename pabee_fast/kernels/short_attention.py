@@ -10,7 +10,8 @@ from torch import Tensor
 from .attention import MARKS, NUMBERS, attention_arguments
 from .checks import check_on_device
 from .checks_attention import check_short_attention
-from .launch import FEW_QUERIES, MAX_SHORT_HEAD, Launch, is_hopper, short_attention_constants
+from .launch import Launch
+from .launch_attention import FEW_QUERIES, MAX_SHORT_HEAD, is_hopper, short_attention_constants
 
 
 @triton.jit

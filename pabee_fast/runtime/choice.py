@@ -8,7 +8,7 @@ from torch import Tensor
 
 from pabee_fast.kernels.checks import MAX_SHORT_ROW
 from pabee_fast.kernels.checks_layer import has_descriptors
-from pabee_fast.kernels.launch import MAX_SHORT_HEAD
+from pabee_fast.kernels.launch_attention import MAX_SHORT_HEAD
 from pabee_fast.runtime.tuned import LINEAR_GELU, SHORT_ROWS
 
 logger = logging.getLogger(__name__)

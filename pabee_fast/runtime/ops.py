@@ -22,7 +22,8 @@ from pabee_fast.kernels.checks import (
     memory_words,
 )
 from pabee_fast.kernels.checks_attention import check_attention
-from pabee_fast.kernels.launch import MAX_CLASSES, MAX_HEAD_DIM, MAX_HIDDEN_SIZE, MAX_PLACE_HEAD, Plan
+from pabee_fast.kernels.launch import MAX_CLASSES, MAX_HIDDEN_SIZE, Plan
+from pabee_fast.kernels.launch_attention import MAX_HEAD_DIM, MAX_PLACE_HEAD
 from pabee_fast.kernels.reference import count, observe
 from pabee_fast.layout import Layout
 from pabee_fast.models.head import through_pooler

@@ -160,7 +160,7 @@ def test_attention_whose_answers_differ_is_not_timed(monkeypatch: pytest.MonkeyP
 
 def test_other_blocks_are_launched_within_the_block_and_the_usual_ones_after_it() -> None:
     from pabee_fast.kernels import short_attention
-    from pabee_fast.kernels.launch import Heads
+    from pabee_fast.kernels.launch_attention import Heads
 
     usual = short_attention.short_attention_constants
     kind = (Heads(12, 12, 64, 64, torch.bfloat16, False, False, 16), True)

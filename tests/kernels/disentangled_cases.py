@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from pabee_fast.kernels.launch import MAX_PLACE_HEAD
+from pabee_fast.kernels.launch_attention import MAX_PLACE_HEAD
 from tests.kernels.attention_cases import LENGTHS, LONG, AttentionCase
 from tests.tolerances import assert_close
 

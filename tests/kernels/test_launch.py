@@ -12,7 +12,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pabee_fast.kernels import launch, reference
+from pabee_fast.kernels import launch, launch_attention, reference
 from pabee_fast.kernels.checks import RowState
 from tests.kernels.launch_cases import (
     HIDDEN_SIZE,
@@ -38,7 +38,7 @@ import sys, types
 sys.modules["triton"] = None
 package = sys.modules["pabee_fast"] = types.ModuleType("pabee_fast")
 package.__path__ = ["pabee_fast"]
-from pabee_fast.kernels import checks, launch, reference
+from pabee_fast.kernels import checks, launch, launch_attention, reference
 """
 
 
@@ -131,7 +131,7 @@ def test_heads_too_large_for_one_program_are_refused(
 ) -> None:
     # What is no JITFunction passes for interpreted, so that tensors on a CPU are let in.
     monkeypatch.setattr(kernels["attention"], "attention_kernel", None)
-    wide = torch.zeros(3 * ROWS, 2, launch.MAX_HEAD_DIM + 1)
+    wide = torch.zeros(3 * ROWS, 2, launch_attention.MAX_HEAD_DIM + 1)
     with pytest.raises(ValueError, match=r"value \[12, 2, 257\]; the kernel takes heads of up to 256 numbers, so call"):
         kernels["attention"].attention(**attention_arguments(value=wide))
     monkeypatch.setattr(kernels["short_attention"], "short_attention_kernel", None)
@@ -139,7 +139,7 @@ def test_heads_too_large_for_one_program_are_refused(
         kernels["short_attention"].short_attention(**short_attention_arguments(value=wide))
     monkeypatch.setattr(kernels["disentangled_attention"], "disentangled_attention_kernel", None)
     with pytest.raises(ValueError, match=r"value \[12, 4, 65\]; the kernel takes heads of up to 64 numbers, so call"):
-        wide = torch.zeros(3 * ROWS, 4, launch.MAX_PLACE_HEAD + 1)
+        wide = torch.zeros(3 * ROWS, 4, launch_attention.MAX_PLACE_HEAD + 1)
         kernels["disentangled_attention"].disentangled_attention(**disentangled_attention_arguments(value=wide))
 
 
@@ -179,7 +179,7 @@ def test_attention_by_place_on_a_batch_that_shrinks_compiles_nothing_new(kernels
 @given(lengths=st.lists(st.integers(0, 200), min_size=1, max_size=20), block=st.sampled_from([16, 32, 64]))
 def test_tiles_suffice_for_any_rows_and_hardly_one_to_a_row_is_empty(lengths: list[int], block: int) -> None:
     needed = sum(-(-length // block) for length in lengths)
-    assert needed <= launch.attention_tiles(len(lengths), sum(lengths), block) <= needed + len(lengths)
+    assert needed <= launch_attention.attention_tiles(len(lengths), sum(lengths), block) <= needed + len(lengths)
 
 
 def test_a_batch_that_shrinks_compiles_nothing_new(kernels: dict[str, ModuleType]) -> None:
