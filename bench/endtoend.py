@@ -33,9 +33,9 @@ from pabee_fast.models.heads import heads_of
 from pabee_fast.runtime.choice import ATTENTIONS
 from pabee_fast.runtime.device import choose_device, choose_dtype
 from pabee_fast.runtime.engine import Engine
-from pabee_fast.runtime.layers import VARIANTS
 from pabee_fast.runtime.pack import PackedBatch, pack
 from pabee_fast.runtime.state import Results
+from pabee_fast.runtime.variants import VARIANTS
 
 TOLERANCE = {torch.float32: 1e-5, torch.float16: 5e-3, torch.bfloat16: 4e-2}
 """Of full-depth logits against stock, max |difference| / max |logit|."""

@@ -29,8 +29,8 @@ from bench.text import add_so_far, teller
 from pabee_fast.models import FAMILIES
 from pabee_fast.runtime.device import choose_device, choose_dtype
 from pabee_fast.runtime.engine import Engine
-from pabee_fast.runtime.layers import VARIANTS
 from pabee_fast.runtime.pack import PackedBatch, pack
+from pabee_fast.runtime.variants import VARIANTS
 
 Batches = list[tuple[np.ndarray, dict[str, Tensor]]]
 

@@ -25,9 +25,10 @@ from bench.endtoend import TOLERANCE
 from pabee_fast.layout import Layout
 from pabee_fast.models import family_of
 from pabee_fast.runtime.device import choose_device, choose_dtype
-from pabee_fast.runtime.layers import VARIANTS, Layers
+from pabee_fast.runtime.layers import Layers
 from pabee_fast.runtime.pack import cumulative
 from pabee_fast.runtime.schedule import plan_waves
+from pabee_fast.runtime.variants import VARIANTS
 
 ALBERT_BASE = {"hidden_size": 768, "num_attention_heads": 12, "intermediate_size": 3072}
 CONFIGS: dict[str, Callable[..., Any]] = {

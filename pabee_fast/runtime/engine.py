@@ -68,7 +68,7 @@ class Engine(Steps):
         gather_cost: cost of moving one token at a compaction, in layers; 0 compacts whenever a row has left. None: as
             estimated, and waves too small to gain by it are let be.
         under_way: waves whose counts travel to the host at once; None: by device, see UNDER_WAY.
-        layers: how the layers run, one of `layers.VARIANTS`; None: by device and dtype, see `layers.LAYERS`.
+        layers: how the layers run, one of `variants.VARIANTS`; None: by device and dtype, see `variants.LAYERS`.
         attention: what attends where it can, one of `choice.ATTENTIONS`; None: by what was measured.
 
     Raises:

@@ -1,7 +1,4 @@
-"""How the layers of a model run on packed tokens: a visible choice, and the reason for it.
-
-Variants: `stock`, transformers' own modules; `fused`, the post-norm block of `runtime/block.py`.
-"""
+"""How the layers of a model run on packed tokens: a visible choice (`variants`), and the reason for it."""
 
 import contextlib
 import functools
@@ -20,7 +17,6 @@ from pabee_fast.layout import Layout
 from pabee_fast.models import family_of, is_built_in
 from pabee_fast.models.block import Block
 from pabee_fast.models.family import Family
-from pabee_fast.runtime import ops
 from pabee_fast.runtime.attention import packed_attention_in
 from pabee_fast.runtime.block import Weights, fused
 from pabee_fast.runtime.embedding import fused_embedding
@@ -29,32 +25,10 @@ from pabee_fast.runtime.places import PlaceTables
 from pabee_fast.runtime.stock import activation_of, in_many_passes, parts_of, why_not_fused, why_not_stock
 from pabee_fast.runtime.turns import gelu_tanh, instead, turn_with, unchunked
 from pabee_fast.runtime.unchanged import Snapshot
+from pabee_fast.runtime.variants import VARIANTS, choose_layers
 from pabee_fast.say import say_once
 
 logger = logging.getLogger(__name__)
-
-VARIANTS = ("stock", "fused")
-
-LAYERS: dict[tuple[str, torch.dtype], str] = {
-    ("cpu", torch.float32): "fused",
-    ("cpu", torch.bfloat16): "fused",
-    ("cpu", torch.float16): "fused",
-    ("cuda", torch.float32): "fused",
-    ("cuda", torch.bfloat16): "fused",
-    ("cuda", torch.float16): "fused",
-}
-"""Device and dtype -> the variant that runs there, for every family with post-norm blocks; elsewhere stock layers.
-
-On a CPU, `fused` against stock on the same packed tokens: BERT-base 1.02x at 4,084 tokens and 1.08x at 997 in float32,
-1.00x and 1.03x in bfloat16; RoBERTa-base 1.01x at 1,997 and ALBERT-base, whose GELU transformers computes in eight
-passes, 1.24x at 997. (`python -m bench.layers --processor-time`, one core of an AMD EPYC without AMX that other
-programs used too, torch 2.13, medians of 7 and 9 rounds.)
-
-On an NVIDIA H200, 32,768 rows of sst2's lengths through BERT-base in bfloat16: fused 376 ms, stock 429 (torch 2.11,
-Triton 3.6). Not taken: the block by torch.compile, 393 there and 17 to 49 seconds of compiling on CPUs; and GELU by
-tanh where the model's is by erf, which the library computes within its product: 359, but it changes answers, by at most
-4.7e-4 an element.
-"""
 
 Run = Callable[..., Tensor]
 """One layer: hidden [1, tokens, hidden_size], where the rows lie and what moves beside them, to the next states."""
@@ -84,7 +58,7 @@ class Layers:
     Args:
         model: a model of `family`.
         family: its row of the table of families.
-        variant: one of VARIANTS, for all layers or an error; None: by LAYERS.
+        variant: one of VARIANTS, for all layers or an error; None: by `variants.LAYERS`.
 
     Raises:
         InputError: another variant.
@@ -325,16 +299,6 @@ class Layers:
         weights = [Weights.of(each, str(activation_of(each.activation)), tables) for each in blocks]
         every += weights
         return functools.partial(_run_blocks, weights)
-
-
-def choose_layers(device: torch.device, dtype: torch.dtype) -> tuple[str, str]:
-    """Return the variant that LAYERS holds for a device and dtype, and the reason in words."""
-    variant = LAYERS.get((device.type, dtype))
-    if variant is None:
-        return "stock", f"nothing faster is known for {dtype} on {device.type}"
-    if device.type == "cuda" and not ops.has_kernels(device):
-        return "stock", "Triton cannot be imported"
-    return variant, "measured"
 
 
 def separate_weights(model: PreTrainedModel) -> None:

@@ -12,7 +12,7 @@ from pabee_fast.models.heads import classifies
 from pabee_fast.policies import Policy
 from pabee_fast.runtime import ops
 from pabee_fast.runtime.device import choose_device, choose_dtype
-from pabee_fast.runtime.layers import choose_layers
+from pabee_fast.runtime.variants import choose_layers
 from pabee_fast.scoring.scorer import Scorer
 from pabee_fast.scoring.tokens import load_tokenizer
 

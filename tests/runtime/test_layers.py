@@ -11,7 +11,7 @@ import pabee_fast as pf
 from pabee_fast.kernels import reference
 from pabee_fast.layout import Layout
 from pabee_fast.models import FAMILIES
-from pabee_fast.runtime import block, choice, embedding, layers, ops
+from pabee_fast.runtime import block, choice, embedding, layers, ops, variants
 from pabee_fast.runtime.engine import Engine
 from pabee_fast.runtime.pack import pack
 from tests import zoo
@@ -189,10 +189,10 @@ def test_chunked_feed_forward_layers_run_whole_and_stay_chunked_for_their_owner(
 
 def test_what_runs_is_chosen_by_the_table_and_said() -> None:
     cpu, cuda = torch.device("cpu"), torch.device("cuda")
-    assert layers.choose_layers(cpu, torch.float32) == ("fused", "measured")
-    assert layers.choose_layers(cpu, torch.float64) == ("stock", "nothing faster is known for torch.float64 on cpu")
-    assert layers.choose_layers(torch.device("mps"), torch.float16)[0] == "stock"
-    assert layers.choose_layers(cuda, torch.bfloat16) == ("fused", "measured")
+    assert variants.choose_layers(cpu, torch.float32) == ("fused", "measured")
+    assert variants.choose_layers(cpu, torch.float64) == ("stock", "nothing faster is known for torch.float64 on cpu")
+    assert variants.choose_layers(torch.device("mps"), torch.float16)[0] == "stock"
+    assert variants.choose_layers(cuda, torch.bfloat16) == ("fused", "measured")
     assert Engine(tiny_stock("bert")).layers.describe() == "fused (measured)"
     assert Engine(tiny_stock("bert"), layers="stock").layers.describe() == "stock (asked for)"
 
@@ -252,7 +252,7 @@ def test_a_family_of_ones_own_that_runs_its_layers_itself_is_not_passed_by(monke
 
 def test_without_triton_a_gpu_runs_stock_layers(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(ops, "_triton_kernels", lambda: None)
-    assert layers.choose_layers(torch.device("cuda"), torch.bfloat16) == ("stock", "Triton cannot be imported")
+    assert variants.choose_layers(torch.device("cuda"), torch.bfloat16) == ("stock", "Triton cannot be imported")
 
 
 def test_a_variant_of_another_name_is_refused() -> None:
