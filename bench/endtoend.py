@@ -30,7 +30,7 @@ import pabee_fast as pf
 from bench import cases, ceilings, outcome, shares, timing, work
 from bench.text import add_so_far, teller
 from pabee_fast.models.heads import heads_of
-from pabee_fast.runtime.choice import ATTENTIONS
+from pabee_fast.runtime import choice
 from pabee_fast.runtime.device import choose_device, choose_dtype
 from pabee_fast.runtime.engine import Engine
 from pabee_fast.runtime.pack import PackedBatch, pack
@@ -137,6 +137,12 @@ class Setup:
     @property
     def layers(self) -> int:
         return len(self.engine.layers)
+
+    @property
+    def has_measured_kernels(self) -> bool:
+        """Whether `tuned.py` names kernels for this device: without, libraries attend and GELU is a pass."""
+        config = self.stock.config
+        return choice.most_short(self.device, self.dtype, config.hidden_size // config.num_attention_heads) > 0
 
     def run(self, engine: Engine, policy: pf.Policy) -> Results:
         results = engine.run(self.batch, policy)
@@ -250,6 +256,7 @@ def measure(args: argparse.Namespace) -> dict[str, Any]:
         "model": args.model,
         "layers": setup.layers,
         "layers_run": setup.engine.layers.describe(),
+        "kernels_by_measure": setup.has_measured_kernels,
         "rows": args.rows,
         "tokens": int(lengths.sum()),
         "tokens_per_row": {"mean": float(lengths.mean()), "min": int(lengths.min()), "max": int(lengths.max())},
@@ -304,7 +311,9 @@ def main() -> None:
     parser.add_argument("--exits", nargs="*", choices=cases.SHARES.keys() - {"usual"}, default=[], help="beside usual")
     parser.add_argument("--under-way", type=int, nargs="*", default=[], help="also with so many waves under way")
     parser.add_argument("--layers", nargs="*", choices=VARIANTS, default=[], help="also with these layers")
-    parser.add_argument("--attention", nargs="*", choices=ATTENTIONS, default=[], help="also with this attention")
+    parser.add_argument(
+        "--attention", nargs="*", choices=choice.ATTENTIONS, default=[], help="also with this attention"
+    )
     parser.add_argument("--waves", type=int, nargs="*", default=[], help="also with token budgets of this size")
     parser.add_argument(
         "--fitted-heads", action="store_true", help="also with heads as fit leaves them: linear, over the mean token"

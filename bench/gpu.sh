@@ -7,7 +7,7 @@
 #   bench/gpu.sh --tune          attention of short rows and products with GELU alone; `python -m bench.tune write` then
 #                                makes the table that the runtime reads from the records in bench/results
 #   bench/gpu.sh --rehearse      all steps at tiny sizes on a CPU; the record goes to bench/local, which git ignores
-#   bench/gpu.sh --skip STEP     without this step; once for each
+#   bench/gpu.sh --skip STEP     without this step; once for each. Without tests-first the tables of kernels stay as they are
 #   bench/gpu.sh --seconds N     all in all (475); a step that comes to an end of it is cut short, the rest is left out
 #   bench/gpu.sh --steps FOLDER  keep the steps' logs there, not in a temporary folder
 #   bench/gpu.sh --commit HASH   where the checkout has no .git; --python NAME, --output FOLDER
@@ -131,7 +131,7 @@ case $mode in
         bench whole-job 90 peers --so-far --rows 400000 --rounds 1 --stock-batches 256
         bench bert-large-sst2 50 endtoend --so-far --model bert-large --rows 16384 --rounds 3 --stock-batches 256 \
             --exits skewed
-        bench families 40 families --so-far --device cuda --rows 8192 --rounds 3 --stock-batches 256 1024 \
+        bench families 40 families --so-far --device cuda --rows 16384 --rounds 3 --stock-batches 1024 \
             --family deberta-v2 modernbert distilbert
         bench host 20 host --rounds 15
         micro 45 --cases full --micro-rounds 10

@@ -30,7 +30,8 @@ RESULTS = Path(__file__).parent / "results"
 NOT_YET = "not yet measured"
 OUT_OF_TIME = 124
 MODES = ("full", "quick", "tune", "untuned", "rehearsal")
-"""Of bench/gpu.sh; untuned: a whole run beside which `tuned.py` was empty, so that libraries served."""
+"""Of bench/gpu.sh; untuned: a whole run beside which `tuned.py` was empty, so that libraries served. Its rates are no
+goal's."""
 
 
 def read_steps(folder: Path) -> dict[str, dict[str, Any]]:
@@ -143,6 +144,9 @@ def compose(folder: Path, commit: str, is_dirty: bool, mode: str) -> dict[str, A
     """Return the record of a folder of steps."""
     steps = read_steps(folder)
     about = steps.pop("machine", {}).get("figures")
+    found = steps.get("bert-base-sst2", {}).get("figures") or {}
+    if mode == "full" and not found.get("kernels_by_measure", True):
+        mode = "untuned"
     return {
         "commit": commit,
         "dirty": is_dirty,
@@ -200,16 +204,24 @@ def by_date(
 
 def table(results: Path = RESULTS) -> str:
     """Return the goals in Markdown, with a column for each GPU's newest record of a whole run; what that lacks is of
-    the newest that has it, and says so."""
-    records = by_date(results, modes=("full",))
+    the newest that has it, and says so. A newer one whose kernels were not those that were measured has a column of its
+    own, which says that."""
     heads: list[str] = []
-    for gpu, (record, *_) in records.items():
-        words = gate_words(record["gate"])
-        heads.append(f"{gpu}, {record['commit'][:7]}{f' ({words})' if words else ''}")
+    shown: list[Sequence[dict[str, Any]]] = []
+    for gpu, records in by_date(results, modes=("full", "untuned")).items():
+        whole = [record for record in records if record["mode"] == "full"]
+        for column, note in (
+            (whole, ""),
+            ([] if records[0] in whole else records[:1], ", libraries' attention and GELU"),
+        ):
+            if column:
+                words = gate_words(column[0]["gate"])
+                heads.append(f"{gpu}, {column[0]['commit'][:7]}{note}{f' ({words})' if words else ''}")
+                shown.append(column)
     heads = heads or ["measured"]
     lines = [f"| figure | goal | {' | '.join(heads)} |", "|---" * (2 + len(heads)) + "|"]
     for goal in GOALS:
-        cells = [_cell(goal.figure, each) for each in records.values()] or [NOT_YET]
+        cells = [_cell(goal.figure, each) for each in shown] or [NOT_YET]
         lines.append(f"| {goal.figure} | {goal.limit} | {' | '.join(cells)} |")
     return "\n".join(lines)
 

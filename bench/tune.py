@@ -338,9 +338,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     args = parser.parse_args(arguments)
     if args.command == "write":
         records = [newest for newest, *_ in record.by_date(args.results, step="attention").values()]
-        if not records:
-            parser.error(f"--results {args.results}: no record there holds attention and products; measure them first")
         tables = chosen(records)
+        if not any(tables):  # it would turn off, unseen, what other records had turned on
+            parser.error(
+                f"--results {args.results}: no record there says that a kernel of ours is worth its launch: it has to "
+                "hold attention and products, and GPU tests that passed (bench/gpu.sh without --skip tests-first)"
+            )
         TABLE.write_text(source(*tables))
         print(f"{TABLE}: {sum(map(len, tables))} lines")
         return 0
