@@ -174,6 +174,21 @@ def test_the_table_shows_the_newest_record_of_each_gpu(steps: Path, tmp_path: Pa
     assert f"| exit efficiency, BERT-large, skewed exits | >= 0.95 | {record.NOT_YET} |" in lines
 
 
+def test_a_run_without_the_measured_kernels_says_so_and_has_a_column_of_its_own(steps: Path, tmp_path: Path) -> None:
+    results = tmp_path / "results"
+    found = write(steps, results)
+    (steps / "bert-base-sst2.log").write_text(json.dumps(SST2 | {"kernels_by_measure": False}))
+    untuned = record.compose(steps, "def456789", False, "full")
+    assert (found["mode"], untuned["mode"]) == ("full", "untuned")
+    record.write({**untuned, "date": "2999-01-01T00:00:00+00:00"}, results)
+    head, _, *lines = record.table(results).splitlines()
+    assert head == "| figure | goal | NVIDIA H200, abc123 | NVIDIA H200, def4567, libraries' attention and GELU |"
+    assert "| the same, early exit | >= 2.3x | 2.00x (missed) | 2.00x (missed) |" in lines
+    newest = {**found, "commit": "fed987654", "date": "2999-01-02T00:00:00+00:00"}
+    record.write(newest, results)
+    assert record.table(results).splitlines()[0] == "| figure | goal | NVIDIA H200, fed9876 |"
+
+
 def test_the_readme_shows_the_table_of_the_records_that_are_here() -> None:
     readme = (ROOT / "bench" / "README.md").read_text()
     assert record.table() in readme, "paste what `python -m bench.record table` prints into bench/README.md"

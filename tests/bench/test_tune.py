@@ -119,6 +119,20 @@ def test_the_table_is_written_from_the_newest_record_that_measured_attention(
     assert tune.source({}, {("sm_90", "float16", 384): (8192, "why")}).count("384): 8192,  # why") == 1
 
 
+def test_a_record_that_no_gpu_test_vouches_for_does_not_empty_the_tables(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    untested = made(bfloat16_64={8: (9, 3)}) | {"gate": {"passed": 0, "failures": [], "complete": False}}
+    (tmp_path / "gpu").mkdir()
+    (tmp_path / "gpu" / "untested.json").write_text(json.dumps(untested))
+    monkeypatch.setattr(tune, "TABLE", tmp_path / "tuned.py")
+    tune.TABLE.write_text("what was chosen before")
+    with pytest.raises(SystemExit, match="2"):
+        tune.main(["write", "--results", str(tmp_path)])
+    assert "GPU tests that passed" in capsys.readouterr().err
+    assert tune.TABLE.read_text() == "what was chosen before"
+
+
 def test_the_runtime_s_table_is_what_the_records_that_are_here_say() -> None:
     records = [newest for newest, *_ in record.by_date(record.RESULTS, step="attention").values()]
     assert Path(tuned.__file__).read_text() == tune.source(*tune.chosen(records)), "run `python -m bench.tune write`"
