@@ -11,7 +11,7 @@ import torch
 
 import pabee_fast as pf
 from pabee_fast.scoring.conditions import Conditions
-from tests.calibration.test_tune_command import WORDS, error_of, run, write
+from tests.calibration.tuning import WORDS, error_of, run, write
 from tests.conftest import tiny_model
 from tests.tolerances import assert_close
 

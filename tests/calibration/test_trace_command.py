@@ -10,7 +10,7 @@ import torch
 
 import pabee_fast as pf
 from pabee_fast.runtime.engine import Engine
-from tests.calibration.test_tune_command import OPTIONS, error_of, run, texts, write
+from tests.calibration.tuning import OPTIONS, error_of, run, texts, write
 from tests.conftest import tiny_model
 
 FIXED = ["--dtype", "float32", "--device", "cpu"]
