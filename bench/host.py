@@ -221,7 +221,10 @@ def main(arguments: list[str] | None = None) -> int:
     args = parser.parse_args(arguments)
     torch.set_num_threads(1)
     torch.set_flush_denormal(True)  # what no kernel has written may be anything, and products of such numbers are slow
-    figures = measure(args.rounds)
+    try:
+        figures = measure(args.rounds)
+    finally:
+        torch.set_flush_denormal(False)  # it is the thread's, whoever computes on it next
     print(show(figures))
     if torch.cuda.is_available():
         print(json.dumps(figures))  # should the GPU fail

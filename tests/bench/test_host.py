@@ -3,6 +3,7 @@
 import json
 
 import pytest
+import torch
 
 pytest.importorskip("triton", reason="Triton is not installed, as on macOS and Windows")
 
@@ -25,6 +26,7 @@ def test_every_kernel_of_a_layer_is_timed_prepared_and_by_triton_s_own_call(
     }
     assert any("takes" in line and "of transformers' layer" in line for line in printed)
     assert not prepared._prepared, "nothing of the GPU that is not there stays"
+    assert float(torch.full((64,), 1e-40).mul(1.0).max()) > 0, "what is smaller than normal is a number again"
 
 
 @pytest.mark.parametrize(("ratio", "status"), [(0.99, 0), (1.01, 1)])
