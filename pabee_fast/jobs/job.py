@@ -33,8 +33,8 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 PART_ROWS = {"cuda": 16_384, "cpu": 4_096}
-"""Rows of a part by default: a window of a GPU, which waits for the first to be read and for nothing when the last is
-written; a minute or two of a CPU's work."""
+"""Rows of a part by default. Of a GPU a window: nothing is computed while the first part is read, nor while the last is
+written, so that a job of small ones ends sooner. Of a CPU a minute or two of its work."""
 
 
 @dataclass(frozen=True)

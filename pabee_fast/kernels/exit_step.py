@@ -1,4 +1,5 @@
-"""The exit step in one launch: pooled token, head, rule and results of every row of a wave, for one layer."""
+"""The exit step in one launch: a row's token, head, rule and results of every row of a wave, for one layer; a mean of
+tokens is pooled by a launch before it."""
 
 from typing import Any
 

@@ -71,12 +71,15 @@ def plan_waves(
     return waves
 
 
-def plan_lists(lengths: np.ndarray, lists: np.ndarray, token_budget: int, longest_row: int) -> list[np.ndarray]:
+def plan_lists(
+    lengths: np.ndarray, lists: np.ndarray, token_budget: int, longest_row: int, order: np.ndarray | None = None
+) -> list[np.ndarray]:
     """Cut rows into waves of whole lists, as `plan_waves` cuts them one by one; one list of more tokens than the budget
     is a wave of its own, to be run in pieces.
 
     Args:
         lists: [rows] which list each row belongs to, from 0.
+        order: as for `plan_waves`.
 
     Raises:
         InputError: a row is longer than `longest_row`.
@@ -90,7 +93,7 @@ def plan_lists(lengths: np.ndarray, lists: np.ndarray, token_budget: int, longes
     place = np.empty(len(numbers), np.int64)  # of a list: its wave
     for number, members in enumerate(waves):
         place[members] = number
-    order = longest_first(lengths)
+    order = longest_first(lengths) if order is None else order
     order = order[_in_order(place[index][order])]  # by waves, of a wave longest rows first
     return np.split(order, np.cumsum(np.bincount(place[index]))[:-1])
 

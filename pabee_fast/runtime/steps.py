@@ -103,7 +103,7 @@ class Steps:
     ) -> deque[np.ndarray]:
         """Cut rows into waves, each [rows] indices; none holds a part of a list. `order`: as `plan_waves` takes it."""
         if lists is not None:
-            return deque(plan_lists(lengths, lists, self.token_budget, self.longest_row))
+            return deque(plan_lists(lengths, lists, self.token_budget, self.longest_row, order))
         return deque(plan_waves(lengths, self.token_budget, self.longest_row, order))
 
     def _smaller(

@@ -18,7 +18,7 @@ from pabee_fast.scoring.tokens import load_tokenizer
 
 WINDOWS = {"cuda": 16_384, "cpu": 1_024}
 """Rows that are tokenized and sorted together: many waves, so that few are not full. On an H200 twice as many gain
-nothing, half as many cost 5 to 13 % of an early exit's time (bench/results/nvidia-h200/profiles.md)."""
+1.5 % at most, half as many cost 5 to 11 % of an early exit's time (bench/results/nvidia-h200/profiles.md)."""
 
 
 @dataclass(frozen=True)

@@ -1,7 +1,6 @@
 """`pabee-fast trace`: written once, and read by tune and report, which run no model then."""
 
 import re
-import shutil
 from pathlib import Path
 from typing import Any
 
@@ -11,22 +10,8 @@ import torch
 import pabee_fast as pf
 from pabee_fast.runtime.engine import Engine
 from tests.calibration.tuning import OPTIONS, error_of, run, texts, write
-from tests.conftest import tiny_model
 
 FIXED = ["--dtype", "float32", "--device", "cpu"]
-
-
-@pytest.fixture(scope="module")
-def untouched(tiny_tokenizer: Any, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("trace") / "model"
-    tiny_model("bert", vocab_size=len(tiny_tokenizer)).save_pretrained(folder)
-    tiny_tokenizer.save_pretrained(folder)
-    return folder
-
-
-@pytest.fixture
-def model(untouched: Path, tmp_path: Path) -> Path:
-    return Path(shutil.copytree(untouched, tmp_path / "model"))
 
 
 @pytest.fixture
@@ -116,10 +101,10 @@ def test_a_trace_of_other_texts_or_of_another_model_is_refused_in_one_line(
     ],
 )
 def test_what_cannot_be_written_or_read_is_told(
-    words: list[str], says: str, untouched: Path, labelled: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    words: list[str], says: str, untuned: Path, labelled: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    assert says in error_of(run("trace", labelled, "--model", untouched, *words))
+    assert says in error_of(run("trace", labelled, "--model", untuned, *words))
 
 
 def test_a_file_that_exists_is_replaced_when_told_so(traced: Path, model: Path, labelled: Path) -> None:
