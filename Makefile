@@ -51,7 +51,7 @@ static: $(VENV)/.test
 	$(BIN)/python -m bench.static
 
 host: $(VENV)/.test
-	$(BIN)/python -m bench.host --at-most 1.0
+	$(BIN)/python -m bench.host --at-most 0.5
 
 MICRO := -p no:cacheprovider --benchmark-columns=min,median,max,rounds bench/micro
 

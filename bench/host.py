@@ -63,9 +63,7 @@ def as_on_cuda(noted: Calls | None = None, *, is_lean: bool = True) -> Iterator[
             Triton's own call.
     """
 
-    def kernel(name: str, tensor: object) -> Callable[..., Any]:
-        function = getattr(table.FUNCTIONS[name], f"{name}_unchecked" if is_lean else name)
-
+    def watched(name: str, function: Callable[..., Any]) -> Callable[..., Any]:
         def call(*args: Any, **options: Any) -> Any:
             if noted is not None:
                 noted[name] = functools.partial(function, *args, **options)
@@ -73,9 +71,19 @@ def as_on_cuda(noted: Calls | None = None, *, is_lean: bool = True) -> Iterator[
 
         return function if noted is None else call
 
+    def kernel(name: str, tensor: object) -> Callable[..., Any]:
+        return watched(name, getattr(table.FUNCTIONS[name], f"{name}_unchecked" if is_lean else name))
+
+    def repeated(name: str, tensor: object, **fixed: Any) -> Callable[..., Any]:
+        if is_lean:
+            return watched(name, table.REPEATED[name](**fixed))
+        return functools.partial(kernel(name, tensor), **fixed)
+
     with contextlib.ExitStack() as stack:
         stack.enter_context(stub_gpu())
         stack.enter_context(mock.patch.object(ops, "_kernel", kernel))
+        stack.enter_context(mock.patch.object(ops, "repeated", repeated))
+        stack.enter_context(mock.patch.object(ops, "has_kernels", lambda device: is_lean))
         stack.enter_context(mock.patch.object(block, "JOINED", {"cpu"}))
         if not is_lean:
             stack.enter_context(mock.patch.object(prepared, "_prepare", lambda kernel: None))
@@ -108,17 +116,23 @@ class Work:
     def ready(self, *, is_lean: bool = True) -> Iterator[Calls]:
         """Yield what a layer of ours is made of, and each kernel's call, bound meanwhile."""
         noted: Calls = {}
-        with as_on_cuda(noted, is_lean=is_lean), self._engine._ready():
+        with as_on_cuda(noted, is_lean=is_lean), self._bound_anew():
             for call in self._parts().values():
                 call()
-        with as_on_cuda(is_lean=is_lean), self._engine._ready():
+        with as_on_cuda(is_lean=is_lean), self._bound_anew():
             yield self._parts() | noted
+
+    @contextlib.contextmanager
+    def _bound_anew(self) -> Iterator[None]:
+        self._engine.layers._bound = None
+        with self._engine._ready():
+            yield
 
     def _parts(self) -> Calls:
         engine, wave, rule = self._engine, self._wave, Rule("agreement", patience=NEVER)
 
         def read_back() -> None:
-            plan = wave.plan()
+            plan = engine._plan(wave)
             ReadBack(plan.counts).wait()
 
         def step() -> None:
@@ -134,7 +148,7 @@ class Work:
             "layer": lambda: engine._layer(1, wave),
             "exit step behind its pooler": step,
             "plan and read-back": read_back,
-            "compaction": lambda: wave.compact(wave.plan(), ROWS, ROWS, 1),
+            "compaction": lambda: wave.compact(engine._plan(wave), ROWS, ROWS, 1),
         }
 
 

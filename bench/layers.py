@@ -40,12 +40,12 @@ CONFIGS: dict[str, Callable[..., Any]] = {
 
 
 def wave(tokens: int, hidden_size: int, device: torch.device, dtype: torch.dtype) -> tuple[Tensor, Layout]:
-    """Return random hidden states [1, at most tokens, hidden_size] of rows with sst2's lengths, and where these lie."""
+    """Return random hidden states [at most tokens, hidden_size] of rows with sst2's lengths, and where these lie."""
     lengths = cases.sst2_like(max(64, tokens // 20), 12).lengths
     rows = max(plan_waves(lengths, tokens), key=lambda members: lengths[members].sum())
     ends = cumulative(lengths[rows])
     generator = torch.Generator().manual_seed(0)
-    hidden = torch.randn(1, int(ends[-1]), hidden_size, generator=generator).to(device, dtype)
+    hidden = torch.randn(int(ends[-1]), hidden_size, generator=generator).to(device, dtype)
     return hidden, Layout(torch.from_numpy(ends).to(device), int(lengths[rows].max()))
 
 
@@ -102,7 +102,7 @@ def measure(args: argparse.Namespace) -> dict[str, Any]:
         "family": args.family,
         "activation": config.hidden_act,
         "layers": args.layers,
-        "tokens": hidden.shape[1],
+        "tokens": hidden.shape[0],
         "rows": len(layout.cu_seqlens) - 1,
         "rounds": args.rounds,
         "clock": "processor time of all threads" if args.processor_time else "wall clock",

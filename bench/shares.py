@@ -1,6 +1,6 @@
 """Where the device's time and memory go: the exit step's and compaction's share of a run, and peaks against stock.
 
-Times come in two ways. Between events around each call of the seam (`ops`), gaps of the device in between included, so
+Times come in two ways. Between events around each call of them, gaps of the device in between included, so
 that a share is an upper bound; and on CUDA as the sum of the kernels by their names, from torch's profiler, which
 cannot tell a pooler's library product from a layer's.
 """
@@ -10,14 +10,20 @@ import time
 from collections import defaultdict
 from collections.abc import Callable, Iterator
 from typing import Any
+from unittest import mock
 
 import torch
 from torch import Tensor
 
 from bench import timing
 from pabee_fast.runtime import ops
+from pabee_fast.runtime.bound import HeadStep
+from pabee_fast.runtime.steps import Steps
 
-PARTS = ("exit_step", "plan", "gather")
+PARTS: dict[str, tuple[Any, str]] = {
+    "exit_step": (HeadStep, "__call__"), "plan": (Steps, "_plan"), "gather": (ops, "gather")
+}  # fmt: skip
+"""By the name of a part, who has it, under which name."""
 KERNELS = ("exit_step_kernel", "plan_kernel", "gather_kernel", "pool_kernel")
 
 
@@ -36,9 +42,8 @@ class _Spans:
         return event
 
     def around(self, name: str, call: Callable[..., Any]) -> Callable[..., Any]:
-        def timed(first: Tensor | ops.ExitRows, *args: Any, **options: Any) -> Any:
-            tensor = first if isinstance(first, Tensor) else first.features
-            if tensor.device.type != self.device.type:  # inputs on their way to the device
+        def timed(first: Any, *args: Any, **options: Any) -> Any:
+            if isinstance(first, Tensor) and first.device.type != self.device.type:  # inputs on their way to the device
                 return call(first, *args, **options)
             begin = self.mark()
             out = call(first, *args, **options)
@@ -57,14 +62,11 @@ class _Spans:
 
 @contextlib.contextmanager
 def _seam(spans: _Spans) -> Iterator[None]:
-    real = {name: getattr(ops, name) for name in PARTS}
-    for name, call in real.items():
-        setattr(ops, name, spans.around(name, call))
-    try:
+    with contextlib.ExitStack() as stack:
+        for name, (owner, attribute) in PARTS.items():
+            call = spans.around(name, getattr(owner, attribute))
+            stack.enter_context(mock.patch.object(owner, attribute, call))
         yield
-    finally:
-        for name, call in real.items():
-            setattr(ops, name, call)
 
 
 def time_shares(run: Callable[[], Any], device: torch.device) -> dict[str, float]:

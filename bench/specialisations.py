@@ -125,7 +125,7 @@ def _exit_step(
 def _compactions() -> Named:
     per_row, ends = torch.empty(1, dtype=torch.int32), torch.empty(2, dtype=torch.int32)
     keep, row_ids = torch.empty(1, dtype=torch.int8), torch.empty(1, dtype=torch.int64)
-    result = Plan(ends, row_ids, per_row, per_row, per_row, torch.empty(3, dtype=torch.int32))
+    result = Plan(torch.empty(8, dtype=torch.int32), row_ids)
     yield "plan", plan_launch(keep, ends, row_ids, per_row, result)
     cases = [
         *(((HIDDEN_SIZE,), torch.float32, words) for words in (0, 1)),

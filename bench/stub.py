@@ -59,6 +59,10 @@ def _do_nothing(*args: Any) -> None:
 @contextlib.contextmanager
 def stub_gpu(is_recording: bool = False) -> Iterator[StubDriver]:
     """Launch on a GPU that is not there meanwhile; nothing of it stays."""
+    kernels = [
+        kernel for module in table.MODULES for kernel in vars(module).values() if isinstance(kernel, triton.JITFunction)
+    ]
+    devices = {kernel: [*kernel.device_caches] for kernel in kernels}
     stub, before, prepared_before = StubDriver(is_recording), driver._active, dict(prepared._prepared)
     prepared._prepared.clear()
     driver.set_active(stub)
@@ -66,9 +70,10 @@ def stub_gpu(is_recording: bool = False) -> Iterator[StubDriver]:
         yield stub
     finally:
         driver._active = before
-        for kernel in (each for module in table.MODULES for each in vars(module).values()):
-            compiled, *_ = kernel.device_caches.pop(HERE, [{}]) if isinstance(kernel, triton.JITFunction) else [{}]
-            for one in compiled.values():
-                one.module = None  # or it would be unloaded by whatever driver there is then
+        for kernel in kernels:
+            for device in set(kernel.device_caches) - set(devices[kernel]):
+                compiled, *_ = kernel.device_caches.pop(device)
+                for one in compiled.values():
+                    one.module = None  # or it would be unloaded by whatever driver there is then
         prepared._prepared.clear()
         prepared._prepared.update(prepared_before)

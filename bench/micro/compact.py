@@ -40,7 +40,7 @@ def plan_in_plain_torch(keep: Tensor, cu_seqlens: Tensor, row_ids: Tensor, strea
     ends[:1].zero_()  # a number would be copied to the device, which no graph may hold
     sources = torch.arange(rows, device=keep.device, dtype=torch.int32)
     counts = torch.stack([kept.sum(), lengths.sum(), lengths.max()]).int()
-    return Plan(ends[: rows + 1], moved(row_ids), moved(streak), moved(sources), moved(cu_seqlens[:-1]), counts)
+    return Plan.of(ends[: rows + 1], moved(row_ids), moved(streak), moved(sources), moved(cu_seqlens[:-1]), counts)
 
 
 def build_plan(rows: int, share: float, device: torch.device) -> Subject:
@@ -56,8 +56,8 @@ def build_plan(rows: int, share: float, device: torch.device) -> Subject:
 
     def agree() -> None:
         found = {name: function(*arguments) for name, function in functions.items()}
-        valid = {"cu_seqlens": survivors + 1, "counts": 3}
-        same({name: [t[: valid.get(key, survivors)] for key, t in p._asdict().items()] for name, p in found.items()})
+        lengths = (survivors + 1, survivors, survivors, survivors, survivors, 3)
+        same({name: [t[:length] for t, length in zip(p, lengths, strict=True)] for name, p in found.items()})
 
     # Flags and lengths of all rows; of survivors id and streak in, and these, place, start and length out.
     moved = size_of(*arguments[:2]) + survivors * (8 + 4) + 4 + survivors * (8 + 4 + 4 + 4 + 4) + 12

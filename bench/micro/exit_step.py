@@ -13,7 +13,7 @@ from bench.micro.subject import Case, Subject, same, serving, size_of
 from pabee_fast.kernels import reference
 from pabee_fast.kernels.checks import ExitHead, ExitRows, ExitRule, Pooler, RowState
 from pabee_fast.models.head import through_pooler
-from pabee_fast.runtime import ops
+from pabee_fast.runtime.bound import HeadStep
 
 TOKENS = 4
 """Of a row behind a pooler: its first token is read alone, and a row's others only space the first ones out."""
@@ -101,13 +101,27 @@ def behind_the_pooler(step: Callable[..., None], pool: Callable[..., Tensor]) ->
     return run
 
 
+def as_bound() -> Step:
+    """Return the exit step as the runtime has it, bound to each head once."""
+    bound: list[tuple[ExitHead, HeadStep]] = []
+
+    def run(rows: ExitRows, head: ExitHead, rule: ExitRule, pooler: Pooler | None) -> None:
+        found = next((step for known, step in bound if known is head), None)
+        if found is None:
+            found = HeadStep(head, pooler)
+            bound.append((head, found))
+        found(rows, rule)
+
+    return run
+
+
 def variants(has_pooler: bool, device: torch.device) -> dict[str, Step]:
     """By name, what does the step."""
     pools = serving("pool", device)
     found = {name: behind_the_pooler(step, pools[name]) for name, step in serving("exit_step", device).items()}
     if has_pooler:
         found.pop("kernel", None)  # it is several, as the runtime calls them
-        found = {"runtime": lambda rows, head, rule, pooler: ops.exit_step(rows, head, rule, pooler=pooler)} | found
+        found = {"runtime": as_bound()} | found
     return found | {"torch": in_plain_torch}
 
 

@@ -10,6 +10,7 @@ from .checks import check_on_device
 from .checks_layer import check_add_norm
 from .launch import Launch, add_norm_constants
 from .norm import normalise
+from .prepared import UNKNOWN, repeat
 
 
 @triton.jit(do_not_specialize=["tokens"])
@@ -60,16 +61,28 @@ def add_norm(
     """
     check_add_norm(product, bias, residual, gain, shift)
     check_on_device("product", product, not isinstance(add_norm_kernel, triton.JITFunction))
-    return add_norm_unchecked(product, bias, residual, gain, shift, eps=eps)
+    return AddNorm(bias=bias, gain=gain, shift=shift, eps=eps)(product=product, residual=residual)
 
 
-def add_norm_unchecked(
-    product: Tensor, bias: Tensor | None, residual: Tensor, gain: Tensor, shift: Tensor, *, eps: float
-) -> Tensor:
-    """Do what `add_norm` does, for arguments that were checked where they were made."""
-    if product.numel():
-        add_norm_launch(product, bias, residual, gain, shift, eps=eps).run()
-    return product
+class AddNorm:
+    """`add_norm` of one layer's bias and norm, again and again; its arguments were checked where they were made."""
+
+    def __init__(self, *, bias: Tensor | None, gain: Tensor, shift: Tensor, eps: float) -> None:
+        self._bias, self._gain, self._shift, self._eps = bias, gain, shift, float(eps)
+        self._block_tokens = add_norm_constants(gain.shape[0]).values["BLOCK_TOKENS"]
+        self._repeated = UNKNOWN
+
+    def __call__(self, *, product: Tensor, residual: Tensor) -> Tensor:
+        tokens = product.shape[0]
+        if not tokens:
+            return product
+        own, other, bias = product.data_ptr(), residual.data_ptr(), self._bias
+        weights = 0 if bias is None else bias.data_ptr(), self._gain.data_ptr(), self._shift.data_ptr()
+        grid, values = (-(-tokens // self._block_tokens), 1), (own, weights[0], other, *weights[1:], tokens, self._eps)
+        if not self._repeated.again(product, own | other, (tokens,), grid, values):
+            launch = add_norm_launch(product, bias, residual, self._gain, self._shift, eps=self._eps)
+            self._repeated = repeat(launch, grid, values)
+        return product
 
 
 def add_norm_launch(

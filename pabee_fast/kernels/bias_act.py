@@ -10,6 +10,7 @@ from .activation import activate
 from .checks import check_on_device
 from .checks_layer import check_bias_act
 from .launch import Launch, bias_act_constants
+from .prepared import UNKNOWN, repeat
 
 
 @triton.jit(do_not_specialize=["tokens"])
@@ -50,14 +51,27 @@ def bias_act(product: Tensor, bias: Tensor | None, *, activation: str) -> Tensor
     """
     check_bias_act(product, bias, activation=activation)
     check_on_device("product", product, not isinstance(bias_act_kernel, triton.JITFunction))
-    return bias_act_unchecked(product, bias, activation=activation)
+    return BiasAct(bias=bias, activation=activation)(product=product)
 
 
-def bias_act_unchecked(product: Tensor, bias: Tensor | None, *, activation: str) -> Tensor:
-    """Do what `bias_act` does, for arguments that were checked where they were made."""
-    if product.numel():
-        bias_act_launch(product, bias, activation=activation).run()
-    return product
+class BiasAct:
+    """`bias_act` of one layer's bias, again and again; its arguments were checked where they were made."""
+
+    def __init__(self, *, bias: Tensor | None, activation: str) -> None:
+        self._bias, self._activation = bias, activation
+        self._repeated = UNKNOWN
+
+    def __call__(self, *, product: Tensor) -> Tensor:
+        (tokens, width), bias = product.shape, self._bias
+        if not tokens:
+            return product
+        blocks = bias_act_constants(width, self._activation).values
+        grid = (-(-tokens // blocks["BLOCK_TOKENS"]), -(-width // blocks["BLOCK_WIDTH"]))
+        address = product.data_ptr()
+        values = (address, 0 if bias is None else bias.data_ptr(), tokens)
+        if not self._repeated.again(product, address, (tokens,), grid, values):
+            self._repeated = repeat(bias_act_launch(product, bias, activation=self._activation), grid, values)
+        return product
 
 
 def bias_act_launch(product: Tensor, bias: Tensor | None, *, activation: str) -> Launch:

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from .checks import check_gather, check_on_device, check_plan
 from .launch import PLAN_CONSTANTS, Launch, Plan, gather_constants, gather_grid
+from .prepared import UNKNOWN, repeat
 
 _INTEGERS = {1: torch.int8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
 _STATE = ["keep_ptr", "cu_seqlens_ptr", "row_ids_ptr", "streak_ptr"]
@@ -101,18 +102,28 @@ def plan(keep: Tensor, cu_seqlens: Tensor, row_ids: Tensor, streak: Tensor) -> P
 
 def plan_unchecked(keep: Tensor, cu_seqlens: Tensor, row_ids: Tensor, streak: Tensor) -> Plan:
     """Do what `plan` does, for arguments that were checked where they were made."""
-    rows = keep.shape[0]
-    # One allocation for all that is int32: each would take the host longer than to cut this one up.
-    new_cu_seqlens, new_streak, sources, starts, counts = streak.new_empty(4 * rows + 4).split_with_sizes(
-        (rows + 1, rows, rows, rows, 3)
-    )
-    result = Plan(new_cu_seqlens, torch.empty_like(row_ids), new_streak, sources, starts, counts)
-    if rows:
-        plan_launch(keep, cu_seqlens, row_ids, streak, result).run()
-    else:
-        result.cu_seqlens.zero_()
-        result.counts.zero_()
-    return result
+    return Planner()(keep=keep, cu_seqlens=cu_seqlens, row_ids=row_ids, streak=streak)
+
+
+class Planner:
+    """`plan` of one engine's waves, again and again; its arguments were checked where they were made."""
+
+    def __init__(self) -> None:
+        self._repeated = UNKNOWN
+
+    def __call__(self, *, keep: Tensor, cu_seqlens: Tensor, row_ids: Tensor, streak: Tensor) -> Plan:
+        rows = keep.shape[0]
+        result = Plan(streak.new_empty(4 * rows + 4), row_ids.new_empty(rows))
+        if not rows:
+            result.memory.zero_()
+            return result
+        new = result.memory.data_ptr()
+        per_row = [new + 4 * (1 + times * rows) for times in range(1, 5)]  # streak, sources, starts; counts
+        given = (keep.data_ptr(), cu_seqlens.data_ptr(), row_ids.data_ptr(), streak.data_ptr())
+        grid, values = _plan_grid(rows), (*given, new, result.row_ids.data_ptr(), *per_row, rows)
+        if not self._repeated.again(keep, result.row_ids.data_ptr(), (rows,), grid, values):
+            self._repeated = repeat(plan_launch(keep, cu_seqlens, row_ids, streak, result), grid, values)
+        return result
 
 
 def plan_launch(keep: Tensor, cu_seqlens: Tensor, row_ids: Tensor, streak: Tensor, result: Plan) -> Launch:
@@ -130,8 +141,11 @@ def plan_launch(keep: Tensor, cu_seqlens: Tensor, row_ids: Tensor, streak: Tenso
         counts_ptr=result.counts,
         rows=keep.shape[0],
     )
-    grid = (-(-keep.shape[0] // PLAN_CONSTANTS.values["BLOCK_ROWS"]),)
-    return Launch(plan_kernel, grid, arguments, PLAN_CONSTANTS)
+    return Launch(plan_kernel, _plan_grid(keep.shape[0]), arguments, PLAN_CONSTANTS)
+
+
+def _plan_grid(rows: int) -> tuple[int, int]:
+    return -(-rows // PLAN_CONSTANTS.values["BLOCK_ROWS"]), 1
 
 
 @triton.jit(do_not_specialize_on_alignment=_PLACES)

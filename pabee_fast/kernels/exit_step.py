@@ -1,16 +1,16 @@
 """The exit step in one launch: a row's token, head, rule and results of every row of a wave, for one layer; a mean of
 tokens is pooled by a launch before it."""
 
-from typing import Any
-
 import torch
 import triton
 import triton.language as tl
+from torch import Tensor
 
 from .checks import ExitHead, ExitRows, ExitRule, check_exit_step, check_on_device
 from .head import head_logits
 from .launch import Launch, exit_step_constants
-from .pool import pool_unchecked
+from .pool import Pool
+from .prepared import UNKNOWN, Constants, Repeated, repeat
 from .settle import settle
 
 # These change from layer to layer, and a specialisation on one would be compiled in the middle of a job.
@@ -25,6 +25,7 @@ _STATE = [
     "cu_seqlens_ptr",
     "exit_at_ptr",
 ]
+_PARAMETERS = ["features_ptr", "weight_ptr", "bias_ptr", *_STATE, *_NUMBERS]
 
 
 @triton.jit(do_not_specialize=_NUMBERS, do_not_specialize_on_alignment=_STATE)
@@ -134,42 +135,58 @@ def exit_step(rows: ExitRows, head: ExitHead, rule: ExitRule) -> None:
     check_on_device("features", rows.features, is_interpreted)
     if is_interpreted and rows.features.dtype == torch.bfloat16:
         raise ValueError("features is torch.bfloat16, which Triton's interpreter multiplies wrongly; use torch.float32")
-    exit_step_unchecked(rows, head, rule)
+    ExitStep(head=head)(rows=rows, rule=rule)
 
 
-def exit_step_unchecked(rows: ExitRows, head: ExitHead, rule: ExitRule) -> None:
-    """Do what `exit_step` does, for arguments that were checked where they were made."""
-    if rows.pooling == "mean" and rows.cu_seqlens is not None:
-        # Of a row's many tokens a program for each row and part of the hidden size reads faster than one with its head.
-        pooled = pool_unchecked(rows.features, rows.cu_seqlens, pooling="mean", key_mask=rows.key_mask)
-        rows = ExitRows(pooled, rows.state, rows.logits, rows.exit_layers)
-    launch = exit_step_launch(rows, head, rule)
-    if launch.grid[0]:
-        launch.run()
+class ExitStep:
+    """`exit_step` of one head, again and again; its arguments were checked where they were made."""
+
+    def __init__(self, *, head: ExitHead) -> None:
+        self._head, self._pool = head, Pool()
+        self._repeated: dict[tuple[str, str, str | None], Repeated] = {}
+
+    def __call__(self, *, rows: ExitRows, rule: ExitRule) -> None:
+        state, head = rows.state, self._head
+        if not (count := state.keep.shape[0]):
+            return
+        if rows.pooling == "mean" and rows.cu_seqlens is not None:
+            # Of a row's many tokens a program for each row and part of the hidden size reads faster than one with its
+            # head.
+            pooled = self._pool(
+                features=rows.features, cu_seqlens=rows.cu_seqlens, pooling="mean", key_mask=rows.key_mask
+            )
+            rows = ExitRows(pooled, state, rows.logits, rows.exit_layers)
+        constants = _constants(rows, head, rule)
+        tensors, numbers = _arguments(rows, head, rule, constants)
+        addresses = [0 if tensor is None else tensor.data_ptr() for tensor in tensors]
+        grid = (-(-count // constants.values["BLOCK_ROWS"]), 1)
+        values = (*addresses, *numbers)
+        kind = (rule.kind, rule.name, rows.pooling)
+        if not self._repeated.get(kind, UNKNOWN).again(rows.features, addresses[0], numbers, grid, values):
+            self._repeated[kind] = repeat(exit_step_launch(rows, head, rule), grid, values)
 
 
 def exit_step_launch(rows: ExitRows, head: ExitHead, rule: ExitRule) -> Launch:
     """Return the launch that `exit_step` runs on checked arguments, means pooled already."""
-    features, state, (weight, bias) = rows.features, rows.state, head
-    classes, hidden_size = weight.shape
-    constants = exit_step_constants(hidden_size, classes, features.dtype, rule.kind, rule.name, rows.pooling)
-    count = state.keep.shape[0]
-    arguments: dict[str, Any] = dict(
-        features_ptr=features,
-        weight_ptr=weight,
-        bias_ptr=bias,
-        keep_ptr=state.keep,
-        streak_ptr=state.streak,
-        memory_ptr=state.memory if constants.values["WORDS"] else None,
-        row_ids_ptr=state.row_ids,
-        logits_ptr=rows.logits,
-        exit_layers_ptr=rows.exit_layers,
-        cu_seqlens_ptr=rows.cu_seqlens,
-        exit_at_ptr=rule.exit_at,
-        rows=count,
-        layer=rule.layer,
-        last=rule.last,
-        patience=rule.patience,
-        threshold=float(rule.threshold),
-    )
-    return Launch(exit_step_kernel, (-(-count // constants.values["BLOCK_ROWS"]),), arguments, constants)
+    constants = _constants(rows, head, rule)
+    tensors, numbers = _arguments(rows, head, rule, constants)
+    arguments = dict(zip(_PARAMETERS, (*tensors, *numbers), strict=True))
+    return Launch(exit_step_kernel, (-(-numbers[0] // constants.values["BLOCK_ROWS"]),), arguments, constants)
+
+
+def _constants(rows: ExitRows, head: ExitHead, rule: ExitRule) -> Constants:
+    classes, hidden_size = head.weight.shape
+    return exit_step_constants(hidden_size, classes, rows.features.dtype, rule.kind, rule.name, rows.pooling)
+
+
+def _arguments(
+    rows: ExitRows, head: ExitHead, rule: ExitRule, constants: Constants
+) -> tuple[tuple[Tensor | None, ...], tuple[int, int, int, int, float]]:
+    """Return tensors and numbers in the order of the kernel's parameters."""
+    state = rows.state
+    memory = state.memory if constants.values["WORDS"] else None
+    tensors = (
+        rows.features, head.weight, head.bias, state.keep, state.streak, memory, state.row_ids, rows.logits,
+        rows.exit_layers, rows.cu_seqlens, rule.exit_at,
+    )  # fmt: skip
+    return tensors, (state.keep.shape[0], rule.layer, rule.last, rule.patience, float(rule.threshold))

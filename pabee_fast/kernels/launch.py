@@ -4,7 +4,9 @@ Needs torch alone, so that it imports where Triton is not installed.
 """
 
 import functools
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any, NamedTuple
 
 import torch
@@ -27,21 +29,58 @@ GATHER_BYTES = 8192
 GATHER_PROGRAMS = 16384
 
 
-class Plan(NamedTuple):
-    """Where the survivors of a packed batch go; entries past the counted ones are allocated but hold no meaning."""
+class Plan:
+    """Where the survivors of a packed batch go; entries past the counted ones are allocated but hold no meaning.
 
-    cu_seqlens: Tensor
-    """[rows + 1] int32: the survivors' cumulative lengths; the first survivors + 1 entries are valid."""
-    row_ids: Tensor
-    """[rows] int64: the first `survivors` entries are valid, here and in the tensors below."""
-    streak: Tensor
-    """[rows] int32."""
-    sources: Tensor
-    """[rows] int32: a survivor's place among the old rows."""
-    starts: Tensor
-    """[rows] int32: a survivor's first token in the old packed batch."""
-    counts: Tensor
-    """[3] int32: survivors, their tokens, the longest one's tokens; what the host reads back."""
+    Args:
+        memory: [4 * rows + 4] int32, in which all but `row_ids` lie one after another: of a wave that nobody has left,
+            nothing but the counts is looked at.
+        row_ids: [rows] int64: the first `survivors` entries are valid, here and in the tensors below.
+    """
+
+    def __init__(self, memory: Tensor, row_ids: Tensor) -> None:
+        self.memory, self.row_ids = memory, row_ids
+
+    @classmethod
+    def of(
+        cls, cu_seqlens: Tensor, row_ids: Tensor, streak: Tensor, sources: Tensor, starts: Tensor, counts: Tensor
+    ) -> "Plan":
+        """Return a plan of tensors that lie apart."""
+        return cls(torch.cat([cu_seqlens, streak, sources, starts, counts]), row_ids)
+
+    @property
+    def counts(self) -> Tensor:
+        """[3] int32: survivors, their tokens, the longest one's tokens; what the host reads back."""
+        return self.memory[-3:]
+
+    @cached_property
+    def _parts(self) -> Sequence[Tensor]:
+        rows = len(self.row_ids)
+        return self.memory.split_with_sizes((rows + 1, rows, rows, rows, 3))
+
+    @property
+    def cu_seqlens(self) -> Tensor:
+        """[rows + 1] int32: the survivors' cumulative lengths; the first survivors + 1 entries are valid."""
+        return self._parts[0]
+
+    @property
+    def streak(self) -> Tensor:
+        """[rows] int32."""
+        return self._parts[1]
+
+    @property
+    def sources(self) -> Tensor:
+        """[rows] int32: a survivor's place among the old rows."""
+        return self._parts[2]
+
+    @property
+    def starts(self) -> Tensor:
+        """[rows] int32: a survivor's first token in the old packed batch."""
+        return self._parts[3]
+
+    def __iter__(self) -> Iterator[Tensor]:
+        """All tensors, in the order of `of`."""
+        return iter((self.cu_seqlens, self.row_ids, self.streak, self.sources, self.starts, self.counts))
 
 
 @dataclass(frozen=True)

@@ -8,6 +8,7 @@ from torch import Tensor
 
 from .checks import check_on_device, check_pool
 from .launch import Launch, pool_constants
+from .prepared import UNKNOWN, Constants, Repeated, repeat
 
 
 @triton.jit
@@ -120,17 +121,33 @@ def pool(features: Tensor, cu_seqlens: Tensor, *, pooling: str, key_mask: Tensor
 
 def pool_unchecked(features: Tensor, cu_seqlens: Tensor, *, pooling: str, key_mask: Tensor | None = None) -> Tensor:
     """Do what `pool` does, for arguments that were checked where they were made."""
-    out = features.new_empty((cu_seqlens.shape[0] - 1, features.shape[1]))
-    if out.numel():
-        pool_launch(features, out, cu_seqlens, pooling=pooling, key_mask=key_mask).run()
-    return out
+    return Pool()(features=features, cu_seqlens=cu_seqlens, pooling=pooling, key_mask=key_mask)
+
+
+class Pool:
+    """`pool` of one head's tokens, again and again; its arguments were checked where they were made."""
+
+    def __init__(self) -> None:
+        self._repeated: dict[tuple[str, bool], Repeated] = {}
+
+    def __call__(self, *, features: Tensor, cu_seqlens: Tensor, pooling: str, key_mask: Tensor | None = None) -> Tensor:
+        rows, hidden_size = cu_seqlens.shape[0] - 1, features.shape[1]
+        out = features.new_empty((rows, hidden_size))
+        if not rows or not hidden_size:
+            return out
+        source, target, mask = features.data_ptr(), out.data_ptr(), 0 if key_mask is None else key_mask.data_ptr()
+        grid = (_programs(rows, hidden_size, pool_constants(hidden_size, features.dtype, pooling)), 1)
+        kind, values = (pooling, key_mask is None), (source, target, cu_seqlens.data_ptr(), mask, rows)
+        if not self._repeated.get(kind, UNKNOWN).again(features, source | target, (rows,), grid, values):
+            launch = pool_launch(features, out, cu_seqlens, pooling=pooling, key_mask=key_mask)
+            self._repeated[kind] = repeat(launch, grid, values)
+        return out
 
 
 def pool_launch(features: Tensor, out: Tensor, cu_seqlens: Tensor, *, pooling: str, key_mask: Tensor | None) -> Launch:
     """Return the launch that `pool` runs on checked arguments to fill `out`."""
     rows, hidden_size = out.shape
     constants = pool_constants(hidden_size, features.dtype, pooling)
-    blocks = constants.values
     arguments: dict[str, Any] = dict(
         features_ptr=features,
         out_ptr=out,
@@ -138,5 +155,9 @@ def pool_launch(features: Tensor, out: Tensor, cu_seqlens: Tensor, *, pooling: s
         key_mask_ptr=key_mask,
         rows=rows,
     )
-    programs = -(-rows // blocks["BLOCK_ROWS"]) * -(-hidden_size // blocks["BLOCK_HIDDEN"])
-    return Launch(pool_kernel, (programs,), arguments, constants)
+    return Launch(pool_kernel, (_programs(rows, hidden_size, constants),), arguments, constants)
+
+
+def _programs(rows: int, hidden_size: int, constants: Constants) -> int:
+    blocks = constants.values
+    return -(-rows // blocks["BLOCK_ROWS"]) * -(-hidden_size // blocks["BLOCK_HIDDEN"])

@@ -10,8 +10,9 @@ Needs torch alone until something is launched.
 import functools
 import logging
 import threading
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 
@@ -63,19 +64,87 @@ def _say_not_prepared() -> None:
     )
 
 
-class _Bound(NamedTuple):
-    """What launches a compiled kernel."""
+class Repeated:
+    """A launch that is made again and again with other addresses and numbers: what its launcher is called with.
 
-    run: Any
-    function: Any
-    metadata: Any
-    constants: tuple[Any, ...]
-    compiled: Any
-    """Held, since the function is unloaded with it."""
+    Whoever repeats it answers for the rest: that constants and dtypes are the same each time, and the same tensors
+    None. What nobody can know beforehand is looked at here.
+    """
+
+    __slots__ = ("_compiled", "_constants", "_device", "_dtype", "_prepared", "function", "metadata", "run")
+
+    def __init__(self, prepared: "Prepared", compiled: Any, arguments: dict[str, Any]) -> None:
+        first, *_ = values = [*arguments.values()]
+        self._prepared, self._device, self._dtype = prepared, first.get_device(), first.dtype
+        self._compiled = compiled  # held, since the function is unloaded with it
+        self.run, self.function, self.metadata = compiled.run, compiled.function, compiled.packed_metadata
+        parameters = zip(prepared.kernel.params, values, strict=True)
+        self._constants = tuple(value for parameter, value in parameters if parameter.is_constexpr)
+
+    def again(
+        self, first: torch.Tensor, aligned: int, numbers: Sequence[float], grid: Sequence[int], values: Sequence[Any]
+    ) -> bool:
+        """Launch once more, on the current stream of the tensors' device, and return True; or do nothing, where Triton
+        would launch something else, or do more than launch.
+
+        Args:
+            first: the first tensor.
+            aligned: the addresses, or'ed, of what the kernel is specialised on the alignment of.
+            numbers: those that may need more than 32 bits.
+            grid: its two sizes.
+            values: addresses, 0 for None, and numbers, in the order of the kernel's parameters.
+        """
+        device, prepared = self._device, self._prepared
+        hooks = prepared.hooks
+        if (
+            aligned % _ALIGNMENT
+            or first.dtype is not self._dtype
+            or first.get_device() != device
+            or device != prepared.current_device()
+            or (numbers and max(numbers) > _INT32_MAX)
+            or getattr(hooks.launch_enter_hook, "calls", True)  # somebody wants to be told, as a profiler does
+            or getattr(hooks.launch_exit_hook, "calls", True)
+            or prepared.kernel.pre_run_hooks
+        ):
+            return False
+        stream, constants = prepared.stream(device), self._constants
+        self.run(*grid, 1, stream, self.function, self.metadata, None, None, None, *values, *constants)
+        return True
+
+
+class _Unknown(Repeated):
+    """What has not been launched yet, or is launched by Triton's own call alone."""
+
+    __slots__ = ()
+
+    def __init__(self) -> None:
+        pass
+
+    def again(self, *args: Any) -> bool:
+        return False
+
+
+UNKNOWN: Repeated = _Unknown()
+
+
+def repeat(launch: Any, grid: Sequence[int], values: Sequence[Any]) -> Repeated:
+    """Make a `Launch`, and return what makes it again; UNKNOWN where Triton alone can.
+
+    Args:
+        grid, values: as `again` would be given them.
+    """
+    launch.run()
+    prepared = _prepared.get(id(launch.kernel))
+    if prepared is None:
+        return UNKNOWN
+    plain = [each.data_ptr() if isinstance(each, torch.Tensor) else each or 0 for each in launch.arguments.values()]
+    assert (plain, (*launch.grid, 1)[:2]) == ([*values], grid), "this is another launch than the one to be repeated"
+    return prepared.repeated(launch.arguments, launch.constants)
 
 
 class Prepared:
-    """One kernel, and what it has been bound to. Its parameters are pointers, then numbers, then constants.
+    """One kernel, and what it has been bound to. Its parameters are pointers, then numbers, then constants; its grid
+    has one or two sizes.
 
     Args:
         kernel: a `triton.JITFunction`. Integers among its numbers are not specialised.
@@ -85,8 +154,8 @@ class Prepared:
         from triton import knobs
         from triton.runtime import driver
 
-        self.kernel, self._hooks = kernel, knobs.runtime
-        self._current_device, self._stream = driver.active.get_current_device, driver.active.get_current_stream
+        self.kernel, self.hooks = kernel, knobs.runtime
+        self.current_device, self.stream = driver.active.get_current_device, driver.active.get_current_stream
         self._names = [parameter.name for parameter in kernel.params]
         self._pointers = sum(name.endswith("_ptr") for name in self._names)
         self._aligned = [
@@ -94,38 +163,31 @@ class Prepared:
             for place, parameter in enumerate(kernel.params[: self._pointers])
             if not parameter.do_not_specialize_on_alignment
         ]
-        self._bound: dict[tuple[Any, ...], _Bound | None] = {}
+        self._bound: dict[tuple[Any, ...], Repeated] = {}
 
     def launch(self, grid: tuple[int, ...], arguments: dict[str, Any], constants: Constants) -> None:
         """Launch on the current stream of the tensors' device."""
-        values = [*arguments.values()]
-        tensors, numbers = values[: self._pointers], values[self._pointers :]
+        first, *_ = values = [*arguments.values()]
+        addresses, key = self._read(values, constants)
+        numbers = values[self._pointers :]
+        if not self._bound.get(key, UNKNOWN).again(first, 0, numbers, (*grid, 1)[:2], (*addresses, *numbers)):
+            self._launch_by_triton(key, grid, arguments | constants.values, constants.options)
+
+    def repeated(self, arguments: dict[str, Any], constants: Constants) -> Repeated:
+        """Return what makes a launch again while all is aligned that is now; UNKNOWN where something is not."""
+        _, key = self._read([*arguments.values()], constants)
+        return self._bound.get(key, UNKNOWN) if key[2] == 0 else UNKNOWN
+
+    def _read(self, values: list[Any], constants: Constants) -> tuple[list[int], tuple[Any, ...]]:
+        """Return the tensors' addresses, and all that Triton tells apart beside them and numbers of 32 bits."""
+        tensors = values[: self._pointers]
         addresses = [0 if tensor is None else tensor.data_ptr() for tensor in tensors]
         bits = 0
         for place in self._aligned:
             bits |= addresses[place]
-        device, hooks = tensors[0].get_device(), self._hooks
-        # All that Triton tells apart; numbers it does not, and those that do not fit are left to it below.
-        key = (
-            constants,
-            device,
-            bits % _ALIGNMENT and tuple(addresses[place] % _ALIGNMENT == 0 for place in self._aligned),
-            *[None if tensor is None else tensor.dtype for tensor in tensors],
-        )
-        bound = self._bound.get(key)
-        if (
-            bound is None
-            or device != self._current_device()
-            or (numbers and max(numbers) > _INT32_MAX)
-            or getattr(hooks.launch_enter_hook, "calls", True)  # somebody wants to be told, as a profiler does
-            or getattr(hooks.launch_exit_hook, "calls", True)
-            or self.kernel.pre_run_hooks
-        ):
-            self._launch_by_triton(key, grid, arguments | constants.values, constants.options)
-            return
-        run, function, metadata, constant, _ = bound
-        x, y, z = (*grid, 1, 1)[:3]
-        run(x, y, z, self._stream(device), function, metadata, None, None, None, *addresses, *numbers, *constant)
+        alignment = bits % _ALIGNMENT and tuple(addresses[place] % _ALIGNMENT == 0 for place in self._aligned)
+        dtypes = [None if tensor is None else tensor.dtype for tensor in tensors]
+        return addresses, (constants, tensors[0].get_device(), alignment, *dtypes)
 
     def _launch_by_triton(
         self, key: tuple[Any, ...], grid: tuple[int, ...], arguments: dict[str, Any], options: dict[str, Any]
@@ -137,16 +199,15 @@ class Prepared:
                 self.kernel[grid](**arguments, **options)
                 return
             with _binding:
-                self._bound[key] = self._watch(grid, arguments, options)
+                self._bound[key] = self._watch(grid, arguments, options) or UNKNOWN
 
-    def _watch(self, grid: tuple[int, ...], arguments: dict[str, Any], options: dict[str, Any]) -> _Bound | None:
+    def _watch(self, grid: tuple[int, ...], arguments: dict[str, Any], options: dict[str, Any]) -> "Repeated | None":
         """Launch as Triton does, and return what was called for it; None, which is said once, where that is not as it
         is known."""
         assert [*arguments] == self._names, "arguments are not in the order of the kernel's parameters"
         compiled, seen = self.kernel.warmup(**arguments, grid=grid, **options), list[tuple[Any, ...]]()
         try:
-            constants = tuple(v for p, v in zip(self.kernel.params, arguments.values(), strict=True) if p.is_constexpr)
-            bound = _Bound(compiled.run, compiled.function, compiled.packed_metadata, constants, compiled)
+            bound = Repeated(self, compiled, arguments)
             is_known = compiled._run is bound.run
         except AttributeError:
             is_known = False

@@ -209,7 +209,7 @@ def plan(keep: Tensor, cu_seqlens: Tensor, row_ids: Tensor, streak: Tensor) -> P
     lengths = cu_seqlens.diff()[survivors]
     ends = lengths.cumsum(0, dtype=torch.int32)
     tokens, longest = (ends[-1:], lengths.max()[None]) if len(survivors) else (ends.new_zeros(1), ends.new_zeros(1))
-    return Plan(
+    return Plan.of(
         cu_seqlens=_padded(torch.cat([ends.new_zeros(1), ends]), cu_seqlens),
         row_ids=_padded(row_ids[survivors], row_ids),
         streak=_padded(streak[survivors], streak),

@@ -12,6 +12,7 @@ from .checks import check_on_device
 from .checks_attention import check_short_attention
 from .launch import Launch
 from .launch_attention import FEW_QUERIES, MAX_SHORT_HEAD, is_hopper, short_attention_constants
+from .prepared import UNKNOWN, Repeated, repeat
 
 
 @triton.jit
@@ -269,6 +270,57 @@ def short_attention_unchecked(
     return out
 
 
+class JoinedAttention:
+    """`short_attention` of queries, keys and values that lie side by side in one product, again and again; its
+    arguments were checked where they were made."""
+
+    def __init__(self, *, heads: int, head_dim: int, scaling: float) -> None:
+        self._heads, self._head_dim, self._scaling = heads, head_dim, scaling
+        self._known: dict[tuple[bool, bool, bool], tuple[Repeated, int, tuple[Any, ...]]] = {}
+
+    def __call__(
+        self,
+        *,
+        product: Tensor,
+        cu_seqlens: Tensor,
+        key_mask: Tensor | None = None,
+        query_bias: Tensor | None = None,
+        value_bias: Tensor | None = None,
+    ) -> Tensor:
+        """Return attention of each token, [tokens, heads * head_dim].
+
+        Args:
+            product: [tokens, 3 * heads * head_dim].
+            cu_seqlens, key_mask, query_bias, value_bias: as `short_attention` takes them; both biases or none.
+        """
+        heads, tokens, rows = self._heads, product.shape[0], cu_seqlens.shape[0] - 1
+        out = product.new_empty((tokens, heads * self._head_dim))
+        if not tokens:
+            return out
+        query, target, width = product.data_ptr(), out.data_ptr(), out.shape[1] * out.itemsize
+        mask, query_address, value_address = (
+            0 if each is None else each.data_ptr() for each in (key_mask, query_bias, value_bias)
+        )
+        tensors = (
+            query, query + width, query + 2 * width, target, cu_seqlens.data_ptr(), mask, 0, query_address,
+            value_address,
+        )  # fmt: skip
+        # The numbers but for those of rows and tokens, and the tokens of a program, are as they were.
+        kind = (_is_few(tokens, heads), key_mask is None, query_bias is None)
+        repeated, span, numbers = self._known.get(kind, (UNKNOWN, 1, ()))
+        aligned, grid = query | width | target | query_address | value_address, (-(-tokens // span) * heads, 1)
+        if not repeated.again(product, aligned, (tokens,), grid, (*tensors, rows, *numbers, tokens)):
+            parts = product.view(tokens, 3, heads, self._head_dim).unbind(1)
+            launch = short_attention_launch(
+                parts[0], parts[1], parts[2], out, cu_seqlens, scaling=self._scaling,
+                key_mask=key_mask, query_bias=query_bias, value_bias=value_bias,
+            )  # fmt: skip
+            numbers = tuple(launch.arguments.values())[len(tensors) + 1 : -1]
+            repeated = repeat(launch, (*launch.grid, 1), (*tensors, rows, *numbers, tokens))
+            self._known[kind] = repeated, launch.constants.values["SPAN"], numbers
+        return out
+
+
 def short_attention_launch(
     query: Tensor,
     key: Tensor,
@@ -285,7 +337,10 @@ def short_attention_launch(
     arguments, heads = attention_arguments(query, key, value, out, cu_seqlens, **options)
     arguments["tokens"] = tokens = query.shape[0]
     hides = heads.has_window or heads.is_causal or arguments["key_mask_ptr"] is not None
-    is_few = tokens * heads.heads < FEW_QUERIES
-    constants = short_attention_constants(heads, is_hopper(query.device) and not hides, is_few)
+    constants = short_attention_constants(heads, is_hopper(query.device) and not hides, _is_few(tokens, heads.heads))
     grid = (-(-tokens // constants.values["SPAN"]) * heads.heads,)
     return Launch(short_attention_kernel, grid, arguments, constants)
+
+
+def _is_few(tokens: int, heads: int) -> bool:
+    return tokens * heads < FEW_QUERIES

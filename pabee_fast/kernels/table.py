@@ -32,3 +32,14 @@ FUNCTIONS = {
 """Name of a function, as in `reference` -> the module that launches it under that name."""
 
 MODULES = tuple(dict.fromkeys(FUNCTIONS.values()))
+
+REPEATED = {
+    "exit_step": exit_step.ExitStep,
+    "plan": compact.Planner,
+    "pool": pool.Pool,
+    "short_attention": short_attention.JoinedAttention,
+    "add_norm": add_norm.AddNorm,
+    "bias_act": bias_act.BiasAct,
+}
+"""Name of a function -> what launches it again and again at one place of a model, where some arguments stay: the class
+takes these, its instances the others, all by name and unchecked."""

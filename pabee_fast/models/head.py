@@ -60,6 +60,7 @@ def through_pooler(pooler: Pooler | Callable[[Tensor], Tensor] | None, tokens: T
     if pooler is None:
         return tokens
     if isinstance(pooler, Pooler):
-        tokens = tokens.to(pooler.weight.dtype)  # heads may be kept in another precision than layers
+        if tokens.dtype != pooler.weight.dtype:  # heads may be kept in another precision than layers
+            tokens = tokens.to(pooler.weight.dtype)
         return ACTIVATIONS[pooler.activation](linear(tokens, pooler.weight, pooler.bias))
     return pooler(tokens)

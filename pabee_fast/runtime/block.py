@@ -4,6 +4,7 @@ It knows tensors and how they are multiplied; which layers are such blocks, and 
 `runtime/layers.py`.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -12,7 +13,7 @@ from torch.nn.functional import linear
 
 from pabee_fast.layout import Layout
 from pabee_fast.models.block import Block
-from pabee_fast.runtime import ops
+from pabee_fast.runtime import bound, ops
 from pabee_fast.runtime.joined import joined
 from pabee_fast.runtime.places import PlaceTables
 
@@ -33,56 +34,53 @@ class Dense(NamedTuple):
         return cls(module.weight, module.bias)
 
 
-class Norm(NamedTuple):
-    """A layer norm's tensors, and what is added to the variance."""
-
-    gain: Tensor  # [hidden_size]
-    shift: Tensor  # [hidden_size]
-    eps: float
-
-    @classmethod
-    def of(cls, module: nn.LayerNorm) -> "Norm":
-        return cls(module.weight, module.bias, module.eps)
-
-
 @dataclass
-class Weights:
-    """What one block multiplies with, while its parameters lie where they are."""
+class BoundBlock:
+    """One block, while its parameters lie where they are."""
 
     apart: tuple[Dense, ...]
     """Query, key and value."""
-    output: Dense
-    attention_norm: Norm
-    up: Dense
-    activation: str
-    down: Dense
-    norm: Norm
+    end_attention: Callable[[Tensor, Tensor], Tensor]
+    """Of what was attended to and the residual: attention's output product, and the norm of both together."""
+    activate: Callable[[Tensor], Tensor]
+    """Of the tokens: the first product of the feed-forward part, and its activation."""
+    end: Callable[[Tensor, Tensor], Tensor]
+    """Of that and the residual: the second product, and the norm."""
+    pool: Callable[..., Tensor]
+    """As `kernels.reference.pool`, all by name."""
     head_dim: int
     scaling: float
     tables: PlaceTables | None = None
     """Of all layers of a model that attends by place too."""
     place_key: Dense | None = None
     place_query: Dense | None = None
+    joined_attention: bound.JoinedAttention | None = None
+    """Where JOINED says that query, key and value are one product; None elsewhere."""
     projections: tuple[Dense, ...] = ()
-    """Query, key and value; or all three in one, where JOINED says so. Within a run only: nobody else would hold what
-    was joined, once the parameters have moved on."""
+    """Query, key and value; or all three in one. Within a run only: nobody else would hold what was joined, once the
+    parameters have moved on."""
+    biases: tuple[Tensor, ...] = ()
+    """Of what was joined, each [heads, head_dim]; (): none, or nothing was."""
 
     @classmethod
-    def of(cls, block: Block, activation: str, tables: PlaceTables | None = None) -> "Weights":
-        """Return the tensors of `block`."""
+    def of(cls, block: Block, activation: str, tables: PlaceTables | None = None) -> "BoundBlock":
+        """Bind a block to the tensors of its modules."""
+        query, attention = block.query.weight, None
+        if query.device.type in JOINED and tables is None:
+            heads = query.shape[0] // block.head_dim
+            attention = bound.JoinedAttention(query, heads, block.head_dim, block.scaling)
         return cls(
             tuple(map(Dense.of, (block.query, block.key, block.value))),
-            Dense.of(block.output),
-            Norm.of(block.attention_norm),
-            Dense.of(block.up),
-            activation,
-            Dense.of(block.down),
-            Norm.of(block.norm),
+            _product_and_norm(block.output, block.attention_norm),
+            bound.linear_act(*Dense.of(block.up), activation=activation),
+            _product_and_norm(block.down, block.norm),
+            ops.repeated("pool", query),
             block.head_dim,
             block.scaling,
             tables,
             None if block.place_key is None else Dense.of(block.place_key),
             None if block.place_query is None else Dense.of(block.place_query),
+            attention,
         )
 
     def take(self) -> None:
@@ -92,57 +90,51 @@ class Weights:
         self.projections = self.apart
         if self.apart[0].weight.device.type in JOINED:
             biases = [part.bias for part in self.apart if part.bias is not None]
-            weight = joined([part.weight for part in self.apart])
-            self.projections = (Dense(weight, joined(biases) if biases else None),)
+            bias = joined(biases) if biases else None
+            self.projections = (Dense(joined([part.weight for part in self.apart]), bias),)
+            self.biases = () if bias is None else bias.view(3, -1, self.head_dim).unbind()
 
     def let_go(self) -> None:
         """Hold nothing but the parameters themselves."""
-        self.projections = ()
+        self.projections = self.biases = ()
+
+    def __call__(self, hidden: Tensor, layout: Layout, pooling: str | None = None) -> Tensor:
+        """Return the block over hidden [tokens, hidden_size], with bias, residual and norm in one pass, bias and
+        activation in another, and no copy of an activation but the one that a product writes.
+
+        Args:
+            pooling: "first" or "last": of each row this token alone, [rows, hidden_size], which nothing but keys and
+                values needs the others for. None: all tokens.
+        """
+        attended = self._attend(hidden, layout)
+        if pooling is not None:
+            attended, hidden = (
+                self.pool(features=each, cu_seqlens=layout.cu_seqlens, pooling=pooling) for each in (attended, hidden)
+            )
+        attended = self.end_attention(attended, hidden)
+        return self.end(self.activate(attended), attended)
+
+    def _attend(self, hidden: Tensor, layout: Layout) -> Tensor:
+        """Return [tokens, heads * head_dim]: attention in front of its output product."""
+        self.take()
+        if self.joined_attention is not None:
+            return self.joined_attention(hidden, *self.projections[0], self.biases, layout)
+        shape = (hidden.shape[0], 3 // len(self.projections), -1, self.head_dim)
+        projected = [linear(hidden, *dense).view(shape) for dense in self.projections]
+        query, key, value = (part for each in projected for part in each.unbind(1))
+        if self.tables is None:
+            return ops.attention(query, key, value, layout, scaling=self.scaling, is_ours=True).flatten(1)
+        size = (layout.max_seqlen, self.head_dim)
+        return ops.disentangled_attention(
+            query,
+            key,
+            value,
+            layout,
+            place_keys=self.tables.keys(self.place_key, *size),
+            place_queries=self.tables.queries(self.place_query, *size),
+            scaling=self.scaling,
+        ).flatten(1)
 
 
-def fused(weights: Weights, hidden: Tensor, layout: Layout, pooling: str | None = None) -> Tensor:
-    """Return the block over hidden [tokens, hidden_size], with bias, residual and norm in one pass, bias and activation
-    in another, and no copy of an activation but the one that a product writes.
-
-    Args:
-        pooling: "first" or "last": of each row this token alone, [rows, hidden_size], which nothing but keys and values
-            needs the others for. None: all tokens.
-    """
-    attended = _attend(weights, hidden, layout)
-    if pooling is not None:
-        attended, hidden = (ops.pool(each, layout.cu_seqlens, pooling=pooling) for each in (attended, hidden))
-    attended = _add_norm(attended, weights.output, hidden, weights.attention_norm)
-    inner = ops.linear_act(attended, *weights.up, activation=weights.activation)
-    return _add_norm(inner, weights.down, attended, weights.norm)
-
-
-def _attend(weights: Weights, hidden: Tensor, layout: Layout) -> Tensor:
-    """Return [tokens, heads * head_dim]: attention in front of its output product."""
-    weights.take()
-    shape = (hidden.shape[0], 3 // len(weights.projections), -1, weights.head_dim)
-    (weight, bias), *rest = weights.projections
-    by_place = weights.tables is not None
-    if rest or bias is None or by_place or not ops.adds_biases(hidden, weights.head_dim, layout):
-        projected, biases = [linear(hidden, *dense).view(shape) for dense in weights.projections], {}
-    else:
-        # Attention adds the biases as it reads: of this width the library's product takes a sixth longer with its own
-        # (131,072 tokens of BERT-base in bfloat16 on an H200: 743 us, and 643 without).
-        projected, (query_bias, _, value_bias) = [linear(hidden, weight).view(shape)], bias.view(shape[1:])
-        biases = {"query_bias": query_bias, "value_bias": value_bias}
-    query, key, value = (part for each in projected for part in each.unbind(1))
-    if weights.tables is None:
-        return ops.attention(query, key, value, layout, scaling=weights.scaling, is_ours=True, **biases).flatten(1)
-    size = (layout.max_seqlen, weights.head_dim)
-    return ops.disentangled_attention(
-        query,
-        key,
-        value,
-        layout,
-        place_keys=weights.tables.keys(weights.place_key, *size),
-        place_queries=weights.tables.queries(weights.place_query, *size),
-        scaling=weights.scaling,
-    ).flatten(1)
-
-
-def _add_norm(hidden: Tensor, dense: Dense, residual: Tensor, norm: Norm) -> Tensor:
-    return ops.linear_add_norm(hidden, *dense, residual, norm.gain, norm.shift, eps=norm.eps)
+def _product_and_norm(dense: nn.Linear, norm: nn.LayerNorm) -> Callable[[Tensor, Tensor], Tensor]:
+    return bound.linear_add_norm(*Dense.of(dense), norm.weight, norm.bias, eps=norm.eps)

@@ -269,7 +269,7 @@ class Engine(Steps):
                 elif layer >= first_layer:
                     mask = wave.layout.key_mask if pooling == "mean" else None
                     pooled = ops.pool(
-                        wave.hidden[0], wave.layout.cu_seqlens, pooling=pooling, key_mask=mask,
+                        wave.hidden, wave.layout.cu_seqlens, pooling=pooling, key_mask=mask,
                         norm=self.family.norm(self.model),
                     )  # fmt: skip
                     features[layer - first_layer, wave.state.row_ids] = pooled
@@ -321,7 +321,7 @@ class Engine(Steps):
             wave.unasked += 1
             if self.costs.asks(0 if wave.is_never_compacted else wave.tokens, wave.unasked):
                 wave.unasked = 0
-                return _Question(wave, layer, wave.plan())
+                return _Question(wave, layer, self._plan(wave))
         return None
 
 

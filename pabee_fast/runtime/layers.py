@@ -18,7 +18,7 @@ from pabee_fast.models import family_of, is_built_in
 from pabee_fast.models.block import Block
 from pabee_fast.models.family import Family
 from pabee_fast.runtime.attention import packed_attention_in
-from pabee_fast.runtime.block import Weights, fused
+from pabee_fast.runtime.block import BoundBlock
 from pabee_fast.runtime.embedding import fused_embedding
 from pabee_fast.runtime.joined import separate
 from pabee_fast.runtime.places import PlaceTables
@@ -31,7 +31,7 @@ from pabee_fast.say import say_once
 logger = logging.getLogger(__name__)
 
 Run = Callable[..., Tensor]
-"""One layer: hidden [1, tokens, hidden_size], where the rows lie and what moves beside them, to the next states."""
+"""One layer: hidden [tokens, hidden_size], where the rows lie and what moves beside them, to the next states."""
 
 
 @dataclass(frozen=True)
@@ -39,7 +39,7 @@ class _Bound:
     """Layers bound to the weights of a moment, and what must be set differently while they run."""
 
     runs: list[Run]
-    weights: list[Weights]
+    weights: list[BoundBlock]
     configs: list[PretrainedConfig]
     chunked: list[nn.Module]
     instead: dict[nn.Module, Callable[..., Any]]
@@ -85,11 +85,11 @@ class Layers:
         beside: Mapping[str, Tensor],
         pooling: str | None = None,
     ) -> Tensor:
-        """Layer `number`, counted from 1, of hidden [1, tokens, hidden_size]; within `ready()` only.
+        """Layer `number`, counted from 1, of hidden [tokens, hidden_size]; within `ready()` only.
 
         Args:
             pooling: where `pools(number)`, the "first" or "last" token of each row, which alone is computed:
-                [1, rows, hidden_size]. None: all tokens.
+                [rows, hidden_size]. None: all tokens.
         """
         assert self._bound is not None
         run = self._bound.runs[number - 1]
@@ -154,7 +154,7 @@ class Layers:
         variant, _ = self._choose()
         places = self.family.places(self.model)
         tables = None if places is None else PlaceTables(places)
-        weights: list[Weights] = []
+        weights: list[BoundBlock] = []
         runs = {module: self._bind_one(module, variant, tables, weights) for module in dict.fromkeys(self.modules)}
         for module, run in runs.items():
             if (behind := self.family.behind(self.model, module)) is not None:
@@ -286,9 +286,9 @@ class Layers:
             return []
         return list(dict.fromkeys(part for part in parts if in_many_passes(part)))
 
-    def _bind_one(self, module: nn.Module, variant: str, tables: PlaceTables | None, every: list[Weights]) -> Run:
+    def _bind_one(self, module: nn.Module, variant: str, tables: PlaceTables | None, every: list[BoundBlock]) -> Run:
         """Return how a layer runs; what its blocks multiply with is added to `every`."""
-        stock = functools.partial(self.family.run_layer, self.model, module)
+        stock = functools.partial(_run_stock, functools.partial(self.family.run_layer, self.model, module))
         if variant == "stock":
             return stock
         if isinstance(blocks := self._blocks(module, parts_of(module)), str):
@@ -296,7 +296,7 @@ class Layers:
                 raise UnsupportedError(f"layers={variant!r}: {blocks}; give 'stock', or None for what can be served")
             say_once(logger, self.model, f"layers run as transformers' own modules: {blocks}")
             return stock
-        weights = [Weights.of(each, str(activation_of(each.activation)), tables) for each in blocks]
+        weights = [BoundBlock.of(each, str(activation_of(each.activation)), tables) for each in blocks]
         every += weights
         return functools.partial(_run_blocks, weights)
 
@@ -319,20 +319,24 @@ def _run_and_then(
     layout: Layout,
     beside: Mapping[str, Tensor],
 ) -> Tensor:
-    return behind(hidden, run(hidden, layout, beside), layout)
+    return behind(hidden[None], run(hidden, layout, beside)[None], layout)[0]
+
+
+def _run_stock(run: Run, hidden: Tensor, layout: Layout, beside: Mapping[str, Tensor]) -> Tensor:
+    """One layer as its family runs it: transformers' modules know batches, of which this is one row."""
+    return run(hidden[None], layout, beside)[0]
 
 
 def _run_blocks(
-    weights: Sequence[Weights],
+    blocks: Sequence[BoundBlock],
     hidden: Tensor,
     layout: Layout,
     beside: Mapping[str, Tensor],
     pooling: str | None = None,
 ) -> Tensor:
-    tokens = hidden[0]
-    for each in weights[:-1]:
-        tokens = fused(each, tokens, layout)
-    return fused(weights[-1], tokens, layout, pooling)[None]
+    for block in blocks[:-1]:
+        hidden = block(hidden, layout)
+    return blocks[-1](hidden, layout, pooling)
 
 
 def _is_fused(run: Run) -> bool:

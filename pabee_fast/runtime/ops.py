@@ -16,13 +16,12 @@ from pabee_fast.kernels.checks import (
     ExitHead,
     ExitRows,
     ExitRule,
-    Pooler,
     RowState,
     check_tensor,
     memory_words,
 )
 from pabee_fast.kernels.checks_attention import check_attention
-from pabee_fast.kernels.launch import MAX_CLASSES, MAX_HIDDEN_SIZE, Plan
+from pabee_fast.kernels.launch import MAX_HIDDEN_SIZE, Plan
 from pabee_fast.kernels.launch_attention import MAX_HEAD_DIM, MAX_PLACE_HEAD
 from pabee_fast.kernels.reference import count, observe
 from pabee_fast.layout import Layout
@@ -30,16 +29,15 @@ from pabee_fast.models.head import through_pooler
 from pabee_fast.runtime import choice, varlen
 
 __all__ = [
-    "ExitHead", "ExitRows", "ExitRule", "Plan", "RowState", "adds_biases", "attention", "attention_in_use",
-    "check_head", "count", "disentangled_attention", "disentangled_in_use", "embed_norm", "exit_step", "gather",
-    "has_kernels", "kernels_in_use", "linear_act", "linear_add_norm", "memory_words", "observe", "plan", "pool",
+    "ExitHead", "ExitRows", "ExitRule", "Plan", "RowState", "attention", "attention_in_use",
+    "check_head", "count", "disentangled_attention", "disentangled_in_use", "embed_norm", "gather",
+    "has_kernels", "kernels_in_use", "memory_words", "observe", "plan", "pool", "repeated",
     "through_pooler",
 ]  # fmt: skip
 
 logger = logging.getLogger(__name__)
 
 _INT32_MAX = 2**31 - 1
-_BIASED_HEAD = 64
 
 
 @functools.cache
@@ -59,8 +57,23 @@ def _triton_kernels() -> dict[str, ModuleType] | None:
 
 def _kernel(name: str, tensor: Tensor) -> Callable[..., Any]:
     """Return what serves a tensor: the Triton function of that name, which checks nothing, or its reference."""
-    modules = _triton_kernels() if tensor.is_cuda else None
+    return _unchecked(name) if tensor.is_cuda else cast(Callable[..., Any], getattr(reference, name))
+
+
+@functools.cache
+def _unchecked(name: str) -> Callable[..., Any]:
+    modules = _triton_kernels()
     return getattr(reference, name) if modules is None else getattr(modules[name], f"{name}_unchecked")
+
+
+def repeated(name: str, tensor: Tensor, **fixed: Any) -> Callable[..., Any]:
+    """Return what serves tensors like this one at one place of a model, where some arguments stay: it is called with
+    the others, by their names."""
+    if tensor.is_cuda and _triton_kernels() is not None:
+        from pabee_fast.kernels import table
+
+        return table.REPEATED[name](**fixed)
+    return functools.partial(_kernel(name, tensor), **fixed)
 
 
 def has_kernels(device: torch.device) -> bool:
@@ -73,42 +86,6 @@ def kernels_in_use(device: torch.device) -> str:
     if device.type != "cuda":
         return f"plain torch, since Triton kernels need CUDA and the device is {device.type}"
     return "plain torch, since Triton cannot be imported" if _triton_kernels() is None else "Triton"
-
-
-def exit_step(
-    rows: ExitRows,
-    head: ExitHead,
-    rule: ExitRule,
-    *,
-    pooler: Pooler | Callable[[Tensor], Tensor] | None = None,
-    norm: Callable[[Tensor], Tensor] | None = None,
-) -> None:
-    """See `kernels.reference.exit_step`; what stands between tokens and a head's linear runs before it.
-
-    Args:
-        pooler: a Pooler, or any function from [rows, hidden_size] to [rows, width] that treats rows alike.
-        norm: what every token goes through before it is read, see `pool`.
-    """
-    # A layer of transformers' own may leave them otherwise.
-    features, dtype = rows.features.contiguous(), head.weight.dtype
-    step = _kernel("exit_step", features)
-    if step is not reference.exit_step and head.weight.shape[0] > MAX_CLASSES:
-        _say_too_many_classes(head.weight.shape[0])
-        step = reference.exit_step
-    if norm is not None or pooler is not None or features.dtype != dtype:
-        if rows.cu_seqlens is not None and rows.pooling is not None:
-            features = pool(features, rows.cu_seqlens, pooling=rows.pooling, key_mask=rows.key_mask, norm=norm)
-        # Autocast and a head kept in another precision: the head's own is what its product runs in.
-        features = through_pooler(pooler, features).to(dtype).contiguous()
-        rows = ExitRows(features, rows.state, rows.logits, rows.exit_layers)
-        check_tensor("what a head reads", features, {"rows": len(rows.state.keep), "width": head.weight.shape[1]})
-    elif features is not rows.features:
-        rows = rows._replace(features=features)
-    if step is not reference.exit_step:
-        step(rows, head, rule)
-        return
-    with torch.autocast(features.device.type, enabled=False):  # the step sums in float32 whatever its inputs are
-        step(rows, head, rule)
 
 
 def check_head(head: ExitHead, classes: int, inputs: int | None) -> None:
@@ -129,11 +106,6 @@ def check_head(head: ExitHead, classes: int, inputs: int | None) -> None:
         check_tensor("a head's bias", bias, {"classes": classes}, weight.dtype, weight.device)
 
 
-@functools.cache
-def _say_too_many_classes(classes: int) -> None:
-    logger.warning("the exit step runs as plain torch: %d classes, and the kernel holds %d", classes, MAX_CLASSES)
-
-
 def pool(
     features: Tensor,
     cu_seqlens: Tensor,
@@ -149,8 +121,9 @@ def pool(
             token only that one is computed.
     """
     if norm is not None and pooling == "mean":
-        features, norm = norm(features).contiguous(), None
-    features = features.contiguous()
+        features, norm = norm(features), None
+    if not features.is_contiguous():
+        features = features.contiguous()
     pooled = cast(Tensor, _kernel("pool", features)(features, cu_seqlens, pooling=pooling, **options))
     return pooled if norm is None else norm(pooled)
 
@@ -163,35 +136,6 @@ def plan(keep: Tensor, *args: Any) -> Plan:
 def gather(hidden: Tensor, *args: Any, **options: Any) -> tuple[Tensor, Tensor | None]:
     """See `kernels.reference.gather`."""
     return cast(tuple[Tensor, Tensor | None], _kernel("gather", hidden)(hidden.contiguous(), *args, **options))
-
-
-def linear_act(hidden: Tensor, weight: Tensor, bias: Tensor | None, *, activation: str) -> Tensor:
-    """Return the activation of a linear layer, in the memory of its product.
-
-    Args:
-        hidden: [tokens, in].
-        weight: [out, in].
-        bias: [out], or None.
-        activation: "gelu", "gelu_tanh" or "relu", see `kernels.reference.bias_act`.
-
-    Returns:
-        [tokens, out].
-    """
-    # The library's own epilogue spares a pass over the result. Its gelu is the one by tanh on CUDA alone, and in
-    # float32 too coarse: six layers end 1.5e-5 from stock ones (H200).
-    has_epilogue = activation == "relu" or (activation == "gelu_tanh" and hidden.dtype != torch.float32)
-    if hidden.is_cuda and bias is not None and has_epilogue:
-        return torch._addmm_activation(bias, hidden, weight.T, use_gelu=activation == "gelu_tanh")
-    if activation == "gelu" and bias is not None and choice.takes_linear_gelu(hidden, weight):
-        return cast(Tensor, _kernel("linear_gelu", hidden)(hidden, weight, bias))
-    act = _kernel("bias_act", hidden)
-    if act is not reference.bias_act:
-        return cast(Tensor, act(linear(hidden, weight), bias, activation=activation))
-    # As the stock layer computes it, but in place.
-    product = linear(hidden, weight, bias)
-    if activation == "relu":
-        return torch.relu_(product)
-    return cast(Tensor, torch.ops.aten.gelu_(product, approximate="tanh" if activation == "gelu_tanh" else "none"))
 
 
 def embed_norm(word_ids: Tensor, *rest: Tensor | None, eps: float) -> Tensor:
@@ -247,7 +191,8 @@ def attention(
         window: a query sees the keys fewer than so many tokens away, on both sides unless `is_causal`; transformers'
             `sliding_window` as its layers pass it on. None: all of the row.
         is_ours: whether the tensors come from a block of ours, whose weights were checked, so that they need not be.
-        biases: query_bias and value_bias, where `adds_biases` says so; see `kernels.reference.short_attention`.
+        biases: query_bias and value_bias, where the kernel for short rows serves; see
+            `kernels.reference.short_attention`.
 
     Returns:
         [tokens, heads, value_dim], contiguous; zeros for a query that sees no key.
@@ -280,15 +225,6 @@ def attention(
     if attend is not reference.attention and not is_ours:
         check_attention(query, key, value, layout.cu_seqlens, window=window, **marks)
     return cast(Tensor, attend(query, key, value, layout.cu_seqlens, **options, **marks))
-
-
-def adds_biases(hidden: Tensor, head_dim: int, layout: Layout) -> bool:
-    """Return whether `attention` of a block, of what is projected from `hidden`, adds the biases of queries and values
-    itself: not in float32, which is for comparisons, and not of large heads, whose tiles leave no registers for it."""
-    if hidden.dtype == torch.float32 or head_dim > _BIASED_HEAD:
-        return False
-    longest, asked = layout.max_seqlen, layout.attention
-    return choice.takes_short(hidden.device, hidden.dtype, head_dim, longest, asked)
 
 
 def disentangled_attention(

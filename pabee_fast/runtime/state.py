@@ -38,7 +38,7 @@ class Piece(NamedTuple):
 class Wave:
     """One packed batch on its way through the layers, with the state of its rows."""
 
-    hidden: Tensor  # [1, tokens, hidden_size]
+    hidden: Tensor  # [tokens, hidden_size]
     layout: Layout
     state: ops.RowState
     alive: int  # rows that have not left, as far as the host knows
@@ -77,7 +77,7 @@ class Wave:
             for name in ("key_mask", "positions")
         )  # fmt: skip
         return cls(
-            torch.cat([wave.hidden for wave in waves], dim=1),
+            torch.cat([wave.hidden for wave in waves]),
             Layout(
                 torch.cat(ends),
                 max(layout.max_seqlen for layout in layouts),
@@ -93,7 +93,7 @@ class Wave:
     @property
     def tokens(self) -> int:
         """Of all rows that it holds, settled ones that were not dropped included."""
-        return self.hidden.shape[1]
+        return self.hidden.shape[0]
 
     def cut(self, ends: Sequence[int] | np.ndarray, most: int) -> None:
         """Let its layers run in pieces.
@@ -115,27 +115,21 @@ class Wave:
         self.pieces = pieces if len(pieces) > 1 else ()
 
     def through(self, layer: Callable[[Tensor, Layout, Mapping[str, Tensor]], Tensor]) -> Tensor:
-        """Return what a layer makes of its hidden states."""
-        if not self.pieces:
-            return layer(self.hidden, self.layout, self.beside)
+        """Return what a layer makes of its hidden states, piece by piece."""
         parts = []
         for tokens, layout in self.pieces:
             beside = {name: values[tokens] for name, values in self.beside.items()}
-            parts.append(layer(self.hidden[:, tokens], layout, beside))
-        return torch.cat(parts, dim=1)
+            parts.append(layer(self.hidden[tokens], layout, beside))
+        return torch.cat(parts)
 
     def unsettled(self) -> np.ndarray:
         """Return the `row_ids` of the rows that have not left, on the host; waits for the device."""
         return self.state.row_ids[self.state.keep != 0].cpu().numpy()
 
-    def plan(self) -> ops.Plan:
-        """Return where the survivors would go."""
-        return ops.plan(self.state.keep, self.layout.cu_seqlens, self.state.row_ids, self.state.streak)
-
     def compact(self, plan: ops.Plan, rows: int, tokens: int, longest: int) -> "Wave":
         """Return the survivors alone, as `plan` lays them."""
         places, size = (plan.starts, plan.cu_seqlens), {"rows": rows, "tokens": tokens, "longest": longest}
-        hidden, memory = ops.gather(self.hidden[0], *places, **size, memory=self.state.memory, sources=plan.sources)
+        hidden, memory = ops.gather(self.hidden, *places, **size, memory=self.state.memory, sources=plan.sources)
         assert memory is not None
         state = ops.RowState(self.state.keep.new_ones(rows), plan.streak[:rows], memory, plan.row_ids[:rows])
         key_mask, positions = (
@@ -144,4 +138,4 @@ class Wave:
         )
         layout = Layout(plan.cu_seqlens[: rows + 1], longest, key_mask, positions, attention=self.layout.attention)
         beside = {name: ops.gather(values, *places, **size)[0] for name, values in self.beside.items()}
-        return Wave(hidden[None], layout, state, rows, beside)
+        return Wave(hidden, layout, state, rows, beside)

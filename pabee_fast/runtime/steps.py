@@ -5,6 +5,7 @@ import functools
 import logging
 from collections import deque
 from collections.abc import Iterator, Mapping
+from typing import cast
 
 import numpy as np
 from torch import Tensor
@@ -18,6 +19,7 @@ from pabee_fast.models.head import Head
 from pabee_fast.models.heads import answer_kind, exit_heads_of, inner_heads
 from pabee_fast.policies import Among, Policy, Rule
 from pabee_fast.runtime import ops
+from pabee_fast.runtime.bound import HeadStep
 from pabee_fast.runtime.choice import ATTENTIONS
 from pabee_fast.runtime.layers import Layers
 from pabee_fast.runtime.lists import Given
@@ -55,7 +57,7 @@ class Steps:
         self.model, self.family = model, family_of(model)
         self.layers = Layers(model, self.family, layers)
         self.heads: list[Head] = []
-        self._linears: list[ops.ExitHead] = []
+        self._head_steps: list[HeadStep] = []
         self._look()
 
     def _look(self) -> None:
@@ -73,10 +75,13 @@ class Steps:
             if is_new or not self.heads:
                 self.heads = []
                 heads = exit_heads_of(self.model)
-                self._linears = [ops.ExitHead(head.linear.weight, head.linear.bias) for head in heads]
-                for head, linear in zip(heads, self._linears, strict=True):
-                    inputs = self.model.config.hidden_size if head.pooler is None and head.norm is None else None
-                    ops.check_head(linear, self.classes, inputs)
+                linears = [ops.ExitHead(head.linear.weight, head.linear.bias) for head in heads]
+                for head, linear in zip(heads, linears, strict=True):
+                    ops.check_head(linear, self.classes, _width(head, self.model.config.hidden_size))
+                self._head_steps = [
+                    HeadStep(linear, head.pooler, head.norm) for head, linear in zip(heads, linears, strict=True)
+                ]
+                self._planner = ops.repeated("plan", linears[0].weight)
                 self.heads = heads
             yield
 
@@ -139,7 +144,7 @@ class Steps:
         hidden = self.family.embed(self.model, layout, **inputs)
         beside = self.family.beside(self.model, hidden, inputs["position_ids"]) if "position_ids" in inputs else {}
         words = ops.memory_words(self.kind, policy.rule(1, self.classes).name, self.classes)
-        return Wave.start(hidden, layout, row_ids, words, beside)
+        return Wave.start(hidden[0], layout, row_ids, words, beside)
 
     def _compare(self, wave: Wave, layer: int, among: Among, given: Given, results: Results) -> None:
         """Let all rows write what their head says, and those leave that are far below the best of their list."""
@@ -153,7 +158,9 @@ class Steps:
         keep.copy_(given.staying(results.logits[state.row_ids], state, among))
 
     def _layer(self, layer: int, wave: Wave, pooling: str | None = None) -> Tensor:
-        return wave.through(functools.partial(self.layers, layer, pooling=pooling))
+        if wave.pieces:
+            return wave.through(functools.partial(self.layers, layer, pooling=pooling))
+        return self.layers(layer, wave.hidden, wave.layout, wave.beside, pooling)
 
     def _read_alone(self, layer: int) -> str | None:
         """Return which token of each row suffices behind a layer at which all rows leave, since its head reads no
@@ -172,11 +179,27 @@ class Steps:
         pooling: str | None = None,
     ) -> None:
         """Ask a layer's head, and let rows leave; with `pooling` as `_layer` had it."""
-        number = layer - self.first_head
-        head, linear = self.heads[number], self._linears[number]
-        rows = ops.ExitRows(wave.hidden[0], wave.state, results.logits, results.exit_layers)
-        if pooling is None:
-            mask = wave.layout.key_mask if head.pooling == "mean" else None
-            rows = rows._replace(cu_seqlens=wave.layout.cu_seqlens, pooling=head.pooling, key_mask=mask)
+        number, layout = layer - self.first_head, wave.layout
+        head = self.heads[number]
+        mask = layout.key_mask if head.pooling == "mean" else None
+        tokens = (layout.cu_seqlens, head.pooling, mask) if pooling is None else ()
+        rows = ops.ExitRows(wave.hidden, wave.state, results.logits, results.exit_layers, *tokens)
         told = ops.ExitRule(self.kind, rule.name, layer, last, rule.patience, rule.threshold, exit_at)
-        ops.exit_step(rows, linear, told, pooler=head.pooler, norm=head.norm)
+        self._head_steps[number](rows, told)
+
+    def _plan(self, wave: Wave) -> ops.Plan:
+        """Return where the survivors would go."""
+        state = wave.state
+        return cast(
+            ops.Plan,
+            self._planner(
+                keep=state.keep, cu_seqlens=wave.layout.cu_seqlens, row_ids=state.row_ids, streak=state.streak
+            ),
+        )
+
+
+def _width(head: Head, hidden_size: int) -> int | None:
+    """Return how many numbers of a row its linear reads; None where an owner's module says so, when it is called."""
+    if isinstance(head.pooler, Pooler):
+        return head.pooler.weight.shape[0]
+    return hidden_size if head.pooler is None and head.norm is None else None

@@ -10,6 +10,7 @@ from torch import nn
 import pabee_fast as pf
 from pabee_fast.models import family_of
 from pabee_fast.runtime import ops
+from pabee_fast.runtime.bound import HeadStep
 from pabee_fast.runtime.engine import Engine
 from pabee_fast.runtime.pack import pack
 from pabee_fast.runtime.stock import parts_of, why_not_fused
@@ -48,7 +49,7 @@ def test_what_a_pooler_gives_must_be_what_its_head_reads() -> None:
     with pytest.raises(
         ValueError, match=r"what a head reads is \[2, 4\]; give it the shape \[rows, width\], here \[2, 5\]"
     ):
-        ops.exit_step(rows, head, rule, pooler=nn.Identity())
+        HeadStep(head, nn.Identity())(rows, rule)
 
 
 CHANGES: dict[str, Callable[[Any], None]] = {

@@ -16,6 +16,7 @@ from pabee_fast.kernels.checks import Pooler
 from pabee_fast.layout import Layout
 from pabee_fast.models.heads import exit_heads_of
 from pabee_fast.runtime import block, ops
+from pabee_fast.runtime.bound import HeadStep
 from pabee_fast.runtime.engine import Engine
 from pabee_fast.runtime.pack import pack
 from pabee_fast.transfer import ReadBack
@@ -179,7 +180,7 @@ def test_the_step_reads_tokens_itself_where_a_head_of_their_precision_has_no_poo
     state = ops.RowState(torch.ones(2, dtype=torch.int8), *[torch.empty(0)] * 3)
     rows = ops.ExitRows(tokens, state, torch.empty(0), torch.empty(0), ends, "first")
     rule = ops.ExitRule("label", "agreement", layer=1, last=2)
-    ops.exit_step(rows, ops.ExitHead(torch.ones(3, 4, dtype=weight)), rule, pooler=square)
+    HeadStep(ops.ExitHead(torch.ones(3, 4, dtype=weight)), square)(rows, rule)
     assert asked == [(6, ends)] if reads_tokens else [(2, None)]
 
 

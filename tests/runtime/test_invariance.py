@@ -2,7 +2,6 @@
 
 import functools
 import itertools
-from typing import Any
 from unittest import mock
 
 import numpy as np
@@ -17,6 +16,7 @@ from pabee_fast import transfer
 from pabee_fast.modeling.loss import every_head
 from pabee_fast.runtime import engine as engine_module
 from pabee_fast.runtime import ops
+from pabee_fast.runtime.bound import HeadStep
 from pabee_fast.runtime.budget import LAUNCHES, TOKEN_BUDGETS
 from pabee_fast.runtime.engine import Engine
 from pabee_fast.runtime.pack import pack
@@ -126,7 +126,7 @@ def test_out_of_memory_halves_the_budget_and_repeats_only_what_is_left(
 
     def scarce(*args: object) -> Wave:
         wave = real(*args)  # type: ignore[arg-type]
-        tokens = wave.hidden.shape[1]
+        tokens = wave.tokens
         seen.append(tokens)
         if len(seen) > 1 and tokens > 90:  # the first wave still fits
             raise torch.OutOfMemoryError("injected")
@@ -150,7 +150,7 @@ def test_what_every_head_says_survives_an_out_of_memory_error(monkeypatch: pytes
     real, failed = engine._layer, []
 
     def scarce(layer: int, wave: Wave) -> torch.Tensor:
-        if layer == 4 and wave.hidden.shape[1] > 90:
+        if layer == 4 and wave.tokens > 90:
             failed.append(layer)
             raise torch.OutOfMemoryError("injected")
         return real(layer, wave)
@@ -193,16 +193,16 @@ class Counting:
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
         self.layers_with_head: list[int] = []
-        self.calls = {"plan": 0, "gather": 0, "ReadBack": 0}
-        real_step = ops.exit_step
+        self.calls = {"_plan": 0, "gather": 0, "ReadBack": 0}
+        real_step = HeadStep.__call__
 
-        def step(rows: ops.ExitRows, head: ops.ExitHead, rule: ops.ExitRule, **options: Any) -> None:
+        def step(bound: HeadStep, rows: ops.ExitRows, rule: ops.ExitRule) -> None:
             self.layers_with_head.append(rule.layer)
-            real_step(rows, head, rule, **options)
+            real_step(bound, rows, rule)
 
-        monkeypatch.setattr(ops, "exit_step", step)
-        for name in self.calls:
-            self._count(engine_module if name == "ReadBack" else ops, name, monkeypatch)
+        monkeypatch.setattr(HeadStep, "__call__", step)
+        for home, name in ((Engine, "_plan"), (ops, "gather"), (engine_module, "ReadBack")):
+            self._count(home, name, monkeypatch)
 
     def _count(self, home: object, name: str, monkeypatch: pytest.MonkeyPatch) -> None:
         real = getattr(home, name)
@@ -297,15 +297,15 @@ def test_nothing_is_read_back_or_moved_before_a_row_can_leave(monkeypatch: pytes
 
     engine.run(packed, pf.Patience(6))
     assert seen.layers_with_head == [6], "a policy that cannot leave early needs the last head alone"
-    assert seen.calls == {"plan": 0, "gather": selecting, "ReadBack": 0}
+    assert seen.calls == {"_plan": 0, "gather": selecting, "ReadBack": 0}
 
     seen.layers_with_head.clear()
     engine.run(packed, pf.Scheduled((6,) * ROWS))
     assert seen.layers_with_head == [1, 2, 3, 4, 5, 6]
-    assert seen.calls == {"plan": 0, "gather": 2 * selecting, "ReadBack": 0}
+    assert seen.calls == {"_plan": 0, "gather": 2 * selecting, "ReadBack": 0}
 
     engine.run(packed, pf.Scheduled((4,) * (ROWS // 2) + (6,) * (ROWS // 2)))
-    assert seen.calls["plan"] == seen.calls["ReadBack"] == 2, "layers 4 and 5"
+    assert seen.calls["_plan"] == seen.calls["ReadBack"] == 2, "layers 4 and 5"
     assert seen.calls["gather"] == 3 * selecting + 1, "one compaction, at layer 4; at 5 nobody leaves"
 
     engine.run(packed, pf.Scheduled((2,) * ROWS))

@@ -1,12 +1,15 @@
 """Where all rows leave, the layer's feed-forward part runs on the tokens that heads read, and on no others."""
 
+from collections.abc import Callable
+from typing import Any
+
 import numpy as np
 import pytest
 import torch
 
 import pabee_fast as pf
 from bench import work
-from pabee_fast.runtime import ops
+from pabee_fast.runtime import bound
 from pabee_fast.runtime.engine import Engine
 from pabee_fast.runtime.pack import pack
 from tests.conftest import padded_rows, tiny_model
@@ -18,13 +21,18 @@ LENGTHS = [7, 40, 1, 19, 12]
 @pytest.fixture
 def inner(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     """How many tokens went through each feed-forward part, in turn."""
-    seen, real = [], ops.linear_act
+    seen, real = [], bound.linear_act
 
-    def counted(hidden: torch.Tensor, *args: torch.Tensor, **options: str) -> torch.Tensor:
-        seen.append(len(hidden))
-        return real(hidden, *args, **options)
+    def counted(*args: Any, **options: Any) -> Callable[[torch.Tensor], torch.Tensor]:
+        act = real(*args, **options)
 
-    monkeypatch.setattr(ops, "linear_act", counted)
+        def call(hidden: torch.Tensor) -> torch.Tensor:
+            seen.append(len(hidden))
+            return act(hidden)
+
+        return call
+
+    monkeypatch.setattr(bound, "linear_act", counted)
     return seen
 
 

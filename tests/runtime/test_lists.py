@@ -135,7 +135,7 @@ def test_out_of_memory_loses_no_candidate(budget: int, monkeypatch: pytest.Monke
     real, failed = Layers.__call__, []
 
     def scarce(self: Layers, layer: int, hidden: torch.Tensor, *rest: Any, **options: Any) -> torch.Tensor:
-        if layer == 3 and hidden.shape[1] > 70:
+        if layer == 3 and hidden.shape[0] > 70:
             failed.append(layer)
             raise torch.OutOfMemoryError("injected")
         return real(self, layer, hidden, *rest, **options)
