@@ -41,6 +41,8 @@ class _Bound:
     runs: list[Run]
     weights: list[BoundBlock]
     configs: list[PretrainedConfig]
+    rerouted: list[PretrainedConfig]
+    """Of these, whose modules attend when a layer is called: none where all layers run as blocks of ours."""
     chunked: list[nn.Module]
     instead: dict[nn.Module, Callable[..., Any]]
     has_autocast: bool
@@ -134,7 +136,7 @@ class Layers:
         bound = self._bound
         assert bound is not None
         try:
-            with packed_attention_in(*bound.configs), unchunked(bound.chunked), instead(bound.instead):
+            with packed_attention_in(*bound.rerouted), unchunked(bound.chunked), instead(bound.instead):
                 yield
         finally:
             for weights in bound.weights if not self.lets_nothing_go else ():
@@ -165,6 +167,7 @@ class Layers:
             [runs[module] for module in self.modules],
             weights,
             configs,
+            [] if all(map(_is_fused, runs.values())) else configs,
             every if any(getattr(config, "chunk_size_feed_forward", 0) for config in configs) else [],
             self._instead(every, variant),
             self._has_autocast,

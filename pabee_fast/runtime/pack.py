@@ -13,7 +13,7 @@ from transformers import PreTrainedModel
 from pabee_fast.errors import InputError, UnsupportedError
 from pabee_fast.models import family_of
 from pabee_fast.runtime import ops
-from pabee_fast.runtime.schedule import longest_first
+from pabee_fast.runtime.schedule import Order
 from pabee_fast.transfer import move, to_device
 
 PLACES = 2**20
@@ -37,9 +37,9 @@ class PackedBatch:
         return np.concatenate([[0], np.cumsum(self.lengths)])[:-1]
 
     @cached_property
-    def longest_first(self) -> np.ndarray:
-        """[rows] int64: the rows, the longest first."""
-        return longest_first(self.lengths)
+    def longest_first(self) -> Order:
+        """The rows by their lengths."""
+        return Order.of(self.lengths)
 
     def to(self, device: torch.device) -> "PackedBatch":
         """Return the same rows on `device`; towards CUDA asynchronously, from pinned memory."""

@@ -7,7 +7,7 @@ import sys
 from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Generic, TypeVar
+from typing import Generic, NamedTuple, TypeVar
 
 import numpy as np
 
@@ -28,13 +28,21 @@ SELDOM = 3
 (`bench.host`) and then a wait, and the layers after a last row's exit are in vain. An estimate."""
 
 
-def longest_first(lengths: np.ndarray) -> np.ndarray:
-    """Return the rows by their lengths, the longest first, equal ones as they came: [rows] int64."""
-    return _in_order(-lengths)
+class Order(NamedTuple):
+    """The rows of a batch, the longest first, equal ones as they came."""
+
+    rows: np.ndarray  # [rows] int64
+    ends: np.ndarray  # [rows] int64: running sums of their lengths
+
+    @classmethod
+    def of(cls, lengths: np.ndarray) -> "Order":
+        """Sort rows by their lengths, [rows]."""
+        rows = _in_order(-lengths)
+        return cls(rows, np.cumsum(lengths[rows]))
 
 
 def plan_waves(
-    lengths: np.ndarray, token_budget: int, longest_row: int | None = None, order: np.ndarray | None = None
+    lengths: np.ndarray, token_budget: int, longest_row: int | None = None, order: Order | None = None
 ) -> list[np.ndarray]:
     """Cut rows into waves of at most `token_budget` tokens, longest rows first, rows of one length side by side.
 
@@ -45,7 +53,7 @@ def plan_waves(
         lengths: [rows] tokens of each row.
         token_budget: the most tokens a wave holds.
         longest_row: the most tokens of a row; one longer than the budget is a wave of its own. None: the budget.
-        order: what `longest_first` returns of the lengths, where it is known.
+        order: of the lengths, where it is known.
 
     Returns:
         For each wave the indices of its rows, int64.
@@ -61,18 +69,17 @@ def plan_waves(
             f"token_budget={longest_row}, but row {int(lengths.argmax())} has {int(lengths.max())} tokens: "
             "raise the budget, or truncate rows to it (max_length)"
         )
-    order = longest_first(lengths) if order is None else order
-    ends = np.cumsum(lengths[order])
+    rows, ends = Order.of(lengths) if order is None else order
     waves, first, spent = [], 0, 0
-    while first < len(order):
+    while first < len(rows):
         last = max(first + 1, int(np.searchsorted(ends, spent + token_budget, side="right")))
-        waves.append(order[first:last])
+        waves.append(rows[first:last])
         first, spent = last, int(ends[last - 1])
     return waves
 
 
 def plan_lists(
-    lengths: np.ndarray, lists: np.ndarray, token_budget: int, longest_row: int, order: np.ndarray | None = None
+    lengths: np.ndarray, lists: np.ndarray, token_budget: int, longest_row: int, order: Order | None = None
 ) -> list[np.ndarray]:
     """Cut rows into waves of whole lists, as `plan_waves` cuts them one by one; one list of more tokens than the budget
     is a wave of its own, to be run in pieces.
@@ -93,9 +100,9 @@ def plan_lists(
     place = np.empty(len(numbers), np.int64)  # of a list: its wave
     for number, members in enumerate(waves):
         place[members] = number
-    order = longest_first(lengths) if order is None else order
-    order = order[_in_order(place[index][order])]  # by waves, of a wave longest rows first
-    return np.split(order, np.cumsum(np.bincount(place[index]))[:-1])
+    rows, _ = Order.of(lengths) if order is None else order
+    rows = rows[_in_order(place[index][rows])]  # by waves, of a wave longest rows first
+    return np.split(rows, np.cumsum(np.bincount(place[index]))[:-1])
 
 
 def _in_order(numbers: np.ndarray) -> np.ndarray:

@@ -24,7 +24,7 @@ from pabee_fast.runtime.choice import ATTENTIONS
 from pabee_fast.runtime.layers import Layers
 from pabee_fast.runtime.lists import Given
 from pabee_fast.runtime.pack import PackedBatch, cumulative
-from pabee_fast.runtime.schedule import plan_lists, plan_waves
+from pabee_fast.runtime.schedule import Order, plan_lists, plan_waves
 from pabee_fast.runtime.state import Results, Wave
 
 logger = logging.getLogger(__name__)
@@ -104,7 +104,7 @@ class Steps:
         return batch.to(self.device) if self.device.type == "cuda" and "input_ids" in batch.inputs else batch
 
     def _cut(
-        self, lengths: np.ndarray, lists: np.ndarray | None = None, order: np.ndarray | None = None
+        self, lengths: np.ndarray, lists: np.ndarray | None = None, order: Order | None = None
     ) -> deque[np.ndarray]:
         """Cut rows into waves, each [rows] indices; none holds a part of a list. `order`: as `plan_waves` takes it."""
         if lists is not None:
