@@ -1,7 +1,8 @@
 """The ways between host and device that let the host go on."""
 
+import time
 from collections.abc import Iterable, Sequence
-from typing import cast
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -11,24 +12,60 @@ ALIGNMENT = 16
 """Bytes: kernels are compiled for tensors that begin at multiples of it, and again for others."""
 
 
-class ReadBack:
-    """A few integers on their way to the host: on CUDA one pinned, asynchronous copy, and a wait for it alone."""
+class ToHost:
+    """Tensors of a device on their way to the host: on CUDA pinned, asynchronous copies, and a wait for them alone."""
 
-    def __init__(self, counts: Tensor) -> None:
-        self._host = counts
+    def __init__(self, *tensors: Tensor) -> None:
+        self._host: Sequence[Tensor] = tensors
         self._copied: torch.cuda.Event | None = None
-        if counts.is_cuda:
-            self._host = torch.empty_like(counts, device="cpu", pin_memory=True)
-            self._host.copy_(counts, non_blocking=True)
+        if tensors[0].is_cuda:
+            self._host = [torch.empty_like(tensor, device="cpu", pin_memory=True) for tensor in tensors]
+            for here, there in zip(self._host, tensors, strict=True):
+                here.copy_(there, non_blocking=True)
             self._copied = torch.cuda.Event()
-            # Of the counts' device, which need not be the current one.
-            self._copied.record(torch.cuda.current_stream(counts.device))
+            # Of the tensors' device, which need not be the current one.
+            self._copied.record(torch.cuda.current_stream(tensors[0].device))
+
+    def tensors(self) -> Sequence[Tensor]:
+        """Return them, once they are here."""
+        if self._copied is not None:
+            self._copied.synchronize()
+        return self._host
+
+
+class ReadBack(ToHost):
+    """A few integers on their way to the host, [n]."""
 
     def wait(self) -> list[int]:
         """Return the integers, once they are here."""
-        if self._copied is not None:
-            self._copied.synchronize()
-        return cast(list[int], self._host.tolist())
+        return cast(list[int], self.tensors()[0].tolist())
+
+
+class Stopwatch:
+    """The seconds that a device works between its creation and `stop`: by a GPU's own clock, on whose current stream it
+    is asked, since calls return before their work is done."""
+
+    def __init__(self, device: torch.device) -> None:
+        self._is_cuda = device.type == "cuda"
+        self._span = [self._now()]
+
+    def stop(self) -> None:
+        self._span.append(self._now())
+
+    def seconds(self) -> float:
+        """Return them, once they are over."""
+        began, ended = self._span
+        if not self._is_cuda:
+            return float(ended - began)
+        ended.synchronize()
+        return float(began.elapsed_time(ended) / 1000)
+
+    def _now(self) -> Any:
+        if not self._is_cuda:
+            return time.perf_counter()
+        event = torch.cuda.Event(enable_timing=True)
+        event.record()
+        return event
 
 
 def move(tensor: Tensor, device: torch.device) -> Tensor:

@@ -34,6 +34,7 @@ from pabee_fast.scoring.load import Setting
 from pabee_fast.scoring.scorer import Row, readable
 from pabee_fast.scoring.stretches import places_of
 from pabee_fast.scoring.tally import Tally
+from pabee_fast.transfer import Stopwatch
 
 UNDER_WAY = 4
 """Tasks that keep a device busy: one in it, one read, one tokenized, one that becomes columns and is written."""
@@ -125,7 +126,7 @@ class Worker:
         rows = len(task.columns[0])
         answers = Answers.none_yet(rows, task.refused, scorer.engine.classes)
         audited = chosen(task.file, task.first_row, rows, self.audit)
-        started, windows = time.perf_counter(), list[tuple[np.ndarray, Future[tuple[Answers, Tally]]]]()
+        started, windows = time.perf_counter(), list[tuple[np.ndarray, Future[Callable[[], tuple[Answers, Tally]]]]]()
         for planned in scorer.plan(task.columns, answers):
             audit = np.flatnonzero(audited[planned.places])
             running = self._device.submit(
@@ -134,7 +135,7 @@ class Worker:
             windows.append((planned.places, running))
         tally.seconds["tokenise"] = time.perf_counter() - started
         for places, future in windows:
-            found, of_window = future.result()
+            found, of_window = future.result()()
             answers.put(places, found)
             tally.merge(of_window)
         answers.mark_not_finite()
@@ -160,28 +161,40 @@ class Worker:
 
     def _compute(
         self, batch: PackedBatch, arrival: Any, audit: np.ndarray, stretches: np.ndarray | None
-    ) -> tuple[Answers, Tally]:
-        """Run a window, and its audited rows to full depth; in the device's thread.
+    ) -> Callable[[], tuple[Answers, Tally]]:
+        """Run a window, and its audited rows to full depth; in the device's thread, which begins the next window while
+        a GPU ends this one.
 
         Returns:
-            The window's answers, and what the audit counts and the time both took.
+            What waits for the window's answers, and returns them with what the audit counts and the time both took.
         """
-        tally, started = Tally(audited=len(audit)), time.perf_counter()
+        tally = Tally(audited=len(audit))
         if arrival is not None:
             torch.cuda.set_device(self.scorer.engine.device)  # of this thread
             arrival.wait()
-            for tensor in batch.inputs.values():
-                tensor.record_stream(torch.cuda.current_stream())
+            # Their memory is the copies' again once they are let go, which is before a GPU has read them.
+            for tensor in (*batch.inputs.values(), batch.key_mask, batch.positions, batch.images):
+                if tensor is not None:
+                    tensor.record_stream(torch.cuda.current_stream())
+        computing = Stopwatch(self.scorer.engine.device)
         told = self._on_settled if stretches is None else self._on_stretch
-        answers = self.scorer.run(batch, self.scorer.policy, told).together(stretches)
-        if stretches is not None:
-            self.on_rows(len(stretches), int(answers.exit_layers.sum()))
-        computed = time.perf_counter()
-        tally.seconds["compute"] = computed - started
-        if len(audit):
-            tally.disagreed = self._disagreements(batch, answers, audit, stretches)
-            tally.seconds["audit"] = time.perf_counter() - computed
-        return answers, tally
+        waiting = self.scorer.start(batch, self.scorer.policy, told)
+        computing.stop()
+
+        def answered() -> tuple[Answers, Tally]:
+            answers = waiting().together(stretches)
+            if stretches is not None:
+                self.on_rows(len(stretches), int(answers.exit_layers.sum()))
+            tally.seconds["compute"] = computing.seconds()
+            return answers, tally
+
+        if not len(audit):
+            return answered
+        answers, _ = answered()
+        auditing = time.perf_counter()
+        tally.disagreed = self._disagreements(batch, answers, audit, stretches)
+        tally.seconds["audit"] = time.perf_counter() - auditing
+        return lambda: (answers, tally)
 
     def _on_settled(self, rows: int, layer: int) -> None:
         self._on_stretch(rows, layer)

@@ -1,7 +1,8 @@
 """Texts in, answers out, window by window: tokenisation, the engine, and results in input order."""
 
+import functools
 import logging
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from itertools import islice
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
@@ -20,6 +21,7 @@ from pabee_fast.scoring.answers import Answers, RowResult, label_names, row_resu
 from pabee_fast.scoring.conditions import Conditions
 from pabee_fast.scoring.tally import Tally
 from pabee_fast.scoring.tokens import Encoded, Encoder
+from pabee_fast.transfer import ToHost
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -251,20 +253,23 @@ class Scorer:
         Args:
             on_settled: as for `Engine.run`.
         """
+        return self.start(batch, policy, on_settled)()
+
+    def start(self, batch: PackedBatch, policy: Policy, on_settled: OnSettled = ignore) -> Callable[[], Answers]:
+        """Do what `run` does, and return what waits for the answers: the host can begin another batch while a GPU ends
+        this one."""
         rows = len(batch.lengths)
         try:
-            results = self.engine.run(batch, policy, on_settled)
+            return on_their_way(self.engine.run(batch, policy, on_settled))
         except torch.OutOfMemoryError:
             if rows == 1:
                 error = f"out of memory: its {int(batch.lengths[0])} tokens do not fit the device, even alone"
-                return Answers.none_yet(1, {0: error}, self.engine.classes)
-        else:
-            return on_host(results)
+                return functools.partial(Answers.none_yet, 1, {0: error}, self.engine.classes)
         answers = Answers.none_yet(rows, {}, self.engine.classes)
         for half in np.array_split(np.arange(rows), 2):
             device = next(iter(batch.inputs.values())).device
             answers.put(half, self.run(batch.select(half, device), policy, on_settled))
-        return answers
+        return lambda: answers
 
 
 def row_source(rows: Iterable[Row]) -> Iterator[Row]:
@@ -280,9 +285,15 @@ def row_source(rows: Iterable[Row]) -> Iterator[Row]:
         raise InputError(f"rows is a {kind.__name__}: give a list of texts") from None
 
 
-def on_host(results: Results) -> Answers:
-    """Return the engine's results, once the device is done with them."""
-    return Answers(results.logits.cpu(), results.exit_layers.cpu(), {})
+def on_their_way(results: Results) -> Callable[[], Answers]:
+    """Return what waits for the engine's results, and returns them as answers."""
+    travelling = ToHost(results.logits, results.exit_layers)
+
+    def answers() -> Answers:
+        logits, exit_layers = travelling.tensors()
+        return Answers(logits, exit_layers, {})
+
+    return answers
 
 
 def readable(rows: Sequence[Row]) -> tuple[list["pa.Array"], dict[int, str]]:

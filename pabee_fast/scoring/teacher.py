@@ -9,7 +9,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from pabee_fast.errors import InputError
 from pabee_fast.policies import FullDepth
 from pabee_fast.scoring.labels import Labels, labels_of_config
-from pabee_fast.scoring.scorer import Scorer, on_host
+from pabee_fast.scoring.scorer import Scorer, on_their_way
 
 
 def full_depth_logits(
@@ -33,7 +33,7 @@ def full_depth_logits(
     for first in range(0, len(texts), scorer.window):
         encoded = scorer.encode(texts[first : first + scorer.window], first)
         assert encoded.batch is not None
-        found = on_host(scorer.engine.run(encoded.batch, FullDepth())).together(encoded.stretches)
+        found = on_their_way(scorer.engine.run(encoded.batch, FullDepth()))().together(encoded.stretches)
         logits[first : first + scorer.window] = found.logits
     return logits
 

@@ -219,15 +219,15 @@ def test_failed_rows_are_tried_again_and_bad_ones_are_not(
     source, target = put_rows(tmp_path / "in.jsonl", 40, row25=None), tmp_path / "out.jsonl"
     run_job(source, tmp_path / "well.jsonl", part_rows=10)
     assert isinstance(local, LocalExecutor)
-    run = local.worker.scorer.run
+    start = local.worker.scorer.start
 
     def sick(batch: Any, *options: Any) -> Any:
-        answers = run(batch, *options)
+        answers = start(batch, *options)()
         if len(answers.exit_layers) == 10:
             answers.logits[3] = float("inf")
-        return answers
+        return lambda: answers
 
-    monkeypatch.setattr(local.worker.scorer, "run", sick)
+    monkeypatch.setattr(local.worker.scorer, "start", sick)
     summary = run_job(source, target, part_rows=10)
     assert (summary.tally.errors, summary.tally.failed) == (4, 3)
     rows = [json.loads(line) for line in target.read_text().splitlines()]

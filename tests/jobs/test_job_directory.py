@@ -310,15 +310,15 @@ def test_trying_again_goes_on_where_it_was_stopped_between_the_record_of_the_new
 ) -> None:
     source, target = put_rows(tmp_path / "in.jsonl", 30), tmp_path / "out.jsonl"
     assert isinstance(local, LocalExecutor)
-    run = local.worker.scorer.run
+    start = local.worker.scorer.start
 
     def sick(batch: Any, *options: Any) -> Any:
-        answers = run(batch, *options)
+        answers = start(batch, *options)()
         answers.logits[0] = float("inf")
-        return answers
+        return lambda: answers
 
     with monkeypatch.context() as patched:
-        patched.setattr(local.worker.scorer, "run", sick)
+        patched.setattr(local.worker.scorer, "start", sick)
         assert run_job(source, target, part_rows=10).tally.failed == 3
 
     def stop(here: str) -> None:

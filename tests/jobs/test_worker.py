@@ -1,5 +1,10 @@
 """A worker: rows and waves that fail do so alone, and several tasks at once are as good as one after the other."""
 
+import dataclasses
+import gc
+import itertools
+import threading
+import weakref
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -11,6 +16,7 @@ import torch
 import pabee_fast as pf
 from pabee_fast.jobs.recipe import Recipe
 from pabee_fast.jobs.worker import Task, Worker
+from pabee_fast.scoring.answers import Answers
 from pabee_fast.scoring.scorer import readable
 from pabee_fast.scoring.tokens import NO_TOKEN
 from tests.jobs.conftest import text_of
@@ -55,10 +61,42 @@ def test_tasks_at_once_give_the_same_bytes_as_one_after_the_other(worker: Worker
         assert list(threads.map(lambda one: worker.score(one).results, tasks)) == wanted
 
 
+def test_the_next_window_is_begun_before_the_answers_of_the_one_before_are_waited_for(
+    recipe: Recipe, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    worker, _ = dataclasses.replace(recipe, window=10).worker()
+    start, begun = worker.scorer.start, [threading.Event() for _ in range(3)]
+    numbers = itertools.count()
+
+    def as_on_a_gpu(batch: Any, *options: Any) -> Any:
+        number, answers = next(numbers), start(batch, *options)
+        begun[number].set()
+
+        def waiting() -> Any:
+            assert begun[min(number + 1, 2)].wait(30), "the device's thread waits itself"
+            return answers()
+
+        return waiting
+
+    wanted = worker.score(task(30)).results
+    monkeypatch.setattr(worker.scorer, "start", as_on_a_gpu)
+    assert worker.score(task(30)).results == wanted
+    worker.stop()
+
+
+def test_what_waits_for_a_windows_answers_does_not_hold_its_inputs(worker: Worker) -> None:
+    batch = next(worker.scorer.plan(task(5).columns, Answers.none_yet(5, {}, worker.scorer.engine.classes))).batch
+    seen = weakref.ref(batch.inputs["input_ids"])
+    waiting = worker._compute(batch, None, np.zeros(0, np.int64), None)
+    del batch
+    gc.collect()
+    assert seen() is None
+    answers, tally = waiting()
+    assert len(answers.exit_layers) == 5 and tally.seconds["compute"] > 0
+
+
 @pytest.mark.parametrize("budget", [400, 4096])
 def test_out_of_memory_splits_only_the_wave_that_met_it_and_lowers_the_budget(recipe: Recipe, budget: int) -> None:
-    import dataclasses
-
     worker, _ = dataclasses.replace(recipe, token_budget=budget).worker()
     engine = worker.scorer.engine
     wanted = worker.score(task(100)).results
@@ -107,8 +145,6 @@ def test_a_row_that_exceeds_memory_alone_gets_an_error_and_the_others_their_answ
 
 
 def test_the_audit_counts_rows_whose_full_depth_answer_is_another(recipe: Recipe) -> None:
-    import dataclasses
-
     worker, _ = dataclasses.replace(recipe, audit=0.3).worker()
     rows = task(400, first=1000)
     scored = worker.score(rows)
