@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import torch
 
-from bench import record, tune
+from bench import kernel_times, record, tune
 from pabee_fast.runtime import tuned
 
 pytestmark = pytest.mark.slow
@@ -143,8 +143,10 @@ def test_every_length_and_head_is_measured_and_told_as_it_comes(capsys: pytest.C
     assert tune.main(words.split()) == 0
     lines = [json.loads(line) for line in capsys.readouterr().out.splitlines() if line.startswith("{")]
     assert lines[0]["by_length"] == {} and lines[0]["sst2"]["short"] > 0 and lines[0]["partial"]
-    assert len(lines[-1]["by_length"]) == len(tune.DTYPES) * len(tune.HEADS) and "partial" not in lines[-1]
-    assert len(lines[-1]["by_tokens"]) == len(tune.DTYPES) * len(tune.HIDDEN_SIZES)
+    assert (
+        len(lines[-1]["by_length"]) == len(kernel_times.DTYPES) * len(kernel_times.HEADS) and "partial" not in lines[-1]
+    )
+    assert len(lines[-1]["by_tokens"]) == len(kernel_times.DTYPES) * len(kernel_times.HIDDEN_SIZES)
     assert {tuple(times["16"]) for times in lines[-1]["by_tokens"].values()} == {("product and pass", "one launch")}
     for times in lines[-1]["by_length"].values():
         # Elsewhere than on a GPU both are plain torch; 80 tokens fit no tile.
@@ -152,8 +154,10 @@ def test_every_length_and_head_is_measured_and_told_as_it_comes(capsys: pytest.C
 
 
 def test_attention_whose_answers_differ_is_not_timed(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(tune.Case, "call", lambda self, name: self._query * (name == "short"))
-    monkeypatch.setattr(tune.graphs, "sample", lambda *args, **options: pytest.fail("timed although answers differ"))
+    monkeypatch.setattr(kernel_times.Case, "call", lambda self, name: self._query * (name == "short"))
+    monkeypatch.setattr(
+        kernel_times.graphs, "sample", lambda *args, **options: pytest.fail("timed although answers differ")
+    )
     with pytest.raises(SystemExit, match="differs from the reference's"):
         tune.main(
             [
@@ -179,7 +183,7 @@ def test_other_blocks_are_launched_within_the_block_and_the_usual_ones_after_it(
     usual = short_attention.short_attention_constants
     kind = (Heads(12, 12, 64, 64, torch.bfloat16, False, False, 16), True)
     for _ in range(2):
-        with tune.blocks(span=8, warps=2):
+        with kernel_times.blocks(span=8, warps=2):
             found = short_attention.short_attention_constants(*kind)
             assert found is short_attention.short_attention_constants(*kind)
     assert (found.values["SPAN"], found.options["num_warps"]) == (8 * found.values["BLOCK_TOKENS"], 2)
