@@ -4,7 +4,7 @@
 #   make test    run the test suite, but for what is slow
 #   make test-all  run all of it
 #   make lint    check style and types
-#   make static  compile every kernel for GPUs that need not be here, and compare with the baseline
+#   make static  compile every kernel that has changed, for GPUs that need not be here, and compare with the baseline
 #   make host    hold a layer's time on the host against transformers' layer, without a GPU
 #   make smoke   the small microbenchmarks, each checked before it is timed
 #   make bench   all microbenchmarks
@@ -48,7 +48,7 @@ lint: $(VENV)/.test
 	$(BIN)/mypy
 
 static: $(VENV)/.test
-	$(BIN)/python -m bench.static
+	$(BIN)/python -m bench.static --changed
 
 host: $(VENV)/.test
 	$(BIN)/python -m bench.host --at-most 0.5

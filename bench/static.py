@@ -13,15 +13,19 @@ Last come the bytes that each kernel moves, against the fewest possible (see `be
 grow by more than a tenth. It is counted without compiling, so that its baseline, bench/static/traffic.json, serves all.
 
 A baseline belongs to one Triton and one target, bench/static/<triton>/<target>.json; for another Triton there is none,
-and only spills, stack and reductions made twice fail. sm_90 is compiled whole; the other targets leave out float16,
-whose code is bfloat16's with other names (`--whole` compiles it too).
+and only spills, stack and reductions made twice fail. Beside its figures a specialisation has there a hash of what it
+was made of: with `--changed` those of which that is the same are not compiled again, since the same would come of it.
+
+sm_90 is compiled whole; the other targets leave out float16, whose code is bfloat16's with other names (`--whole`
+compiles it too).
 """
 
 import argparse
+import hashlib
 import json
 import os
 import sys
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
 from dataclasses import asdict
 from multiprocessing import get_context
@@ -29,6 +33,7 @@ from pathlib import Path
 
 import triton
 
+from bench import traffic
 from bench.compiled import TARGETS, Figures, compile_for
 from bench.occupancy import occupancy
 from bench.specialisations import by_name
@@ -61,14 +66,40 @@ def names(target: str, *, whole: bool = False) -> list[str]:
     return every if whole or target == WHOLE else [name for name in every if "float16" not in name.split("-")]
 
 
-def measure(targets: Iterable[str], *, whole: bool = False, jobs: int | None = None) -> dict[str, Measured]:
-    """Compile for each target, in `jobs` processes (None: one for each core), and return what came of it."""
-    work = [(target, name) for target in targets for name in names(target, whole=whole)]
+def measure(
+    targets: Iterable[str], known: Mapping[str, Measured], *, whole: bool = False, jobs: int | None = None
+) -> dict[str, Measured]:
+    """Compile for each target, in `jobs` processes (None: one for each core), and return what came of it; what is
+    `known` is not compiled."""
+    wanted = {target: names(target, whole=whole) for target in targets}
+    work = [(target, name) for target, every in wanted.items() for name in every if name not in known.get(target, {})]
     jobs = jobs or len(os.sched_getaffinity(0))
-    # Spawned, not forked: this process may hold threads. Each looks the launches up by name, since none can be sent.
-    with ProcessPoolExecutor(min(jobs, len(work)), mp_context=get_context("spawn")) as pool:
-        found = list(pool.map(_compile, *zip(*work, strict=True), chunksize=4))
-    return {t: {name: f for (other, name), f in zip(work, found, strict=True) if other == t} for t in targets}
+    found: list[Figures] = []
+    if work:
+        # Spawned, not forked: this process may hold threads. Launches are looked up by name, since none can be sent.
+        with ProcessPoolExecutor(min(jobs, len(work)), mp_context=get_context("spawn")) as pool:
+            found = list(pool.map(_compile, *zip(*work, strict=True), chunksize=4))
+    compiled = dict(zip(work, found, strict=True))
+    return {
+        target: {name: compiled[target, name] if (target, name) in compiled else known[target][name] for name in every}
+        for target, every in wanted.items()
+    }
+
+
+def made_of(name: str) -> str:
+    """Return a hash of all that a specialisation is made of, but for the compiler: source and constants of its kernel
+    and of what that calls, and what it is specialised to."""
+    made = by_name()[name].specialisation()
+    parts = (made.kernel.cache_key, made.signature, made.constexprs, made.attrs, made.options)
+    return hashlib.sha256(repr(parts).encode()).hexdigest()[:16]
+
+
+def unchanged(target: str) -> Measured:
+    """Return the figures of those specialisations that are made of what they were when their baseline was taken."""
+    path = baseline_path(target)
+    lines = json.loads(path.read_text()) if path.exists() else {}
+    same = {name for name, line in lines.items() if name in by_name() and line.get("of") == made_of(name)}
+    return {name: figures for name, figures in (read_baseline(target) or {}).items() if name in same}
 
 
 def _compile(target: str, name: str) -> Figures:
@@ -110,14 +141,20 @@ def read_baseline(target: str) -> Measured | None:
 
 
 def read_figures(path: Path) -> Measured:
-    return {name: Figures(**figures) for name, figures in json.loads(path.read_text()).items()}
+    return {
+        name: Figures(**{key: value for key, value in line.items() if key != "of"})
+        for name, line in json.loads(path.read_text()).items()
+    }
 
 
 def write_baseline(target: str, measured: Measured) -> None:
     """One line a specialisation, so that a change shows as one."""
     path = baseline_path(target)
     path.parent.mkdir(parents=True, exist_ok=True)
-    lines = [f"  {json.dumps(name)}: {json.dumps(measured[name].as_json())}" for name in measured]
+    lines = [
+        f"  {json.dumps(name)}: {json.dumps({'of': made_of(name), **figures.as_json()})}"
+        for name, figures in measured.items()
+    ]
     path.write_text("{\n" + ",\n".join(lines) + "\n}\n")
 
 
@@ -146,12 +183,28 @@ def judge_traffic(found: Traffic, before: Traffic | None) -> list[str]:
     return wrong
 
 
+def read_traffic() -> tuple[str, dict[str, Traffic]]:
+    """Return the baseline of moved bytes, and what it was made of."""
+    kept = json.loads((BASELINES / "traffic.json").read_text())
+    return kept["of"], {name: Traffic(**each) for name, each in kept["cases"].items()}
+
+
+def moved_bytes(only_changed: bool) -> dict[str, Traffic]:
+    """Return what each kernel moves; with `only_changed` as it was counted, unless something has changed since."""
+    if only_changed:
+        of, before = read_traffic()
+        if of == traffic.made_of():
+            print("bytes: kernels and cases are as they were, and not counted")
+            return before
+    return count()
+
+
 def check_traffic(found: dict[str, Traffic], update: bool) -> bool:
     """Compare, prints; returns whether anything is wrong."""
-    path = BASELINES / "traffic.json"
     if update:
-        path.write_text(json.dumps({name: asdict(each) for name, each in found.items()}, indent=2) + "\n")
-    before = {name: Traffic(**each) for name, each in json.loads(path.read_text()).items()}
+        kept = {"of": traffic.made_of(), "cases": {name: asdict(each) for name, each in found.items()}}
+        (BASELINES / "traffic.json").write_text(json.dumps(kept, indent=2) + "\n")
+    _, before = read_traffic()
     wrong = {name: judge_traffic(each, before.get(name)) for name, each in found.items()}
     print(show_traffic(found))
     for name, reasons in wrong.items():
@@ -178,16 +231,21 @@ def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--targets", nargs="+", choices=TARGETS, help="default: all, and the count of bytes")
     parser.add_argument("--update", action="store_true", help="write the baselines of this Triton")
+    parser.add_argument(
+        "--changed", action="store_true", help="compile nothing that is made of what its baseline was made of"
+    )
     parser.add_argument("--whole", action="store_true", help="leave nothing out for any target; compares nothing")
     parser.add_argument("--table", action="store_true", help="print everything, not those that fail only")
     parser.add_argument("--jobs", type=int, help="processes; default: one for each core")
     args = parser.parse_args(arguments)
-    if args.update and args.whole:
-        parser.error("--update writes what is compared; leave --whole out")
+    if args.update and (args.whole or args.changed):
+        parser.error("--update writes what is compared, and compiles it; leave --whole and --changed out")
     failed = False
     # Beside the compiling processes, since it has one process of its own.
-    counted = ThreadPoolExecutor(1).submit(count) if not args.targets else None
-    for target, measured in measure(args.targets or list(TARGETS), whole=args.whole, jobs=args.jobs).items():
+    counted = ThreadPoolExecutor(1).submit(moved_bytes, args.changed) if not args.targets else None
+    targets = args.targets or list(TARGETS)
+    known = {target: unchanged(target) for target in targets} if args.changed else {}
+    for target, measured in measure(targets, known, whole=args.whole, jobs=args.jobs).items():
         if args.update:
             write_baseline(target, measured)
         before = None if args.whole else read_baseline(target)
@@ -196,7 +254,8 @@ def main(arguments: list[str] | None = None) -> int:
             print(show(target, shown), end="\n\n")
         failed |= bool(wrong)
         against = f"no baseline for Triton {triton.__version__}" if before is None else f"{len(before)} in the baseline"
-        print(f"{target}: {len(measured)} specialisations, {against}, {len(wrong)} fail")
+        spared = f", {len(known[target])} as they were and not compiled" if args.changed else ""
+        print(f"{target}: {len(measured)} specialisations, {against}{spared}, {len(wrong)} fail")
         for name, reasons in wrong.items():
             print(f"  {name}: {'; '.join(reasons)}")
     if counted is not None:

@@ -10,6 +10,7 @@ read again, and how much of the sectors is not asked for.
 Counted in float16, which stands for bfloat16, since the interpreter has none: block sizes depend on the size alone.
 """
 
+import hashlib
 import json
 import os
 import subprocess
@@ -17,6 +18,7 @@ import sys
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -25,6 +27,7 @@ import torch
 from bench.text import columns
 
 SECTOR = 32
+ROOT = Path(__file__).parents[1]
 
 
 @dataclass(frozen=True)
@@ -39,6 +42,13 @@ class Traffic:
     @property
     def ratio(self) -> float:
         return self.moved / self.least
+
+
+def made_of() -> str:
+    """Return a hash of the sources that counts follow from: kernels, cases, and how they are counted."""
+    folders = (ROOT / "pabee_fast" / "kernels", ROOT / "bench" / "micro")
+    sources = [Path(__file__), *(path for folder in folders for path in sorted(folder.glob("*.py")))]
+    return hashlib.sha256(b"".join(path.read_bytes() for path in sources)).hexdigest()[:16]
 
 
 class _Counter:

@@ -202,7 +202,8 @@ def _no_bytes_are_counted(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def results(monkeypatch: pytest.MonkeyPatch, figures: Figures) -> None:
-    monkeypatch.setattr(static, "measure", lambda targets, **options: {t: {"a kernel": figures} for t in targets})
+    monkeypatch.setattr(static, "measure", lambda targets, *_, **options: {t: {"a kernel": figures} for t in targets})
+    monkeypatch.setattr(static, "made_of", lambda name: "its source")
 
 
 def test_the_command_fails_on_growth_and_prints_the_table(
@@ -218,6 +219,61 @@ def test_the_command_fails_on_growth_and_prints_the_table(
     out = capsys.readouterr().out
     assert "a kernel: registers 64 -> 96" in out
     assert "instructions" in out
+
+
+def test_what_is_made_of_what_its_baseline_was_made_of_is_not_compiled_again(
+    elsewhere: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    kept, other = "gather-768-bfloat16-1", "plan"
+    monkeypatch.setattr(static, "names", lambda target, **options: [kept, other])
+    compiled: list[str] = []
+
+    def compile_here(targets: Any, known: Any, **options: Any) -> Any:
+        wanted = {target: static.names(target) for target in targets}
+        compiled.extend(name for target in targets for name in wanted[target] if name not in known.get(target, {}))
+        return {target: dict.fromkeys(names, SOUND) for target, names in wanted.items()}
+
+    monkeypatch.setattr(static, "measure", compile_here)
+    assert static.main(["--update", "--targets", "sm_90"]) == 0
+    assert compiled == [kept, other], "a baseline is of what was compiled for it"
+    compiled.clear()
+    assert static.main(["--changed", "--targets", "sm_90"]) == 0
+    assert compiled == []
+    assert "2 as they were and not compiled" in capsys.readouterr().out
+    real = static.made_of
+    monkeypatch.setattr(static, "made_of", lambda name: "something else" if name == other else real(name))
+    assert static.main(["--changed", "--targets", "sm_90"]) == 0
+    assert compiled == [other]
+    compiled.clear()
+    assert static.main(["--targets", "sm_90"]) == 0
+    assert compiled == [kept, other]
+
+
+def test_what_is_known_is_taken_and_the_rest_compiled(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(static, "names", lambda target, **options: ["plan"])
+    known = {"sm_90": {"plan": SOUND}, "sm_80": {}}
+    assert static.measure(["sm_90"], known) == {"sm_90": {"plan": SOUND}}
+    found = static.measure(["sm_90", "sm_80"], known, jobs=1)
+    assert found["sm_90"]["plan"] is SOUND and found["sm_80"]["plan"].registers > 0
+
+
+def test_another_kernel_signature_or_option_is_made_of_something_else() -> None:
+    every = [static.made_of(name) for name in by_name()]
+    assert len(set(every)) == len(every)
+    assert every == [static.made_of(name) for name in by_name()]
+
+
+def test_bytes_are_counted_again_once_a_source_has_changed(
+    elsewhere: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    counts: list[dict[str, Traffic]] = [{"a case": Traffic(20, 10, 10)}, {"a case": Traffic(99, 10, 10)}]
+    monkeypatch.setattr(static, "count", lambda: counts.pop(0))
+    monkeypatch.setattr(static, "TARGETS", {})
+    assert static.main(["--update"]) == 0
+    assert static.main(["--changed"]) == 0 and len(counts) == 1
+    monkeypatch.setattr(traffic, "made_of", lambda: "another source")
+    assert static.main(["--changed"]) == 1 and not counts
+    assert "moves 9.90 times the least, 2.00 before" in capsys.readouterr().out
 
 
 def test_under_another_triton_there_is_no_baseline_and_only_spills_fail(

@@ -15,7 +15,8 @@ import pabee_fast as pf
 from pabee_fast.runtime.engine import Engine
 from pabee_fast.runtime.pack import pack
 from tests import zoo
-from tests.tolerances import assert_close
+from tests.runtime.answers import distance
+from tests.tolerances import TOLERANCES, assert_close
 
 NO_BUCKETS, FEW, MANY = -1, 8, 32
 SETTINGS: dict[str, dict[str, Any]] = {
@@ -47,6 +48,11 @@ def pair(setting: str) -> tuple[Any, Any]:
     return stock, pf.accelerate(copy.deepcopy(stock), pf.FullDepth())
 
 
+@functools.cache
+def in_double(setting: str) -> Any:
+    return copy.deepcopy(pair(setting)[0]).double()
+
+
 @pytest.mark.parametrize("setting", SETTINGS)
 def test_every_setting_runs_packed_and_equals_stock(setting: str) -> None:
     stock, ours = pair(setting)
@@ -59,7 +65,11 @@ def test_every_setting_runs_packed_and_equals_stock(setting: str) -> None:
 @given(
     setting=st.sampled_from([*SETTINGS]), lengths=st.lists(st.integers(1, 46), min_size=1, max_size=5), data=st.data()
 )
-def test_rows_of_any_lengths_and_masks_equal_stock(setting: str, lengths: list[int], data: st.DataObject) -> None:
+def test_rows_of_any_lengths_and_masks_are_as_exact_as_stock(
+    setting: str, lengths: list[int], data: st.DataObject
+) -> None:
+    """With places apart from contents a model of random weights may round its logits by more than the tolerance: by
+    whichever way, so that both are held against double precision."""
     stock, ours = pair(setting)
     batch = zoo.rows("deberta-v2", lengths)
     for row, length in enumerate(lengths):
@@ -68,7 +78,9 @@ def test_rows_of_any_lengths_and_masks_equal_stock(setting: str, lengths: list[i
     if data.draw(st.booleans()):
         batch = {name: values.flip(1) for name, values in batch.items()}
     with torch.no_grad():
-        assert_close(ours(**batch).logits, stock(**batch).logits)
+        exact = in_double(setting)(**batch).logits
+        allowed = TOLERANCES[torch.float32] + 2 * distance(stock(**batch).logits, exact)
+        assert distance(ours(**batch).logits, exact) <= allowed
 
 
 @pytest.mark.parametrize("layers", ["stock", "fused"])
