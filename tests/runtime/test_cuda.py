@@ -16,6 +16,7 @@ from pabee_fast.runtime.budget import LAUNCHES
 from pabee_fast.runtime.choice import ATTENTIONS
 from pabee_fast.runtime.engine import Engine
 from pabee_fast.runtime.pack import pack
+from pabee_fast.transfer import Stopwatch, ToHost
 from tests import zoo
 from tests.conftest import FAMILIES, padded_rows, tiny_model
 from tests.kernels import attention_cases
@@ -116,6 +117,26 @@ def test_the_loop_waits_for_nothing_but_the_counts_it_asked_for(under_way: int, 
         torch.cuda.set_sync_debug_mode("default")
     assert tuple(got.exit_layers.tolist()) == policy.exit_layers
     assert torch.equal(got.logits, expected.logits)
+
+
+def test_answers_on_their_way_are_those_of_their_run_although_the_next_one_has_begun() -> None:
+    model = tiny_model("bert").to("cuda")
+    engine, device = Engine(model, token_budget=60), torch.device("cuda")
+    batches = [pack(model, **padded_rows(lengths)).to(device) for lengths in (LENGTHS, LENGTHS[::-1], LENGTHS[2:])]
+    expected = [engine.run(batch, pf.FullDepth()) for batch in batches]
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        watch = Stopwatch(device)
+        travelling = [
+            ToHost(found.logits, found.exit_layers) for found in (engine.run(b, pf.FullDepth()) for b in batches)
+        ]
+        watch.stop()
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+    for sent, wanted in zip(travelling, expected, strict=True):
+        logits, exit_layers = sent.tensors()
+        assert torch.equal(logits, wanted.logits.cpu()) and torch.equal(exit_layers, wanted.exit_layers.cpu())
+    assert 0 < watch.seconds() < 60
 
 
 @pytest.mark.parametrize("budget", [None, 60])

@@ -107,7 +107,7 @@ def test_a_list_of_more_tokens_than_the_budget_runs_in_pieces_within_it(monkeypa
     seen, real = [], Layers.__call__
 
     def watched(self: Layers, layer: int, hidden: torch.Tensor, *rest: Any, **options: Any) -> torch.Tensor:
-        seen.append(hidden.shape[1])
+        seen.append(hidden.shape[0])
         return real(self, layer, hidden, *rest, **options)
 
     monkeypatch.setattr(Layers, "__call__", watched)
