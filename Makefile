@@ -33,8 +33,8 @@ demo: $(VENV)/.core
 	@head -n 6 build/demo.csv
 
 # The suite reads no model hub; offline, a forgotten look-up fails at once instead of waiting for the network. A process
-# for each core takes whole files, whose fixtures are made once.
-PYTEST := HF_HUB_OFFLINE=1 $(BIN)/python -m pytest -n auto --dist loadfile
+# for each core takes whole files, whose fixtures are made once, in the order of tests/conftest.py.
+PYTEST := HF_HUB_OFFLINE=1 $(BIN)/python -m pytest -n auto --dist loadfile --no-loadscope-reorder
 
 test: $(VENV)/.test
 	$(PYTEST) -m 'not slow'

@@ -32,6 +32,13 @@ with contextlib.suppress(ImportError):  # a GPU machine need not have it
     settings.register_profile("untimed", deadline=None)
     settings.load_profile("untimed")
 
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Take the files with slow tests first, or at the end one process would wait for another's."""
+    slow = {item.path for item in items if item.get_closest_marker("slow")}
+    items.sort(key=lambda item: item.path not in slow)
+
+
 ROOT = Path(__file__).parents[1]
 SHARED = ROOT.parent / "shared"
 SIZES = {

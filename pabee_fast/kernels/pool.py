@@ -125,10 +125,10 @@ def pool_unchecked(features: Tensor, cu_seqlens: Tensor, *, pooling: str, key_ma
 
 
 class Pool:
-    """`pool` of one head's tokens, again and again; its arguments were checked where they were made."""
+    """`pool` at one place, again and again; its arguments were checked where they were made."""
 
     def __init__(self) -> None:
-        self._repeated: dict[tuple[str, bool], Repeated] = {}
+        self._repeated: dict[tuple[str, bool, int], Repeated] = {}
 
     def __call__(self, *, features: Tensor, cu_seqlens: Tensor, pooling: str, key_mask: Tensor | None = None) -> Tensor:
         rows, hidden_size = cu_seqlens.shape[0] - 1, features.shape[1]
@@ -137,7 +137,7 @@ class Pool:
             return out
         source, target, mask = features.data_ptr(), out.data_ptr(), 0 if key_mask is None else key_mask.data_ptr()
         grid = (_programs(rows, hidden_size, pool_constants(hidden_size, features.dtype, pooling)), 1)
-        kind, values = (pooling, key_mask is None), (source, target, cu_seqlens.data_ptr(), mask, rows)
+        kind, values = (pooling, key_mask is None, hidden_size), (source, target, cu_seqlens.data_ptr(), mask, rows)
         if not self._repeated.get(kind, UNKNOWN).again(features, source | target, (rows,), grid, values):
             launch = pool_launch(features, out, cu_seqlens, pooling=pooling, key_mask=key_mask)
             self._repeated[kind] = repeat(launch, grid, values)

@@ -128,6 +128,18 @@ def test_tensors_of_another_kind_get_the_kernel_that_triton_compiles_for_them(
     assert rest == [usual, other, usual]
 
 
+def test_tokens_of_another_width_or_what_hides_some_are_pooled_by_another_kernel(gpu: StubDriver) -> None:
+    """A layer pools what was attended to, of as many numbers as its heads have, and the residual."""
+    place, ends = table.REPEATED["pool"](), torch.arange(5).int()
+    for _ in range(2):
+        for width, mask in ((64, None), (32, None), (64, torch.ones(4).bool())):
+            place(features=torch.zeros(4, width), cu_seqlens=ends, pooling="mean", key_mask=mask)
+            place(features=torch.zeros(4, width), cu_seqlens=ends, pooling="first", key_mask=mask)
+    functions = [launch[4] for launch in gpu.launches]
+    assert functions[:6] == functions[6:] and len(set(functions)) == 6
+    assert [is_triton_s_own(launch) for launch in gpu.launches[6:]] == [False] * 6
+
+
 def test_a_residual_alone_that_is_not_aligned_counts_too(gpu: StubDriver) -> None:
     place = norm()
     for begin in (0, 1):
