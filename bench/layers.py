@@ -51,7 +51,7 @@ def wave(tokens: int, hidden_size: int, device: torch.device, dtype: torch.dtype
 
 def through(layers: Layers, hidden: Tensor, layout: Layout) -> Tensor:
     """Return all layers, one after another, as the engine runs them."""
-    with torch.no_grad(), layers.ready():
+    with torch.no_grad(), layers.turn(), layers.running():
         for number in range(1, len(layers) + 1):
             hidden = layers(number, hidden, layout, {})
     return hidden
@@ -70,7 +70,7 @@ def measure(args: argparse.Namespace) -> dict[str, Any]:
     outputs = {}
     for name, layers in ways.items():
         started = time.perf_counter()
-        with layers.ready():
+        with layers.turn(), layers.running():
             timing.wait_for(device)
         bound = time.perf_counter()
         outputs[name] = through(layers, hidden, layout).float()

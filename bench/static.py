@@ -33,7 +33,7 @@ from pathlib import Path
 
 import triton
 
-from bench import traffic
+from bench import compiled, traffic
 from bench.compiled import TARGETS, Figures, compile_for
 from bench.occupancy import occupancy
 from bench.specialisations import by_name
@@ -79,18 +79,18 @@ def measure(
         # Spawned, not forked: this process may hold threads. Launches are looked up by name, since none can be sent.
         with ProcessPoolExecutor(min(jobs, len(work)), mp_context=get_context("spawn")) as pool:
             found = list(pool.map(_compile, *zip(*work, strict=True), chunksize=4))
-    compiled = dict(zip(work, found, strict=True))
+    anew = dict(zip(work, found, strict=True))
     return {
-        target: {name: compiled[target, name] if (target, name) in compiled else known[target][name] for name in every}
+        target: {name: anew[target, name] if (target, name) in anew else known[target][name] for name in every}
         for target, every in wanted.items()
     }
 
 
 def made_of(name: str) -> str:
-    """Return a hash of all that a specialisation is made of, but for the compiler: source and constants of its kernel
-    and of what that calls, and what it is specialised to."""
-    made = by_name()[name].specialisation()
-    parts = (made.kernel.cache_key, made.signature, made.constexprs, made.attrs, made.options)
+    """Return a hash of all that a specialisation's figures follow from, but for the compiler: source and constants of
+    its kernel and of what that calls, what it is specialised to, and how figures are read."""
+    made, reader = by_name()[name].specialisation(), Path(compiled.__file__).read_text()
+    parts = (made.kernel.cache_key, made.signature, made.constexprs, made.attrs, made.options, reader)
     return hashlib.sha256(repr(parts).encode()).hexdigest()[:16]
 
 

@@ -97,11 +97,6 @@ def plan(keep: Tensor, cu_seqlens: Tensor, row_ids: Tensor, streak: Tensor) -> P
     """
     check_plan(keep, cu_seqlens, row_ids, streak)
     check_on_device("keep", keep, not isinstance(plan_kernel, triton.JITFunction))
-    return plan_unchecked(keep, cu_seqlens, row_ids, streak)
-
-
-def plan_unchecked(keep: Tensor, cu_seqlens: Tensor, row_ids: Tensor, streak: Tensor) -> Plan:
-    """Do what `plan` does, for arguments that were checked where they were made."""
     return Planner()(keep=keep, cu_seqlens=cu_seqlens, row_ids=row_ids, streak=streak)
 
 

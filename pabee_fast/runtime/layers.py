@@ -39,7 +39,7 @@ class _Bound:
     """Layers bound to the weights of a moment, and what must be set differently while they run."""
 
     runs: list[Run]
-    weights: list[BoundBlock]
+    blocks: list[BoundBlock]
     configs: list[PretrainedConfig]
     rerouted: list[PretrainedConfig]
     """Of these, whose modules attend when a layer is called: none where all layers run as blocks of ours."""
@@ -87,7 +87,7 @@ class Layers:
         beside: Mapping[str, Tensor],
         pooling: str | None = None,
     ) -> Tensor:
-        """Layer `number`, counted from 1, of hidden [tokens, hidden_size]; within `ready()` only.
+        """Layer `number`, counted from 1, of hidden [tokens, hidden_size]; within `turn()` and `running()` only.
 
         Args:
             pooling: where `pools(number)`, the "first" or "last" token of each row, which alone is computed:
@@ -125,12 +125,6 @@ class Layers:
             yield is_new
 
     @contextlib.contextmanager
-    def ready(self) -> Iterator[None]:
-        """Both `turn` and `running`."""
-        with self.turn(), self.running():
-            yield
-
-    @contextlib.contextmanager
     def running(self) -> Iterator[None]:
         """Let layers be called, within `turn()`: the stock modules attend within packed rows meanwhile."""
         bound = self._bound
@@ -139,8 +133,8 @@ class Layers:
             with packed_attention_in(*bound.rerouted), unchunked(bound.chunked), instead(bound.instead):
                 yield
         finally:
-            for weights in bound.weights if not self.lets_nothing_go else ():
-                weights.let_go()
+            for block in bound.blocks if not self.lets_nothing_go else ():
+                block.let_go()
             if bound.tables is not None:
                 bound.tables.clear()
 
@@ -156,16 +150,16 @@ class Layers:
         variant, _ = self._choose()
         places = self.family.places(self.model)
         tables = None if places is None else PlaceTables(places)
-        weights: list[BoundBlock] = []
-        runs = {module: self._bind_one(module, variant, tables, weights) for module in dict.fromkeys(self.modules)}
+        blocks: list[BoundBlock] = []
+        runs = {module: self._bind_one(module, variant, tables, blocks) for module in dict.fromkeys(self.modules)}
         for module, run in runs.items():
             if (behind := self.family.behind(self.model, module)) is not None:
                 runs[module] = functools.partial(_run_and_then, run, behind)
-        for each in weights:
-            each.take()  # before anybody looks where weights lie
+        for block in blocks:
+            block.take()  # before anybody looks where weights lie
         return _Bound(
             [runs[module] for module in self.modules],
-            weights,
+            blocks,
             configs,
             [] if all(map(_is_fused, runs.values())) else configs,
             every if any(getattr(config, "chunk_size_feed_forward", 0) for config in configs) else [],
@@ -290,7 +284,7 @@ class Layers:
         return list(dict.fromkeys(part for part in parts if in_many_passes(part)))
 
     def _bind_one(self, module: nn.Module, variant: str, tables: PlaceTables | None, every: list[BoundBlock]) -> Run:
-        """Return how a layer runs; what its blocks multiply with is added to `every`."""
+        """Return how a layer runs; its blocks are added to `every`."""
         stock = functools.partial(_run_stock, functools.partial(self.family.run_layer, self.model, module))
         if variant == "stock":
             return stock
@@ -299,9 +293,9 @@ class Layers:
                 raise UnsupportedError(f"layers={variant!r}: {blocks}; give 'stock', or None for what can be served")
             say_once(logger, self.model, f"layers run as transformers' own modules: {blocks}")
             return stock
-        weights = [BoundBlock.of(each, str(activation_of(each.activation)), tables) for each in blocks]
-        every += weights
-        return functools.partial(_run_blocks, weights)
+        bound = [BoundBlock.of(each, str(activation_of(each.activation)), tables) for each in blocks]
+        every += bound
+        return functools.partial(_run_blocks, bound)
 
 
 def separate_weights(model: PreTrainedModel) -> None:

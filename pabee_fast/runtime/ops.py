@@ -31,7 +31,7 @@ from pabee_fast.runtime import choice, varlen
 __all__ = [
     "ExitHead", "ExitRows", "ExitRule", "Plan", "RowState", "attention", "attention_in_use",
     "check_head", "count", "disentangled_attention", "disentangled_in_use", "embed_norm", "gather",
-    "has_kernels", "kernels_in_use", "memory_words", "observe", "plan", "pool", "repeated",
+    "has_kernels", "kernels_in_use", "memory_words", "observe", "pool", "repeated",
     "through_pooler",
 ]  # fmt: skip
 
@@ -126,11 +126,6 @@ def pool(
         features = features.contiguous()
     pooled = cast(Tensor, _kernel("pool", features)(features, cu_seqlens, pooling=pooling, **options))
     return pooled if norm is None else norm(pooled)
-
-
-def plan(keep: Tensor, *args: Any) -> Plan:
-    """See `kernels.reference.plan`."""
-    return cast(Plan, _kernel("plan", keep)(keep, *args))
 
 
 def gather(hidden: Tensor, *args: Any, **options: Any) -> tuple[Tensor, Tensor | None]:

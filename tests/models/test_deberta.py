@@ -138,7 +138,7 @@ def test_a_convolution_that_was_changed_runs_as_it_is() -> None:
 def test_a_table_of_places_grows_with_the_longest_row_of_a_run() -> None:
     _, ours = pair("c2p+p2c, own, 8 buckets")
     engine = Engine(ours)
-    with engine.layers.ready():
+    with engine.layers.turn(), engine.layers.running():
         tables = engine.layers._bound.tables  # type: ignore[union-attr]
         dense = (own := ours.deberta.encoder.layer[0].attention.self.pos_key_proj).weight, own.bias
         for side in (tables.keys, tables.queries):

@@ -13,8 +13,8 @@ from transformers.masking_utils import (
 )
 
 import pabee_fast as pf
+from pabee_fast.kernels import reference
 from pabee_fast.layout import Layout
-from pabee_fast.runtime import ops
 from pabee_fast.runtime.attention import NAME, packed_attention, packed_attention_in
 from pabee_fast.runtime.pack import cumulative, pack
 from pabee_fast.runtime.state import Wave
@@ -123,7 +123,7 @@ def test_what_hides_and_places_tokens_moves_with_the_survivors() -> None:
     places = torch.tensor([0, 2, 3, 0, 4, 0, 1, 6], dtype=torch.int32)
     wave = Wave.start(torch.zeros(8, 4), Layout(ends, 3, mask, places), torch.arange(3), 1, {})
     wave.state.keep[1] = 0
-    plan = ops.plan(wave.state.keep, ends, wave.state.row_ids, wave.state.streak)
+    plan = reference.plan(wave.state.keep, ends, wave.state.row_ids, wave.state.streak)
     moved = wave.compact(plan, 2, 6, 3).layout
     assert moved.positions is not None and moved.positions.tolist() == [0, 2, 3, 0, 1, 6]
     assert moved.key_mask is not None and moved.key_mask.tolist() == [True, False, True, True, True, False]

@@ -215,16 +215,16 @@ def test_gelu_by_tanh_takes_one_pass_while_we_run_and_its_owners_way_otherwise(a
     owners = stock.transformer.h[0].mlp.act
     expected, forward = stock_answers(stock), owners.forward
     runs = Engine(stock).layers
-    with runs.ready():
+    with runs.turn(), runs.running():
         assert owners.forward.func is torch.nn.functional.gelu
     assert owners.forward == forward
     assert_close(answers(stock), expected)
     assert torch.equal(stock_answers(stock), expected)
-    with torch.autocast("cpu", torch.bfloat16), runs.ready():
+    with torch.autocast("cpu", torch.bfloat16), runs.turn(), runs.running():
         assert owners.forward == forward
     asked_for = Engine(stock, layers="stock").layers
     assert asked_for.describe() == "stock (asked for)"
-    with asked_for.ready():
+    with asked_for.turn(), asked_for.running():
         assert owners.forward == forward
 
 
@@ -278,7 +278,7 @@ def test_fused_layers_hold_less_memory_than_stock_ones(way: str, monkeypatch: py
     peaks = {}
     for variant in ("stock", "fused"):
         runs = layers.Layers(stock, FAMILIES["bert"], variant)
-        with runs.ready():
+        with runs.turn(), runs.running():
             peaks[variant] = peak_bytes(lambda runs=runs: runs(1, torch.randn(tokens, 64), layout, {}))
     assert peaks["fused"] < peaks["stock"]
     # What entered, what attention gave, the inner product of four times the width, and the outer one; torch's own norm
