@@ -3,8 +3,9 @@
 The engine's own code for CUDA runs, on rows so small that arithmetic is next to nothing (4 rows of one token, 32 wide),
 and kernels are launched on a GPU that is not there (`bench.stub`): Triton's launcher in C and the driver are left out,
 3.4 to 5 us of a launch by what others publish. Attention is our kernel's, since the library's needs CUDA, and the
-counts are read back from a CPU's memory. Transformers' layer runs on the same rows in the same process. Variants take
-turns; figures are medians of the processor time of one thread, ratios medians of the rounds' ratios.
+counts are read back from a CPU's memory. Transformers' layer runs on the same rows in the same process. A run's start,
+which a GPU waits for, is of a model of 12 layers, up to the first layer's launches. Variants take turns; figures are
+medians of the processor time of one thread, ratios medians of the rounds' ratios.
 
 Where there is a GPU, a batch of 8 rows is replayed there as well, as the drop-in has it: BERT-base in bfloat16, the
 microseconds until the host is free again, which launches 12 layers with their exit steps and reads back the counts of
@@ -39,14 +40,15 @@ from bench.text import columns
 from pabee_fast.kernels import prepared, table
 from pabee_fast.modeling.forward import engine_of
 from pabee_fast.policies import Rule
-from pabee_fast.runtime import block, ops
+from pabee_fast.runtime import block, embedding, lists, ops
+from pabee_fast.runtime import pack as packing
 from pabee_fast.runtime.engine import Engine
 from pabee_fast.runtime.pack import pack
 from pabee_fast.runtime.state import Results
-from pabee_fast.transfer import ReadBack
+from pabee_fast.transfer import ReadBack, Together
 
 ROWS, CALLS = 4, 30
-SIZES = {"hidden_size": 32, "num_attention_heads": 2, "intermediate_size": 64, "num_hidden_layers": 3}
+SIZES = {"hidden_size": 32, "num_attention_heads": 2, "intermediate_size": 64, "vocab_size": 10}
 NEVER = 1 << 20
 CPU = torch.device("cpu")
 
@@ -84,7 +86,10 @@ def as_on_cuda(noted: Calls | None = None, *, is_lean: bool = True) -> Iterator[
         stack.enter_context(mock.patch.object(ops, "_kernel", kernel))
         stack.enter_context(mock.patch.object(ops, "repeated", repeated))
         stack.enter_context(mock.patch.object(ops, "has_kernels", lambda device: is_lean))
-        stack.enter_context(mock.patch.object(block, "JOINED", {"cpu"}))
+        for module, name in ((block, "JOINED"), (embedding, "FUSED")):
+            stack.enter_context(mock.patch.object(module, name, {"cpu"}))
+        for module in (packing, lists):
+            stack.enter_context(mock.patch.object(module, "to_device", lambda *args: Together(*args).tensors))
         if not is_lean:
             stack.enter_context(mock.patch.object(prepared, "_prepare", lambda kernel: None))
             for module in table.MODULES:
@@ -92,22 +97,33 @@ def as_on_cuda(noted: Calls | None = None, *, is_lean: bool = True) -> Iterator[
         yield
 
 
+class _Begun(Exception):
+    """A run has come to its first layer."""
+
+
+class _Beginning(Engine):
+    """An engine whose runs end there."""
+
+    def _layer(self, *args: Any) -> Any:
+        raise _Begun
+
+
 class Work:
     """One layer of ours and of transformers, on the same rows."""
 
     def __init__(self) -> None:
         # Each with a config of its own, by which attention is found.
-        stock, model = (
-            BertForSequenceClassification(BertConfig(**SIZES, vocab_size=10, num_labels=2)).eval() for _ in range(2)
-        )
+        stock, model, other = (BertForSequenceClassification(BertConfig(**SIZES)).eval() for _ in range(3))
         self._stock, self._states = stock.bert.encoder.layer[0], torch.randn(ROWS, 1, SIZES["hidden_size"])
         self._engine, self._results = (
             Engine(pf.attach_heads(model).eval(), attention="short"),
             Results.empty(ROWS, 2, CPU),
         )
-        batch = pack(model, input_ids=torch.ones(ROWS, 1, dtype=torch.int64))
+        ids = torch.ones(ROWS, 1, dtype=torch.int64)
+        self._batch = pack(model, input_ids=ids, token_type_ids=ids)
         with self._engine._ready():
-            self._wave = self._engine._embed(batch, np.arange(ROWS), pf.Patience(2))
+            self._wave = self._engine._embed(self._batch, np.arange(ROWS), pf.Patience(2))
+        self._beginning = _Beginning(pf.attach_heads(other).eval(), attention="short")
 
     def stock(self) -> None:
         self._stock(self._states)
@@ -124,12 +140,13 @@ class Work:
 
     @contextlib.contextmanager
     def _bound_anew(self) -> Iterator[None]:
-        self._engine.layers._bound = None
+        self._engine.layers._bound = self._beginning.layers._bound = None
         with self._engine._ready():
             yield
 
     def _parts(self) -> Calls:
         engine, wave, rule = self._engine, self._wave, Rule("agreement", patience=NEVER)
+        policy = pf.Patience(2)
 
         def read_back() -> None:
             plan = engine._plan(wave)
@@ -143,7 +160,12 @@ class Work:
             step()
             read_back()
 
+        def begin() -> None:
+            with contextlib.suppress(_Begun):
+                self._beginning.run(self._batch, policy)
+
         return {
+            "start of a run, with its first embedding": begin,
             "layer with exit step, plan and read-back": whole,
             "layer": lambda: engine._layer(1, wave),
             "exit step behind its pooler": step,

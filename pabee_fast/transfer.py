@@ -80,44 +80,42 @@ def move(tensor: Tensor, device: torch.device) -> Tensor:
 def to_device(arrays: Iterable[np.ndarray], device: torch.device) -> list[Tensor]:
     """Return host arrays as tensors on `device`; on CUDA they travel together, since each copy takes the host longer
     than a few numbers take to travel."""
-    tensors = [torch.from_numpy(np.ascontiguousarray(array)) for array in arrays]
-    return by_one_copy(tensors, device) if device.type == "cuda" else [tensor.to(device) for tensor in tensors]
-
-
-def by_one_copy(tensors: Sequence[Tensor], device: torch.device) -> list[Tensor]:
-    """Return tensors of the host on `device`, all in one piece of memory."""
-    return Together(tensors, device).tensors
+    here = [np.ascontiguousarray(array) for array in arrays]
+    if device.type == "cuda":
+        return Together(here, device).tensors
+    return [torch.from_numpy(array).to(device) for array in here]
 
 
 class Together:
     """Tensors in one piece of a device's memory, which one copy fills.
 
     Args:
-        values: of the host, what they hold at first.
+        arrays: contiguous, what they hold at first.
         device: where they are to be.
     """
 
-    def __init__(self, values: Sequence[Tensor], device: torch.device) -> None:
-        self._memory = _joined(values, device).to(device, non_blocking=True)
-        ends = np.cumsum([_room(each) for each in values]).tolist()
-        self.tensors = [
-            self._memory[end - _room(each) : end - _room(each) + each.nbytes].view(each.dtype).view(each.shape)
-            for end, each in zip(ends, values, strict=True)
-        ]
+    def __init__(self, arrays: Sequence[np.ndarray], device: torch.device) -> None:
+        self._memory = _end_to_end(arrays, device).to(device, non_blocking=True)
+        self.tensors, start = list[Tensor](), 0
+        for array in arrays:
+            part = self._memory.narrow(0, start, array.nbytes).view(torch.from_numpy(array).dtype)
+            self.tensors.append(part if array.ndim == 1 else part.view(array.shape))
+            start += _room(array)
 
-    def fill(self, values: Sequence[Tensor]) -> None:
-        """Write other values of the same shapes and dtypes, from the host."""
-        self._memory.copy_(_joined(values, self._memory.device), non_blocking=True)
-
-
-def _room(tensor: Tensor) -> int:
-    return -(-tensor.nbytes // ALIGNMENT) * ALIGNMENT
+    def fill(self, arrays: Sequence[np.ndarray]) -> None:
+        """Write other values of the same shapes and dtypes."""
+        self._memory.copy_(_end_to_end(arrays, self._memory.device), non_blocking=True)
 
 
-def _joined(tensors: Sequence[Tensor], device: torch.device) -> Tensor:
-    """Return the bytes of tensors of the host end to end, on their way to `device`."""
-    joined, start = torch.empty(sum(map(_room, tensors)), dtype=torch.uint8, pin_memory=device.type == "cuda"), 0
-    for tensor in tensors:
-        joined[start : start + tensor.nbytes].view(tensor.dtype).copy_(tensor.flatten())
-        start += _room(tensor)
-    return joined
+def _room(array: np.ndarray) -> int:
+    return -(-array.nbytes // ALIGNMENT) * ALIGNMENT
+
+
+def _end_to_end(arrays: Sequence[np.ndarray], device: torch.device) -> Tensor:
+    """Return the bytes of arrays, each aligned, on their way to `device`."""
+    laid, start = torch.empty(sum(map(_room, arrays)), dtype=torch.uint8, pin_memory=device.type == "cuda"), 0
+    places = laid.numpy()  # NumPy copies a few bytes in a fifth of the time that torch takes
+    for array in arrays:
+        places[start : start + array.nbytes] = array.reshape(-1).view(np.uint8)
+        start += _room(array)
+    return laid

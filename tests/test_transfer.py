@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from pabee_fast.transfer import ALIGNMENT, Stopwatch, ToHost, by_one_copy, to_device
+from pabee_fast.transfer import ALIGNMENT, Stopwatch, Together, ToHost, to_device
 
 ARRAYS = [
     np.arange(3, dtype=np.int32),
@@ -17,8 +17,9 @@ ARRAYS = [
 
 @pytest.mark.parametrize("chosen", [ARRAYS, ARRAYS[2:3], ARRAYS[:1], []])
 def test_arrays_that_travel_together_arrive_as_they_were_and_aligned(chosen: list[np.ndarray]) -> None:
-    apart = to_device(chosen, torch.device("cpu"))
-    together = by_one_copy(apart, torch.device("cpu"))
+    cpu = torch.device("cpu")
+    apart = to_device(chosen, cpu)
+    together = Together([np.ascontiguousarray(array) for array in chosen], cpu).tensors
     assert [each.tolist() for each in together] == [array.tolist() for array in chosen]
     assert [(each.dtype, each.shape) for each in together] == [(each.dtype, each.shape) for each in apart]
     begins = [each.data_ptr() for each in together if each.numel()]

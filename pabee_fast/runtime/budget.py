@@ -7,10 +7,9 @@ from torch import nn
 
 TOKEN_BUDGETS = {"cuda": 131_072, "cpu": 2_000}
 """Most tokens of a wave by default. An H200 runs 32,768 tokens of BERT-base at 0.95 of the rate of 131,072 (measured),
-and waves shrink to three quarters of it before they are joined. On a CPU products run no faster with more rows, but
-what lies between them does where arrays stay below 32 MiB: glibc maps fresh pages for a larger one each time
-(M_MMAP_THRESHOLD in mallopt(3)), which cost ViT 6 % at full depth. 2,000 tokens stay below in a large model's widest
-array too, of 4,096 float32."""
+and waves shrink before they are joined. On a CPU products run no faster with more rows, but what lies between them does
+where arrays stay below 32 MiB: glibc maps fresh pages for a larger one each time (M_MMAP_THRESHOLD in mallopt(3)),
+which cost ViT 6 % at full depth. 2,000 tokens stay below in a large model's widest array too, of 4,096 float32."""
 
 LEAST = 2_048
 """Where memory is too short even for this, errors lower the budget further."""

@@ -99,11 +99,11 @@ class Recording:
         torch._foreach_copy_([values[:tokens] for values in self.inputs.values()], [*batch.inputs.values()])
 
 
-def _on_host(size: Size, lengths: np.ndarray, exit_at: Sequence[int]) -> list[Tensor]:
+def _on_host(size: Size, lengths: np.ndarray, exit_at: Sequence[int]) -> list[np.ndarray]:
     """Return `cu_seqlens`, `keep` and the given exits of rows, as far as there is room."""
     exits = np.zeros(size.rows, np.int64)
     exits[: len(exit_at)] = exit_at
-    return [torch.from_numpy(each) for each in (*size.lay(lengths), exits)]
+    return [*size.lay(lengths), exits]
 
 
 Sections = Callable[[Recording], Iterator[Asked]]
