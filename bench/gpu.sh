@@ -30,12 +30,17 @@ while (($#)); do
         --skip) skipped+="$2 "; shift ;;
         --steps) steps=$(realpath -m "$2"); shift ;;
         --commit) commit=$2; shift ;;
-        --python) python=$2; shift ;;
+        --python) [[ $2 == */* ]] && python=$(realpath -ms "$2") || python=$2; shift ;;
         --output) output=$(realpath -m "$2"); shift ;;
         *) sed -n 's/^#   //p' "$0" >&2; exit 2 ;;
     esac
     shift
 done
+"$python" -c '
+import importlib.util, sys
+lacking = ", ".join(name for name in sys.argv[1:] if importlib.util.find_spec(name) is None)
+sys.exit(f"{sys.executable} lacks {lacking}: name a Python that has it with --python" if lacking else 0)
+' torch triton transformers pytest pytest_benchmark xdist || exit 2
 dirty=()
 if [[ -z $commit ]]; then
     commit=$(git rev-parse HEAD) || { echo 'no git checkout here: name the commit with --commit' >&2; exit 2; }

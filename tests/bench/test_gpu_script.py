@@ -20,6 +20,8 @@ STUB = """#!{python}
 import os, sys, time
 from pathlib import Path
 command = " ".join(sys.argv[1:])
+if sys.argv[1] == "-c":
+    sys.exit()
 if "bench.record write" in command:
     os.execv({python!r}, [{python!r}, *sys.argv[1:]])
 assert os.environ["PYTHONPATH"] == os.getcwd() != {root!r} and Path("kernels/reference.py").exists()
@@ -60,6 +62,18 @@ def the_record(tmp_path: Path) -> dict[str, Any]:
     [path] = (tmp_path / "results" / "made-up").iterdir()
     found: dict[str, Any] = json.loads(path.read_text())
     return found
+
+
+def test_a_python_that_lacks_something_is_refused_before_anything_runs(tmp_path: Path) -> None:
+    bare = tmp_path / "bare"
+    bare.write_text(f'#!/bin/sh\nexec {sys.executable} -S -E "$@"\n')
+    bare.chmod(0o755)
+    where = os.path.relpath(bare, ROOT)
+    command = ["bash", "bench/gpu.sh", "--rehearse", "--python", where, "--steps", str(tmp_path / "steps")]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+    assert done.returncode == 2
+    assert "lacks torch, triton" in done.stderr and "--python" in done.stderr
+    assert not (tmp_path / "steps").exists()
 
 
 def test_a_step_that_fails_leaves_its_figures_so_far_and_the_others(tmp_path: Path) -> None:
