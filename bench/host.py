@@ -35,7 +35,7 @@ from transformers import BertConfig, BertForSequenceClassification
 import pabee_fast as pf
 from bench import cases, timing
 from bench.endtoend import padded
-from bench.stub import stub_gpu
+from bench.stub import StubDriver, stub_gpu
 from bench.text import columns
 from pabee_fast.kernels import prepared, table
 from pabee_fast.modeling.forward import engine_of
@@ -82,7 +82,7 @@ def as_on_cuda(noted: Calls | None = None, *, is_lean: bool = True) -> Iterator[
         return functools.partial(kernel(name, tensor), **fixed)
 
     with contextlib.ExitStack() as stack:
-        stack.enter_context(stub_gpu())
+        stack.enter_context(stub_gpu(StubDriver()))
         stack.enter_context(mock.patch.object(ops, "_kernel", kernel))
         stack.enter_context(mock.patch.object(ops, "repeated", repeated))
         stack.enter_context(mock.patch.object(ops, "has_kernels", lambda device: is_lean))

@@ -57,17 +57,17 @@ def _do_nothing(*args: Any) -> None:
 
 
 @contextlib.contextmanager
-def stub_gpu(is_recording: bool = False) -> Iterator[StubDriver]:
+def stub_gpu(stub: StubDriver) -> Iterator[None]:
     """Launch on a GPU that is not there meanwhile; nothing of it stays."""
     kernels = [
         kernel for module in table.MODULES for kernel in vars(module).values() if isinstance(kernel, triton.JITFunction)
     ]
     devices = {kernel: [*kernel.device_caches] for kernel in kernels}
-    stub, before, prepared_before = StubDriver(is_recording), driver._active, dict(prepared._prepared)
+    before, prepared_before = driver._active, dict(prepared._prepared)
     prepared._prepared.clear()
     driver.set_active(stub)
     try:
-        yield stub
+        yield
     finally:
         driver._active = before
         for kernel in kernels:

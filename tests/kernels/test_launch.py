@@ -247,12 +247,12 @@ def test_a_kernel_that_cannot_be_compiled_is_named_with_its_specialisation(
     def cannot(*args: Any, **kwargs: Any) -> None:
         raise RuntimeError("out of shared memory")
 
-    from bench.stub import stub_gpu
+    from bench.stub import StubDriver, stub_gpu
 
     real = kernels["plan"].plan_kernel
     monkeypatch.setattr(type(real), "run", cannot)
     made = kernels["plan"].plan_launch(**plan_arguments(), result=reference.plan(**plan_arguments()))
-    with stub_gpu(), pytest.raises(RuntimeError, match="out of shared memory") as caught:
+    with stub_gpu(StubDriver()), pytest.raises(RuntimeError, match="out of shared memory") as caught:
         made.run()
     [note] = caught.value.__notes__
     assert note.startswith("plan_kernel, specialised to {'keep_ptr': '*i8'")

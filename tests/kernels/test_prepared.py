@@ -33,7 +33,8 @@ from tests.kernels.layer_cases import add_norm_arguments, bias_act_arguments  # 
 @pytest.fixture
 def gpu() -> Iterator[StubDriver]:
     prepared._say_not_prepared.cache_clear()
-    with stub_gpu(is_recording=True) as stub:
+    stub = StubDriver(is_recording=True)
+    with stub_gpu(stub):
         yield stub
 
 

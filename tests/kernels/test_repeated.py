@@ -1,7 +1,6 @@
 """Launches that one place makes again and again, on a GPU that is not there: what a launcher is called with is written
 down instead of launched."""
 
-import contextlib
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -58,9 +57,8 @@ PLACES: dict[str, tuple[Arguments, Callable[[int], Arguments]]] = {
 """Of each function, which arguments stay, and the others for so many rows."""
 
 
-@pytest.fixture
-def gpu(monkeypatch: pytest.MonkeyPatch) -> Iterator[StubDriver]:
-    """Memory that is allocated anew is the same for the same size, so that launches can be told apart by addresses."""
+def keep_memory(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let memory that is allocated anew be the same for one size, so that launches can be compared by addresses."""
     kept: dict[Any, Tensor] = {}
 
     def new_empty(like: Tensor, size: Any, *_: Any) -> Tensor:
@@ -68,7 +66,13 @@ def gpu(monkeypatch: pytest.MonkeyPatch) -> Iterator[StubDriver]:
         return kept.setdefault(key, torch.zeros(key[1], dtype=like.dtype))
 
     monkeypatch.setattr(Tensor, "new_empty", new_empty)
-    with stub_gpu(is_recording=True) as stub:
+
+
+@pytest.fixture
+def gpu(monkeypatch: pytest.MonkeyPatch) -> Iterator[StubDriver]:
+    keep_memory(monkeypatch)
+    stub = StubDriver(is_recording=True)
+    with stub_gpu(stub):
         yield stub
 
 
@@ -179,13 +183,11 @@ def test_a_launch_that_is_not_the_one_to_be_repeated_is_found(gpu: StubDriver) -
 def test_a_layer_with_its_exit_step_is_launched_again_without_triton(monkeypatch: pytest.MonkeyPatch) -> None:
     stubs: list[StubDriver] = []
 
-    @contextlib.contextmanager
-    def recording() -> Iterator[StubDriver]:
-        with stub_gpu(is_recording=True) as stub:
-            stubs.append(stub)
-            yield stub
+    def recording() -> StubDriver:
+        stubs.append(StubDriver(is_recording=True))
+        return stubs[-1]
 
-    monkeypatch.setattr(host, "stub_gpu", recording)
+    monkeypatch.setattr(host, "StubDriver", recording)
     with torch.no_grad(), host.Work().ready() as calls:
         for _ in range(2):
             calls["layer with exit step, plan and read-back"]()
