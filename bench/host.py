@@ -1,9 +1,10 @@
 """What a layer takes the host, in microseconds, without a GPU: `python -m bench.host`.
 
 The engine's own code for CUDA runs, on rows so small that arithmetic is next to nothing (4 rows of one token, 32 wide),
-and kernels are launched on a GPU that is not there (`bench.stub`): Triton's launcher in C and the driver are left out,
-3.4 to 5 us of a launch by what others publish. Attention is our kernel's, since the library's needs CUDA, and the
-counts are read back from a CPU's memory. Transformers' layer runs on the same rows in the same process. A run's start,
+and kernels are launched on a GPU that is not there (`bench.stub`): the driver is left out, and so is Triton's launcher
+unless `--launcher` asks for it (together 3.4 to 5 us of a launch by what others publish), as what transformers' layer
+launches is no GPU's either. Attention is our kernel's, since the library's needs CUDA, and the counts are read back
+from a CPU's memory. Transformers' layer runs on the same rows in the same process. A run's start,
 which a GPU waits for, is of a model of 12 layers, up to the first layer's launches. Variants take turns; figures are
 medians of the processor time of one thread, ratios medians of the rounds' ratios.
 
@@ -35,7 +36,7 @@ from transformers import BertConfig, BertForSequenceClassification
 import pabee_fast as pf
 from bench import cases, timing
 from bench.endtoend import padded
-from bench.stub import StubDriver, stub_gpu
+from bench.stub import LauncherDriver, StubDriver, stub_gpu
 from bench.text import columns
 from pabee_fast.kernels import prepared, table
 from pabee_fast.modeling.forward import engine_of
@@ -56,13 +57,16 @@ Calls = dict[str, Callable[[], Any]]
 
 
 @contextlib.contextmanager
-def as_on_cuda(noted: Calls | None = None, *, is_lean: bool = True) -> Iterator[None]:
+def as_on_cuda(
+    noted: Calls | None = None, *, is_lean: bool = True, driver: Callable[[], StubDriver] = StubDriver
+) -> Iterator[None]:
     """Let tensors on a CPU go the way of CUDA ones meanwhile.
 
     Args:
         noted: is given each kernel's last call, by its name.
         is_lean: whether launches are prepared and unchecked, as the runtime's are; else they are checked, and made by
             Triton's own call.
+        driver: takes the place of Triton's.
     """
 
     def watched(name: str, function: Callable[..., Any]) -> Callable[..., Any]:
@@ -82,7 +86,7 @@ def as_on_cuda(noted: Calls | None = None, *, is_lean: bool = True) -> Iterator[
         return functools.partial(kernel(name, tensor), **fixed)
 
     with contextlib.ExitStack() as stack:
-        stack.enter_context(stub_gpu(StubDriver()))
+        stack.enter_context(stub_gpu(driver()))
         stack.enter_context(mock.patch.object(ops, "_kernel", kernel))
         stack.enter_context(mock.patch.object(ops, "repeated", repeated))
         stack.enter_context(mock.patch.object(ops, "has_kernels", lambda device: is_lean))
@@ -109,9 +113,10 @@ class _Beginning(Engine):
 
 
 class Work:
-    """One layer of ours and of transformers, on the same rows."""
+    """One layer of ours and of transformers, on the same rows; `driver` takes the place of Triton's."""
 
-    def __init__(self) -> None:
+    def __init__(self, driver: Callable[[], StubDriver] = StubDriver) -> None:
+        self._driver = driver
         # Each with a config of its own, by which attention is found.
         stock, model, other = (BertForSequenceClassification(BertConfig(**SIZES)).eval() for _ in range(3))
         self._stock, self._states = stock.bert.encoder.layer[0], torch.randn(ROWS, 1, SIZES["hidden_size"])
@@ -132,10 +137,10 @@ class Work:
     def ready(self, *, is_lean: bool = True) -> Iterator[Calls]:
         """Yield what a layer of ours is made of, and each kernel's call, bound meanwhile."""
         noted: Calls = {}
-        with as_on_cuda(noted, is_lean=is_lean), self._bound_anew():
+        with as_on_cuda(noted, is_lean=is_lean, driver=self._driver), self._bound_anew():
             for call in self._parts().values():
                 call()
-        with as_on_cuda(is_lean=is_lean), self._bound_anew():
+        with as_on_cuda(is_lean=is_lean, driver=self._driver), self._bound_anew():
             yield self._parts() | noted
 
     @contextlib.contextmanager
@@ -183,9 +188,9 @@ def many(call: Callable[[], Any]) -> Callable[[], None]:
 
 
 @torch.no_grad()
-def measure(rounds: int) -> dict[str, Any]:
+def measure(rounds: int, *, has_launcher: bool = False) -> dict[str, Any]:
     """Run everything in turns, and return its figures."""
-    work, seconds = Work(), {}
+    work, seconds = Work(LauncherDriver if has_launcher else StubDriver), {}
     with work.ready() as lean:
         timed = {name: many(call) for name, call in {"transformers' layer": work.stock, **lean}.items()}
         seconds = timing.interleaved(timed, rounds, CPU, time.thread_time)
@@ -199,6 +204,7 @@ def measure(rounds: int) -> dict[str, Any]:
         "triton": triton.__version__,
         "transformers": transformers.__version__,
         "rounds": rounds,
+        "has_launcher": has_launcher,
         "microseconds": {name: 1e6 * statistics.median(each) / CALLS for name, each in seconds.items()},
         "microseconds_checked_and_by_triton": {
             name: 1e6 * statistics.median(each) / CALLS for name, each in before.items()
@@ -245,8 +251,9 @@ def show(figures: dict[str, Any]) -> str:
     for name, each in figures["microseconds"].items():
         lines.append([name, f"{each:.1f}", f"{before[name]:.1f}" if name in before else ""])
     versions = ", ".join(f"{name} {figures[name]}" for name in ("torch", "triton", "transformers", "python"))
+    launcher = "with Triton's launcher" if figures["has_launcher"] else "without Triton's launcher"
     ratio = f"A layer with exit step, plan and read-back takes {figures['ratio']:.2f} of transformers' layer."
-    return f"{figures['hardware']}, {versions}\n\n{columns(lines)}\n\n{ratio}"
+    return f"{figures['hardware']}, {versions}, {launcher}\n\n{columns(lines)}\n\n{ratio}"
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -254,11 +261,12 @@ def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rounds", type=int, default=60)
     parser.add_argument("--at-most", type=float, help="of transformers' layer; default: any")
+    parser.add_argument("--launcher", action="store_true", help="with Triton's launcher in C; needs a C compiler")
     args = parser.parse_args(arguments)
     torch.set_num_threads(1)
     torch.set_flush_denormal(True)  # what no kernel has written may be anything, and products of such numbers are slow
     try:
-        figures = measure(args.rounds)
+        figures = measure(args.rounds, has_launcher=args.launcher)
     finally:
         torch.set_flush_denormal(False)  # it is the thread's, whoever computes on it next
     print(show(figures))

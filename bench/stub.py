@@ -4,10 +4,18 @@ Pointers are those of tensors on the CPU, which no kernel touches.
 """
 
 import contextlib
+import ctypes
+import functools
+import os
+import shlex
+import subprocess
+import tempfile
 from collections.abc import Iterator
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import torch
 import triton
 from triton.backends.compiler import GPUTarget
 from triton.runtime import driver
@@ -54,6 +62,34 @@ class StubDriver:
 
 def _do_nothing(*args: Any) -> None:
     pass
+
+
+class LauncherDriver(StubDriver):
+    """The same for Triton's own launchers, whose calls of CUDA `driver.c` takes.
+
+    Raises:
+        RuntimeError: torch has a CUDA of its own, which would be hidden from it.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.cuda = _load_driver()
+        from triton.backends.nvidia.driver import CudaLauncher, CudaUtils
+
+        self.utils, self.launcher_cls = CudaUtils(), CudaLauncher
+
+
+@functools.cache
+def _load_driver() -> ctypes.CDLL:
+    """Return `driver.c`, built and loaded; it is the process's CUDA driver from now on."""
+    if torch.version.cuda is not None:
+        raise RuntimeError("this torch has a CUDA of its own, whose driver must stay the one that is found")
+    name, compiler = "libcuda.so.1", shlex.split(os.environ.get("CC", "cc"))
+    folder = Path(tempfile.mkdtemp())
+    source, built = Path(__file__).with_name("driver.c"), folder / name
+    subprocess.run([*compiler, "-shared", "-fPIC", f"-Wl,-soname,{name}", source, "-o", built], check=True)
+    triton.knobs.nvidia.libcuda_path = str(folder)  # where Triton looks when it links
+    return ctypes.CDLL(str(built), mode=ctypes.RTLD_GLOBAL)
 
 
 @contextlib.contextmanager

@@ -79,7 +79,7 @@ class AddNorm:
         own, other, bias = product.data_ptr(), residual.data_ptr(), self._bias
         weights = 0 if bias is None else bias.data_ptr(), self._gain.data_ptr(), self._shift.data_ptr()
         grid, values = (-(-tokens // self._block_tokens), 1), (own, weights[0], other, *weights[1:], tokens, self._eps)
-        if not self._repeated.again(product, own | other, (tokens,), grid, values):
+        if not self._repeated.again(product, own | other, tokens, grid, values):
             launch = add_norm_launch(product, bias, residual, self._gain, self._shift, eps=self._eps)
             self._repeated = repeat(launch, grid, values)
         return product

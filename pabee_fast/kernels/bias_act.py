@@ -69,7 +69,7 @@ class BiasAct:
         grid = (-(-tokens // blocks["BLOCK_TOKENS"]), -(-width // blocks["BLOCK_WIDTH"]))
         address = product.data_ptr()
         values = (address, 0 if bias is None else bias.data_ptr(), tokens)
-        if not self._repeated.again(product, address, (tokens,), grid, values):
+        if not self._repeated.again(product, address, tokens, grid, values):
             self._repeated = repeat(bias_act_launch(product, bias, activation=self._activation), grid, values)
         return product
 

@@ -116,7 +116,7 @@ class Planner:
         per_row = [new + 4 * (1 + times * rows) for times in range(1, 5)]  # streak, sources, starts; counts
         given = (keep.data_ptr(), cu_seqlens.data_ptr(), row_ids.data_ptr(), streak.data_ptr())
         grid, values = _plan_grid(rows), (*given, new, result.row_ids.data_ptr(), *per_row, rows)
-        if not self._repeated.again(keep, result.row_ids.data_ptr(), (rows,), grid, values):
+        if not self._repeated.again(keep, result.row_ids.data_ptr(), rows, grid, values):
             self._repeated = repeat(plan_launch(keep, cu_seqlens, row_ids, streak, result), grid, values)
         return result
 

@@ -162,7 +162,7 @@ class ExitStep:
         grid = (-(-count // constants.values["BLOCK_ROWS"]), 1)
         values = (*addresses, *numbers)
         kind = (rule.kind, rule.name, rows.pooling)
-        if not self._repeated.get(kind, UNKNOWN).again(rows.features, addresses[0], numbers, grid, values):
+        if not self._repeated.get(kind, UNKNOWN).again(rows.features, addresses[0], max(numbers), grid, values):
             self._repeated[kind] = repeat(exit_step_launch(rows, head, rule), grid, values)
 
 

@@ -138,7 +138,7 @@ class Pool:
         source, target, mask = features.data_ptr(), out.data_ptr(), 0 if key_mask is None else key_mask.data_ptr()
         grid = (_programs(rows, hidden_size, pool_constants(hidden_size, features.dtype, pooling)), 1)
         kind, values = (pooling, key_mask is None, hidden_size), (source, target, cu_seqlens.data_ptr(), mask, rows)
-        if not self._repeated.get(kind, UNKNOWN).again(features, source | target, (rows,), grid, values):
+        if not self._repeated.get(kind, UNKNOWN).again(features, source | target, rows, grid, values):
             launch = pool_launch(features, out, cu_seqlens, pooling=pooling, key_mask=key_mask)
             self._repeated[kind] = repeat(launch, grid, values)
         return out

@@ -1,16 +1,17 @@
 """Launches that are prepared once: a kernel bound to all that Triton specialises on, then called with addresses.
 
 Triton's own call tells the arguments apart anew each time. Here a short key does, and behind it stands the compiled
-kernel with its launcher, as `JITFunction.run` calls it. That is no promise of Triton's: each kernel's first launch goes
-Triton's way and is watched, and where it was not made as expected, so are all others.
+kernel with its launcher, as `JITFunction.run` calls it, or that launcher's part in C. That is no promise of Triton's:
+each kernel's first launch goes Triton's way and is watched, and where it was not made as expected, so are all others.
 
 Needs torch alone until something is launched.
 """
 
+import contextlib
 import functools
 import logging
 import threading
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -71,18 +72,19 @@ class Repeated:
     None. What nobody can know beforehand is looked at here.
     """
 
-    __slots__ = ("_compiled", "_constants", "_device", "_dtype", "_prepared", "function", "metadata", "run")
+    __slots__ = ("_before", "_call", "_compiled", "_constants", "_device", "_dtype", "_packs", "_prepared")
 
     def __init__(self, prepared: "Prepared", compiled: Any, arguments: dict[str, Any]) -> None:
         first, *_ = values = [*arguments.values()]
         self._prepared, self._device, self._dtype = prepared, first.get_device(), first.dtype
         self._compiled = compiled  # held, since the function is unloaded with it
-        self.run, self.function, self.metadata = compiled.run, compiled.function, compiled.packed_metadata
+        self._call, self._packs = compiled.run, False
+        self._before: tuple[Any, ...] = (compiled.function, compiled.packed_metadata, None, None, None)
         parameters = zip(prepared.kernel.params, values, strict=True)
         self._constants = tuple(value for parameter, value in parameters if parameter.is_constexpr)
 
     def again(
-        self, first: torch.Tensor, aligned: int, numbers: Sequence[float], grid: Sequence[int], values: Sequence[Any]
+        self, first: torch.Tensor, aligned: int, largest: float, grid: Sequence[int], values: Sequence[Any]
     ) -> bool:
         """Launch once more, on the current stream of the tensors' device, and return True; or do nothing, where Triton
         would launch something else, or do more than launch.
@@ -90,26 +92,54 @@ class Repeated:
         Args:
             first: the first tensor.
             aligned: the addresses, or'ed, of what the kernel is specialised on the alignment of.
-            numbers: those that may need more than 32 bits.
+            largest: of the numbers that may need more than 32 bits.
             grid: its two sizes.
             values: addresses, 0 for None, and numbers, in the order of the kernel's parameters.
         """
         device, prepared = self._device, self._prepared
-        hooks = prepared.hooks
         if (
             aligned % _ALIGNMENT
             or first.dtype is not self._dtype
             or first.get_device() != device
             or device != prepared.current_device()
-            or (numbers and max(numbers) > _INT32_MAX)
-            or getattr(hooks.launch_enter_hook, "calls", True)  # somebody wants to be told, as a profiler does
-            or getattr(hooks.launch_exit_hook, "calls", True)
-            or prepared.kernel.pre_run_hooks
+            or largest > _INT32_MAX
+            or prepared.is_watched()
         ):
             return False
-        stream, constants = prepared.stream(device), self._constants
-        self.run(*grid, 1, stream, self.function, self.metadata, None, None, None, *values, *constants)
+        stream, every = prepared.stream(device), (*values, *self._constants)
+        if self._packs:
+            self._call(*grid, 1, stream, *self._before, every)
+        else:
+            self._call(*grid, 1, stream, *self._before, *every)
         return True
+
+    def go_straight(self, seen: Sequence[Any], grid: Sequence[int], values: Sequence[Any]) -> None:
+        """Leave out what Triton's launcher does in Python before it calls its part in C, which is half of its time, if
+        all of that is known.
+
+        Args:
+            seen: what that part was called with for a launch.
+            grid, values: that launch's three sizes, and the values of all parameters.
+        """
+        launcher, hooks = self._compiled.run, self._prepared.hooks
+        packs = isinstance(seen[-1], tuple)  # newer Tritons hand the values on as one
+        end = -1 if packs else -len(values)
+        before, given = seen[4:end], seen[-1] if packs else seen[end:]
+        if (
+            _are(seen[:3], grid)
+            and _are(given, values)
+            and _are(before[:1], self._before[:1])
+            and launcher.global_scratch_size == launcher.profile_scratch_size == 0
+            and not self._prepared.is_watched()
+        ):
+            # Nobody is in the chains of hooks, and going through them takes time.
+            chains = (hooks.launch_enter_hook, hooks.launch_exit_hook)
+            self._before = tuple(None if any(each is chain for chain in chains) else each for each in before)
+            self._call, self._packs = launcher.launch, packs
+
+
+def _are(ones: Sequence[Any], others: Sequence[Any]) -> bool:
+    return len(ones) == len(others) and all(one is other for one, other in zip(ones, others, strict=True))
 
 
 class _Unknown(Repeated):
@@ -170,7 +200,8 @@ class Prepared:
         first, *_ = values = [*arguments.values()]
         addresses, key = self._read(values, constants)
         numbers = values[self._pointers :]
-        if not self._bound.get(key, UNKNOWN).again(first, 0, numbers, (*grid, 1)[:2], (*addresses, *numbers)):
+        bound, largest = self._bound.get(key, UNKNOWN), max(numbers, default=0)
+        if not bound.again(first, 0, largest, (*grid, 1)[:2], (*addresses, *numbers)):
             self._launch_by_triton(key, grid, arguments | constants.values, constants.options)
 
     def repeated(self, arguments: dict[str, Any], constants: Constants) -> Repeated:
@@ -201,37 +232,55 @@ class Prepared:
             with _binding:
                 self._bound[key] = self._watch(grid, arguments, options) or UNKNOWN
 
+    def is_watched(self) -> bool:
+        """Return whether somebody wants to be told of launches, as a profiler does."""
+        hooks = self.hooks
+        return bool(
+            getattr(hooks.launch_enter_hook, "calls", True)
+            or getattr(hooks.launch_exit_hook, "calls", True)
+            or self.kernel.pre_run_hooks
+        )
+
     def _watch(self, grid: tuple[int, ...], arguments: dict[str, Any], options: dict[str, Any]) -> "Repeated | None":
         """Launch as Triton does, and return what was called for it; None, which is said once, where that is not as it
         is known."""
         assert [*arguments] == self._names, "arguments are not in the order of the kernel's parameters"
-        compiled, seen = self.kernel.warmup(**arguments, grid=grid, **options), list[tuple[Any, ...]]()
+        compiled = self.kernel.warmup(**arguments, grid=grid, **options)
         try:
-            bound = Repeated(self, compiled, arguments)
-            is_known = compiled._run is bound.run
+            bound, launcher = Repeated(self, compiled, arguments), compiled.run
+            is_known = compiled._run is launcher
         except AttributeError:
             is_known = False
         if not is_known:
             self.kernel[grid](**arguments, **options)
             _say_not_prepared()
             return None
-
-        def watched(*args: Any) -> Any:
-            seen.append(args)
-            return bound.run(*args)
-
-        compiled._run = watched
-        try:
+        with _noting(compiled, "_run") as runs, _noting(launcher, "launch") as calls:
             self.kernel[grid](**arguments, **options)
-        finally:
-            compiled._run = bound.run
-        any_stream, any_hooks = [None], [None] * 3
-        expected = [
-            *(*grid, 1, 1)[:3], *any_stream, bound.function, bound.metadata, *any_hooks, *arguments.values()
-        ]  # fmt: skip
-        for args in seen:  # of this thread and perhaps of others
-            pairs = zip(args, expected, strict=False)
-            if len(args) == len(expected) and all(want is None or got is want for got, want in pairs):
-                return bound
-        _say_not_prepared()
-        return None
+        # What was noted is of this thread and perhaps of others.
+        sizes, values, kernel = (*grid, 1, 1)[:3], [*arguments.values()], (compiled.function, compiled.packed_metadata)
+        if not any(_are(args[:3], sizes) and _are(args[4:6], kernel) and _are(args[9:], values) for args in runs):
+            _say_not_prepared()
+            return None
+        for args in calls:
+            bound.go_straight(args, sizes, values)
+        return bound
+
+
+@contextlib.contextmanager
+def _noting(owner: Any, name: str) -> Iterator[list[tuple[Any, ...]]]:
+    """Note what a function is called with that is an attribute of `owner`; nothing where it has none such."""
+    noted, function = list[tuple[Any, ...]](), getattr(owner, name, None)
+    if function is None:
+        yield noted
+        return
+
+    def noting(*args: Any) -> Any:
+        noted.append(args)
+        return function(*args)
+
+    setattr(owner, name, noting)
+    try:
+        yield noted
+    finally:
+        setattr(owner, name, function)

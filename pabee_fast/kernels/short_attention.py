@@ -309,7 +309,7 @@ class JoinedAttention:
         kind = (_is_few(tokens, heads), key_mask is None, query_bias is None)
         repeated, span, numbers = self._known.get(kind, (UNKNOWN, 1, ()))
         aligned, grid = query | width | target | query_address | value_address, (-(-tokens // span) * heads, 1)
-        if not repeated.again(product, aligned, (tokens,), grid, (*tensors, rows, *numbers, tokens)):
+        if not repeated.again(product, aligned, tokens, grid, (*tensors, rows, *numbers, tokens)):
             parts = product.view(tokens, 3, heads, self._head_dim).unbind(1)
             launch = short_attention_launch(
                 parts[0], parts[1], parts[2], out, cu_seqlens, scaling=self._scaling,

@@ -35,8 +35,9 @@ def test_a_layer_that_takes_longer_than_allowed_fails(
 ) -> None:
     figures = {
         "hardware": "none", "torch": "", "triton": "", "transformers": "", "python": "", "ratio": ratio,
+        "has_launcher": False,
         "microseconds": {"layer": 1.0}, "microseconds_checked_and_by_triton": {},
     }  # fmt: skip
-    monkeypatch.setattr(host, "measure", lambda rounds: figures)
+    monkeypatch.setattr(host, "measure", lambda rounds, has_launcher: figures)
     assert host.main(["--at-most", "1.0"]) == status
     assert host.main([]) == 0

@@ -183,3 +183,74 @@ def test_where_launchers_are_called_otherwise_triton_launches_and_this_is_said_o
         layer_norm(bias=False).run()
     assert [isinstance(args[9], Tensor) for args in gpu.launches] == [True] * 6
     assert caplog.text.count("launched by Triton's own call") == 1
+
+
+class InParts:
+    """A launcher that does something in Python, and then calls its part in C."""
+
+    global_scratch_size = profile_scratch_size = 0
+
+    def __init__(self, way: str) -> None:
+        self.way = way
+        self.calls = 0
+        self.reached: list[tuple[Any, ...]] = []
+
+    def launch(self, *args: Any) -> None:
+        self.reached.append(args)
+
+    def __call__(self, *args: Any) -> None:
+        self.calls += 1
+        place, function, (metadata, *told), values = args[:4], args[4], args[5:9], args[9:]
+        match self.way:
+            case "larger grid":
+                self.launch(2 * place[0], *place[1:], function, metadata, *told, *values)
+            case "other kernel":
+                self.launch(*place, 0, metadata, *told, *values)
+            case "more values":
+                self.launch(*place, function, False, metadata, *told, (*values, 0))
+            case "values as one":
+                self.launch(*place, function, False, metadata, *told, None, values)
+            case _:
+                self.launch(*place, function, False, None, metadata, *told, *values)
+
+
+@pytest.fixture
+def launcher(request: pytest.FixtureRequest, gpu: StubDriver) -> InParts:
+    made = InParts(request.param)
+    gpu.launcher_cls = lambda source, metadata: made
+    return made
+
+
+@pytest.mark.parametrize("launcher", ["values last", "values as one"], indirect=True)
+def test_a_launcher_s_part_in_c_is_called_without_the_one_in_python(launcher: InParts) -> None:
+    launch = layer_norm()
+    launch.run()
+    launch.run()
+    layer_norm(tokens=33).run()
+    assert launcher.calls == 1
+    own, prepared_one, larger = launcher.reached
+    packs = launcher.way == "values as one"
+    count = len(launch.arguments) + len(launch.constants.values)
+    before = slice(0, -1 if packs else -count)
+    values = [plainly((*[0] * 9, *(args[-1] if packs else args[-count:])))[6:] for args in launcher.reached]
+    assert values[0] == values[1]
+    assert (own[0], larger[0]) == (1, 2)
+    nobody = (triton.knobs.runtime.launch_enter_hook, triton.knobs.runtime.launch_exit_hook)
+    assert [None if each in nobody else each for each in own[before]] == [*prepared_one[before]]
+
+
+@pytest.mark.parametrize(
+    "launcher", ["larger grid", "other kernel", "more values", "scratch", "somebody is told"], indirect=True
+)
+def test_a_launcher_that_does_more_or_other_is_called_as_a_whole(
+    launcher: InParts, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if launcher.way == "scratch":
+        monkeypatch.setattr(launcher, "global_scratch_size", 16, raising=False)
+    if launcher.way == "somebody is told":
+        monkeypatch.setattr(triton.knobs.runtime.launch_enter_hook, "calls", [lambda metadata: None])
+    layer_norm().run()
+    monkeypatch.undo()
+    layer_norm().run()
+    assert launcher.calls == len(launcher.reached) == 2
+    assert not any(isinstance(value, Tensor) for value in launcher.reached[1]), "it was prepared"

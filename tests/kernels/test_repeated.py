@@ -187,8 +187,7 @@ def test_a_layer_with_its_exit_step_is_launched_again_without_triton(monkeypatch
         stubs.append(StubDriver(is_recording=True))
         return stubs[-1]
 
-    monkeypatch.setattr(host, "StubDriver", recording)
-    with torch.no_grad(), host.Work().ready() as calls:
+    with torch.no_grad(), host.Work(recording).ready() as calls:
         for _ in range(2):
             calls["layer with exit step, plan and read-back"]()
     launches = stubs[-1].launches
