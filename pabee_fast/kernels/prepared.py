@@ -113,15 +113,16 @@ class Repeated:
             self._call(*grid, 1, stream, *self._before, *every)
         return True
 
-    def go_straight(self, seen: Sequence[Any], grid: Sequence[int], values: Sequence[Any]) -> None:
+    def go_straight(self, seen: Sequence[Any], told: Sequence[Any], grid: Sequence[int], values: Sequence[Any]) -> None:
         """Leave out what Triton's launcher does in Python before it calls its part in C, which is half of its time, if
         all of that is known.
 
         Args:
             seen: what that part was called with for a launch.
+            told: of it, what is there for whoever is told of launches; nobody is, or they are not repeated.
             grid, values: that launch's three sizes, and the values of all parameters.
         """
-        launcher, hooks = self._compiled.run, self._prepared.hooks
+        launcher = self._compiled.run
         packs = isinstance(seen[-1], tuple)  # newer Tritons hand the values on as one
         end = -1 if packs else -len(values)
         before, given = seen[4:end], seen[-1] if packs else seen[end:]
@@ -130,11 +131,8 @@ class Repeated:
             and _are(given, values)
             and _are(before[:1], self._before[:1])
             and launcher.global_scratch_size == launcher.profile_scratch_size == 0
-            and not self._prepared.is_watched()
         ):
-            # Nobody is in the chains of hooks, and going through them takes time.
-            chains = (hooks.launch_enter_hook, hooks.launch_exit_hook)
-            self._before = tuple(None if any(each is chain for chain in chains) else each for each in before)
+            self._before = tuple(None if any(each is one for one in told) else each for each in before)
             self._call, self._packs = launcher.launch, packs
 
 
@@ -259,12 +257,13 @@ class Prepared:
             self.kernel[grid](**arguments, **options)
         # What was noted is of this thread and perhaps of others.
         sizes, values, kernel = (*grid, 1, 1)[:3], [*arguments.values()], (compiled.function, compiled.packed_metadata)
-        if not any(_are(args[:3], sizes) and _are(args[4:6], kernel) and _are(args[9:], values) for args in runs):
-            _say_not_prepared()
-            return None
-        for args in calls:
-            bound.go_straight(args, sizes, values)
-        return bound
+        for args in runs:
+            if _are(args[:3], sizes) and _are(args[4:6], kernel) and _are(args[9:], values):
+                for seen in calls:
+                    bound.go_straight(seen, args[6:9], sizes, values)
+                return bound
+        _say_not_prepared()
+        return None
 
 
 @contextlib.contextmanager

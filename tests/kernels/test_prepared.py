@@ -194,6 +194,7 @@ class InParts:
         self.way = way
         self.calls = 0
         self.reached: list[tuple[Any, ...]] = []
+        self.told: list[Any] = []
 
     def launch(self, *args: Any) -> None:
         self.reached.append(args)
@@ -201,6 +202,7 @@ class InParts:
     def __call__(self, *args: Any) -> None:
         self.calls += 1
         place, function, (metadata, *told), values = args[:4], args[4], args[5:9], args[9:]
+        self.told.append(told)
         match self.way:
             case "larger grid":
                 self.launch(2 * place[0], *place[1:], function, metadata, *told, *values)
@@ -221,10 +223,15 @@ def launcher(request: pytest.FixtureRequest, gpu: StubDriver) -> InParts:
     return made
 
 
-@pytest.mark.parametrize("launcher", ["values last", "values as one"], indirect=True)
-def test_a_launcher_s_part_in_c_is_called_without_the_one_in_python(launcher: InParts) -> None:
+@pytest.mark.parametrize("launcher", ["values last", "values as one", "somebody is told"], indirect=True)
+def test_a_launcher_s_part_in_c_is_called_without_the_one_in_python(
+    launcher: InParts, monkeypatch: pytest.MonkeyPatch
+) -> None:
     launch = layer_norm()
-    launch.run()
+    with monkeypatch.context() as meanwhile:
+        if launcher.way == "somebody is told":
+            meanwhile.setattr(triton.knobs.runtime.launch_enter_hook, "calls", [lambda metadata: None])
+        launch.run()
     launch.run()
     layer_norm(tokens=33).run()
     assert launcher.calls == 1
@@ -235,22 +242,14 @@ def test_a_launcher_s_part_in_c_is_called_without_the_one_in_python(launcher: In
     values = [plainly((*[0] * 9, *(args[-1] if packs else args[-count:])))[6:] for args in launcher.reached]
     assert values[0] == values[1]
     assert (own[0], larger[0]) == (1, 2)
-    nobody = (triton.knobs.runtime.launch_enter_hook, triton.knobs.runtime.launch_exit_hook)
-    assert [None if each in nobody else each for each in own[before]] == [*prepared_one[before]]
+    (told,) = launcher.told
+    assert [None if any(each is one for one in told) else each for each in own[before]] == [*prepared_one[before]]
 
 
-@pytest.mark.parametrize(
-    "launcher", ["larger grid", "other kernel", "more values", "scratch", "somebody is told"], indirect=True
-)
-def test_a_launcher_that_does_more_or_other_is_called_as_a_whole(
-    launcher: InParts, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    if launcher.way == "scratch":
-        monkeypatch.setattr(launcher, "global_scratch_size", 16, raising=False)
-    if launcher.way == "somebody is told":
-        monkeypatch.setattr(triton.knobs.runtime.launch_enter_hook, "calls", [lambda metadata: None])
+@pytest.mark.parametrize("launcher", ["larger grid", "other kernel", "more values", "scratch"], indirect=True)
+def test_a_launcher_that_does_more_or_other_is_called_as_a_whole(launcher: InParts) -> None:
+    launcher.global_scratch_size = 16 if launcher.way == "scratch" else 0
     layer_norm().run()
-    monkeypatch.undo()
     layer_norm().run()
     assert launcher.calls == len(launcher.reached) == 2
     assert not any(isinstance(value, Tensor) for value in launcher.reached[1]), "it was prepared"
