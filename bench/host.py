@@ -4,9 +4,9 @@ The engine's own code for CUDA runs, on rows so small that arithmetic is next to
 and kernels are launched on a GPU that is not there (`bench.stub`): the driver is left out, and so is Triton's launcher
 unless `--launcher` asks for it (together 3.4 to 5 us of a launch by what others publish), as what transformers' layer
 launches is no GPU's either. Attention is our kernel's, since the library's needs CUDA, and the counts are read back
-from a CPU's memory. Transformers' layer runs on the same rows in the same process. A run's start,
-which a GPU waits for, is of a model of 12 layers, up to the first layer's launches. Variants take turns; figures are
-medians of the processor time of one thread, ratios medians of the rounds' ratios.
+from a CPU's memory. Transformers' layer runs on the same rows in the same process. A run's start, which a GPU waits
+for, is of a model of 12 layers, up to the first layer's launches. Variants take turns; figures are medians of the
+processor time of one thread, ratios medians of the rounds' ratios.
 
 Where there is a GPU, a batch of 8 rows is replayed there as well, as the drop-in has it: BERT-base in bfloat16, the
 microseconds until the host is free again, which launches 12 layers with their exit steps and reads back the counts of

@@ -3,11 +3,13 @@
 Pointers are those of tensors on the CPU, which no kernel touches.
 """
 
+import atexit
 import contextlib
 import ctypes
 import functools
 import os
 import shlex
+import shutil
 import subprocess
 import tempfile
 from collections.abc import Iterator
@@ -18,6 +20,7 @@ from typing import Any
 import torch
 import triton
 from triton.backends.compiler import GPUTarget
+from triton.backends.nvidia.driver import CudaLauncher, CudaUtils
 from triton.runtime import driver
 
 from pabee_fast.kernels import prepared, table
@@ -74,8 +77,6 @@ class LauncherDriver(StubDriver):
     def __init__(self) -> None:
         super().__init__()
         self.cuda = _load_driver()
-        from triton.backends.nvidia.driver import CudaLauncher, CudaUtils
-
         self.utils, self.launcher_cls = CudaUtils(), CudaLauncher
 
 
@@ -86,6 +87,7 @@ def _load_driver() -> ctypes.CDLL:
         raise RuntimeError("this torch has a CUDA of its own, whose driver must stay the one that is found")
     name, compiler = "libcuda.so.1", shlex.split(os.environ.get("CC", "cc"))
     folder = Path(tempfile.mkdtemp())
+    atexit.register(shutil.rmtree, folder)
     source, built = Path(__file__).with_name("driver.c"), folder / name
     subprocess.run([*compiler, "-shared", "-fPIC", f"-Wl,-soname,{name}", source, "-o", built], check=True)
     triton.knobs.nvidia.libcuda_path = str(folder)  # where Triton looks when it links
