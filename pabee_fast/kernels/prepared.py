@@ -97,13 +97,16 @@ class Repeated:
             values: addresses, 0 for None, and numbers, in the order of the kernel's parameters.
         """
         device, prepared = self._device, self._prepared
+        hooks = prepared.hooks
         if (
             aligned % _ALIGNMENT
             or first.dtype is not self._dtype
             or first.get_device() != device
             or device != prepared.current_device()
             or largest > _INT32_MAX
-            or prepared.is_watched()
+            or getattr(hooks.launch_enter_hook, "calls", True)  # somebody wants to be told, as a profiler does
+            or getattr(hooks.launch_exit_hook, "calls", True)
+            or prepared.kernel.pre_run_hooks
         ):
             return False
         stream, every = prepared.stream(device), (*values, *self._constants)
@@ -229,15 +232,6 @@ class Prepared:
                 return
             with _binding:
                 self._bound[key] = self._watch(grid, arguments, options) or UNKNOWN
-
-    def is_watched(self) -> bool:
-        """Return whether somebody wants to be told of launches, as a profiler does."""
-        hooks = self.hooks
-        return bool(
-            getattr(hooks.launch_enter_hook, "calls", True)
-            or getattr(hooks.launch_exit_hook, "calls", True)
-            or self.kernel.pre_run_hooks
-        )
 
     def _watch(self, grid: tuple[int, ...], arguments: dict[str, Any], options: dict[str, Any]) -> "Repeated | None":
         """Launch as Triton does, and return what was called for it; None, which is said once, where that is not as it
