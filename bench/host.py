@@ -57,16 +57,14 @@ Calls = dict[str, Callable[[], Any]]
 
 
 @contextlib.contextmanager
-def as_on_cuda(
-    noted: Calls | None = None, *, is_lean: bool = True, driver: Callable[[], StubDriver] = StubDriver
-) -> Iterator[None]:
+def as_on_cuda(driver: StubDriver, noted: Calls | None = None, *, is_lean: bool = True) -> Iterator[None]:
     """Let tensors on a CPU go the way of CUDA ones meanwhile.
 
     Args:
+        driver: takes the place of Triton's.
         noted: is given each kernel's last call, by its name.
         is_lean: whether launches are prepared and unchecked, as the runtime's are; else they are checked, and made by
             Triton's own call.
-        driver: takes the place of Triton's.
     """
 
     def watched(name: str, function: Callable[..., Any]) -> Callable[..., Any]:
@@ -86,7 +84,7 @@ def as_on_cuda(
         return functools.partial(kernel(name, tensor), **fixed)
 
     with contextlib.ExitStack() as stack:
-        stack.enter_context(stub_gpu(driver()))
+        stack.enter_context(stub_gpu(driver))
         stack.enter_context(mock.patch.object(ops, "_kernel", kernel))
         stack.enter_context(mock.patch.object(ops, "repeated", repeated))
         stack.enter_context(mock.patch.object(ops, "has_kernels", lambda device: is_lean))
@@ -137,10 +135,10 @@ class Work:
     def ready(self, *, is_lean: bool = True) -> Iterator[Calls]:
         """Yield what a layer of ours is made of, and each kernel's call, bound meanwhile."""
         noted: Calls = {}
-        with as_on_cuda(noted, is_lean=is_lean, driver=self._driver), self._bound_anew():
+        with as_on_cuda(self._driver(), noted, is_lean=is_lean), self._bound_anew():
             for call in self._parts().values():
                 call()
-        with as_on_cuda(is_lean=is_lean, driver=self._driver), self._bound_anew():
+        with as_on_cuda(self._driver(), is_lean=is_lean), self._bound_anew():
             yield self._parts() | noted
 
     @contextlib.contextmanager

@@ -98,8 +98,8 @@ class Together:
         self._memory = _end_to_end(arrays, device).to(device, non_blocking=True)
         self.tensors, start = list[Tensor](), 0
         for array in arrays:
-            part = self._memory.narrow(0, start, array.nbytes).view(torch.from_numpy(array).dtype)
-            self.tensors.append(part if array.ndim == 1 else part.view(array.shape))
+            flat = self._memory.narrow(0, start, array.nbytes).view(torch.from_numpy(array).dtype)
+            self.tensors.append(flat if array.ndim == 1 else flat.view(array.shape))
             start += _room(array)
 
     def fill(self, arrays: Sequence[np.ndarray]) -> None:

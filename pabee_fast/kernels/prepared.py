@@ -1,8 +1,9 @@
 """Launches that are prepared once: a kernel bound to all that Triton specialises on, then called with addresses.
 
 Triton's own call tells the arguments apart anew each time. Here a short key does, and behind it stands the compiled
-kernel with its launcher, as `JITFunction.run` calls it, or that launcher's part in C. That is no promise of Triton's:
-each kernel's first launch goes Triton's way and is watched, and where it was not made as expected, so are all others.
+kernel with its launcher, as `JITFunction.run` calls it, or the C function that the launcher calls. That is no promise
+of Triton's: each kernel's first launch goes Triton's way and is watched, and where it was not made as expected, so are
+all others.
 
 Needs torch alone until something is launched.
 """
@@ -117,11 +118,10 @@ class Repeated:
         return True
 
     def go_straight(self, seen: Sequence[Any], told: Sequence[Any], grid: Sequence[int], values: Sequence[Any]) -> None:
-        """Leave out what Triton's launcher does in Python before it calls its part in C, which is half of its time, if
-        all of that is known.
+        """Leave out what Triton's launcher does in Python before it calls its C function, if all of that is known.
 
         Args:
-            seen: what that part was called with for a launch.
+            seen: what that function was called with for a launch.
             told: of it, what is there for whoever is told of launches; nobody is, or they are not repeated.
             grid, values: that launch's three sizes, and the values of all parameters.
         """
@@ -133,7 +133,7 @@ class Repeated:
             _are(seen[:3], grid)
             and _are(given, values)
             and _are(before[:1], self._before[:1])
-            and launcher.global_scratch_size == launcher.profile_scratch_size == 0
+            and all(getattr(launcher, f"{kind}_scratch_size", None) == 0 for kind in ("global", "profile"))
         ):
             self._before = tuple(None if any(each is one for one in told) else each for each in before)
             self._call, self._packs = launcher.launch, packs

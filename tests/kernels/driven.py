@@ -1,4 +1,4 @@
-"""Launches by Triton's own launchers in C, down to a driver that writes down what it is given.
+"""Launches by Triton's own launchers, down to a driver that writes down what it is given.
 
 `test_driver.py` runs this file in a process of its own, which has that driver from then on.
 """
@@ -32,7 +32,7 @@ class Driver(LauncherDriver):
         self.launcher_cls = functools.partial(Launcher, self)
         self.sizes: list[int] = []
         self.by_triton = 0
-        """Launches for which Triton's launcher was called, and not its part in C alone."""
+        """Launches for which Triton's launcher was called, and not its C function alone."""
         self._listener = LISTENER(self._write)  # held, since C does not
         self.cuda.tell(self._listener)
 

@@ -1,23 +1,14 @@
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 import torch
 
-pytestmark = pytest.mark.slow
+from tests.kernels.apart import run_apart
 
-HERE = Path(__file__).resolve().parent
+pytestmark = pytest.mark.slow
 
 
 @pytest.mark.skipif(torch.version.cuda is not None, reason="this torch has a CUDA of its own")
-def test_launches_with_addresses_reach_the_driver_as_triton_s_own_do() -> None:
+def test_launches_with_addresses_reach_the_driver_as_triton_s_own_do(tmp_path: Path) -> None:
     pytest.importorskip("triton", reason="Triton is not installed, as on macOS and Windows")
-    done = subprocess.run(
-        [sys.executable, "-m", "pytest", "-q", HERE / "driven.py"],
-        cwd=HERE.parents[1],
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    assert done.returncode == 0, f"{done.stdout}\n{done.stderr}"
+    assert run_apart("driven.py", tmp_path) > 10

@@ -185,12 +185,13 @@ def test_where_launchers_are_called_otherwise_triton_launches_and_this_is_said_o
     assert caplog.text.count("launched by Triton's own call") == 1
 
 
-class InParts:
-    """A launcher that does something in Python, and then calls its part in C."""
+class Launcher:
+    """One that does something in Python, and then calls its C function."""
 
-    global_scratch_size = profile_scratch_size = 0
+    profile_scratch_size = 0
 
     def __init__(self, way: str) -> None:
+        self.global_scratch_size: int | None = 0
         self.way = way
         self.calls = 0
         self.reached: list[tuple[Any, ...]] = []
@@ -217,15 +218,15 @@ class InParts:
 
 
 @pytest.fixture
-def launcher(request: pytest.FixtureRequest, gpu: StubDriver) -> InParts:
-    made = InParts(request.param)
+def launcher(request: pytest.FixtureRequest, gpu: StubDriver) -> Launcher:
+    made = Launcher(request.param)
     gpu.launcher_cls = lambda source, metadata: made
     return made
 
 
 @pytest.mark.parametrize("launcher", ["values last", "values as one", "somebody is told"], indirect=True)
-def test_a_launcher_s_part_in_c_is_called_without_the_one_in_python(
-    launcher: InParts, monkeypatch: pytest.MonkeyPatch
+def test_a_launcher_s_c_function_is_called_without_what_it_does_in_python(
+    launcher: Launcher, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     launch = layer_norm()
     with monkeypatch.context() as meanwhile:
@@ -246,9 +247,11 @@ def test_a_launcher_s_part_in_c_is_called_without_the_one_in_python(
     assert [None if any(each is one for one in told) else each for each in own[before]] == [*prepared_one[before]]
 
 
-@pytest.mark.parametrize("launcher", ["larger grid", "other kernel", "more values", "scratch"], indirect=True)
-def test_a_launcher_that_does_more_or_other_is_called_as_a_whole(launcher: InParts) -> None:
-    launcher.global_scratch_size = 16 if launcher.way == "scratch" else 0
+@pytest.mark.parametrize(
+    "launcher", ["larger grid", "other kernel", "more values", "scratch", "unknown scratch"], indirect=True
+)
+def test_a_launcher_that_does_more_or_other_is_called_as_a_whole(launcher: Launcher) -> None:
+    launcher.global_scratch_size = {"scratch": 16, "unknown scratch": None}.get(launcher.way, 0)
     layer_norm().run()
     layer_norm().run()
     assert launcher.calls == len(launcher.reached) == 2
